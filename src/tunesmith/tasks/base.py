@@ -1,0 +1,59 @@
+"""What a task is: its fields, its conversation form, and its metrics. One file of this folder a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tunesmith.data.rows import Row
+
+Message = dict[str, Any]
+"""One turn of a conversation: ``{"role": "system"|"user"|"assistant"|"tool", "content": str, ...}``."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of the task's schema.
+
+    Attributes:
+        name: The task's name for it.
+        what: For help texts and errors.
+        aliases: Column names that are taken for it when no column is named (lower case).
+        kind: ``text``, ``label`` or ``messages``.
+        required: Whether every row must have it.
+    """
+
+    name: str
+    what: str
+    aliases: tuple[str, ...] = ()
+    kind: str = "text"
+    required: bool = True
+
+
+class Task(Protocol):
+    """Step 1 of the walk. Tasks hold no state about data: what they need is passed in."""
+
+    name: str
+    what: str
+    forms: tuple[tuple[Field, ...], ...]
+    """Alternative sets of fields a row may have; the first that fits the columns is taken."""
+    metric: str
+    """Name of the metric by which checkpoints are chosen; higher is better."""
+    has_labels: bool
+
+    def input_text(self, row: Row) -> str:
+        """What goes in, as one text: duplicates, contradictions and leakage are judged by it."""
+        ...
+
+    def target_text(self, row: Row) -> str:
+        """What shall come out, as one text."""
+        ...
+
+    def conversation(self, row: Row, labels: Sequence[str] | None, system_prompt: str | None) -> list[Message]:
+        """The row as messages that end with the wanted answer, for models that generate."""
+        ...
+
+    def problems(self, row: Row) -> Iterable[tuple[str, str]]:
+        """Errors that only this task knows (a role, an order of turns): pairs of (code, message)."""
+        ...

@@ -1,0 +1,46 @@
+"""Text classification: one label out of two or more for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tunesmith.data.rows import Row
+from tunesmith.tasks.base import Field, Message
+
+
+class TextClassification:
+    """One label a text: by a head on an encoder, or by a generating model that names the label."""
+
+    name = "text-classification"
+    what = "give each text one label out of a fixed set"
+    forms = (
+        (
+            Field("text", "the text to classify", ("text", "sentence", "content", "review", "body", "question", "input")),
+            Field("label", "its label", ("label", "labels", "category", "class", "target", "sentiment", "intent"), "label"),
+        ),
+    )
+    metric = "accuracy"
+    has_labels = True
+
+    def input_text(self, row: Row) -> str:
+        """The text."""
+        return str(row.fields["text"])
+
+    def target_text(self, row: Row) -> str:
+        """The label."""
+        return str(row.fields["label"])
+
+    def conversation(self, row: Row, labels: Sequence[str] | None, system_prompt: str | None) -> list[Message]:
+        """Ask for the label by name; the answer is the label."""
+        names = ", ".join(labels or [])
+        instruction = "Classify the text." + (f" Answer with one of: {names}." if names else "")
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        return [
+            *system,
+            {"role": "user", "content": f"{instruction}\n\nText: {self.input_text(row)}\nLabel:"},
+            {"role": "assistant", "content": self.target_text(row)},
+        ]
+
+    def problems(self, row: Row) -> Iterable[tuple[str, str]]:
+        """Nothing beyond the schema."""
+        return ()
