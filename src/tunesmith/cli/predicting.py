@@ -1,0 +1,111 @@
+"""Commands that apply a tuned model: predict and chat."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith.cli.output import Json, Run, print_json, stderr
+from tunesmith.errors import DataError
+
+EXIT_WORDS = {"/exit", "/quit"}
+
+
+def predict(
+    run: Run,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="JSON lines or plain lines; default or `-`: stdin.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows read and answered at a time.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Apply a tuned model to a file or to stdin.
+
+    A line that is a JSON object is a row with the task's fields; any other line is the text itself. The output is one
+    JSON object a row, in the order of the input, with `--json` or without.
+    """
+    from tunesmith.runs import open_run
+
+    opened = open_run(run)
+    for rows in _batches(_rows(file), batch):
+        for prediction in opened.predict(rows):
+            print_json(prediction.as_dict())
+
+
+def _rows(file: Path | None) -> Iterator[dict[str, Any] | str]:
+    """Rows of a file or of stdin; blank lines are left out.
+
+    Raises:
+        DataError: A line looks like a JSON object and is none.
+    """
+    if file is None or str(file) == "-":
+        yield from _parsed(sys.stdin, "stdin")
+        return
+    with file.open(encoding="utf-8-sig") as lines:
+        yield from _parsed(lines, str(file))
+
+
+def _parsed(lines: Iterable[str], name: str) -> Iterator[dict[str, Any] | str]:
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text:
+            continue
+        if not text.startswith("{"):
+            yield text
+            continue
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"not valid JSON: {error.msg} at column {error.colno}",
+                where=f"{name}:{number}",
+                fix="each line is one JSON object, or plain text that does not begin with `{`",
+            ) from error
+
+
+def _batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while taken := list(itertools.islice(iterator, size)):
+        yield taken
+
+
+def chat(
+    run: Run,
+    system: Annotated[str | None, typer.Option("--system", help="A system message for this conversation.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to a tuned model.
+
+    An empty line, `/exit` or Ctrl-D ends it; `/new` starts afresh. A classifier answers each line with its label.
+    """
+    from tunesmith.runs import open_run
+
+    opened = open_run(run)
+    generates = opened.recipe.task != "text-classification"
+    start = [{"role": "system", "content": system}] if system else []
+    turns = list(start)
+    while (line := _read_line()) is not None:
+        if line == "/new":
+            turns = list(start)
+            continue
+        turns.append({"role": "user", "content": line})
+        [prediction] = opened.predict([{"messages": turns}] if generates else [line])
+        turns.append({"role": "assistant", "content": prediction.answer})
+        if as_json:
+            print_json(prediction.as_dict())
+        else:
+            print(prediction.answer, flush=True)
+
+
+def _read_line() -> str | None:
+    """The next line of the user, or None at the end of the conversation."""
+    if sys.stdin.isatty():
+        stderr().print("you> ", end="", style="bold cyan")
+    line = sys.stdin.readline().strip()
+    return None if not line or line in EXIT_WORDS else line

@@ -1,0 +1,181 @@
+"""Commands before a run: write a recipe, check its data, plan it, show it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from tunesmith import recipe as recipes
+from tunesmith.cli.output import Json, print_json, print_pairs, print_table, stderr
+from tunesmith.cli.recipe_flags import RecipeChoices, describe, takes_recipe
+from tunesmith.errors import UsageError
+
+app = typer.Typer(
+    help="Show a recipe with every default, or the recipe's schema.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+
+QUESTIONS = {
+    "task": "text-classification",
+    "data.train": None,
+    "model": "minilm-l6",
+    "method": "supervised",
+    "evaluate.baselines": "majority, base, few-shot, features",
+}
+"""The five steps as questions: key of the recipe -> the answer on offer (``None``: there is none)."""
+
+
+@takes_recipe
+def init(
+    choices: RecipeChoices,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask five questions and write a recipe.
+
+    What flags answer is not asked: `tunesmith init --task text-classification --train reviews.csv --model minilm-l6
+    --method peft` asks nothing that has a default when stdin is no terminal.
+    """
+    if output.exists() and not force:
+        raise UsageError("the file exists already", where=str(output), fix="choose another --output, or give --force")
+    tree = _answered(choices.tree(), ask=sys.stdin.isatty() and not as_json)
+    recipe = recipes.parse(tree)
+    output.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if as_json:
+        print_json({"recipe": str(output), "task": recipe.task, "model": recipe.model, "method": recipe.method})
+        return
+    print(output)
+    stderr().print(f"Next: tunesmith check {output}; then tunesmith tune {output}", markup=False)
+
+
+def _answered(tree: dict[str, Any], *, ask: bool) -> dict[str, Any]:
+    """Fill in what the five questions ask for: from the tree, else from the user, else from the offers.
+
+    Raises:
+        UsageError: A question without an offer is open and nobody can be asked.
+    """
+    for key, offer in QUESTIONS.items():
+        if _present(tree, key):
+            continue
+        if ask:
+            print(f"\n{describe(key)}", file=sys.stderr)
+            answer = typer.prompt(key, default=offer, err=True)
+        elif offer is None or key in ("task", "model"):
+            raise UsageError(f"`{key}` is not given", fix=f"give --{key.rpartition('.')[2]}, or answer in a terminal")
+        else:
+            continue  # the recipe's own default holds
+        value = [part.strip() for part in answer.split(",")] if key == "evaluate.baselines" else answer
+        tree = recipes.override(tree, f"{key}={json.dumps(value, ensure_ascii=False)}")
+    return tree
+
+
+def _present(tree: dict[str, Any], key: str) -> bool:
+    node: Any = tree
+    for name in key.split("."):
+        if not isinstance(node, dict) or name not in node:
+            return False
+        node = node[name]
+    return True
+
+
+@takes_recipe
+def check(
+    choices: RecipeChoices,
+    *,
+    drop_bad: Annotated[
+        Path | None,
+        typer.Option("--drop-bad", metavar="FILE", help="Write the rows that have errors to FILE, with the reason."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Report every problem of the data, with file and line.
+
+    Exit code 3 if there are errors. Warnings do not stop a run.
+    """
+    recipe = choices.recipe()
+    from tunesmith import data, progress
+
+    with progress.shown() as on_event:
+        report = data.check(recipe, on_event=on_event)
+    _print_check(report, as_json)
+    if report.errors:
+        raise typer.Exit(3)
+
+
+def _print_check(report: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(report.as_dict())
+        return
+    print_table(
+        ("severity", "problem", "rows", "where", "what", "how to mend it"),
+        (
+            (
+                problem.severity,
+                problem.code,
+                problem.count,
+                ", ".join(str(place) for place in problem.where),
+                problem.message,
+                problem.fix,
+            )
+            for problem in report.problems
+        ),
+    )
+    print(f"{len(report.errors)} kinds of errors, {len(report.warnings)} kinds of warnings")
+
+
+@takes_recipe
+def plan(choices: RecipeChoices, *, as_json: Json = False) -> None:
+    """Say what a run will take: parameters, memory, tokens, time."""
+    recipe = choices.recipe()
+    from tunesmith import planning, progress
+
+    with progress.shown() as on_event:
+        forecast = planning.plan(recipe, on_event=on_event).as_dict()
+    if as_json:
+        print_json(forecast)
+        return
+    memory, seconds = forecast["memory_bytes"], forecast["seconds"]
+    advice = forecast["advice"]
+    print_pairs(
+        (
+            ("trainable parameters", f"{forecast['trainable_parameters']:,}"),
+            ("total parameters", f"{forecast['total_parameters']:,}"),
+            ("tokens", f"{forecast['tokens']:,}"),
+            ("steps", f"{forecast['steps']:,}"),
+            ("memory", f"{memory['low'] / 1e9:.1f} to {memory['high'] / 1e9:.1f} GB"),
+            ("time", f"{seconds['low'] / 60:.1f} to {seconds['high'] / 60:.1f} minutes"),
+            ("fits", "yes" if forecast["fits"] else "no"),
+        )
+    )
+    for line in [advice] if isinstance(advice, str) else advice:
+        print(f"advice: {line}")
+
+
+@app.command("show")
+@takes_recipe
+def show(choices: RecipeChoices, *, as_json: Json = False) -> None:
+    """Print the recipe with its method's choices and every default spelled out."""
+    recipe = choices.recipe().resolved()
+    if as_json:
+        print_json(recipe.model_dump(mode="json"))
+    else:
+        print(recipe.to_yaml(), end="")
+
+
+@app.command("schema")
+def schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of recipes, which editors complete and check by.
+
+    In VS Code: `tunesmith recipe schema > recipe.schema.json`, and name it under `yaml.schemas`.
+    """
+    tree = recipes.Recipe.model_json_schema()
+    if as_json:
+        print_json(tree)
+    else:
+        print(json.dumps(tree, indent=2, ensure_ascii=False))

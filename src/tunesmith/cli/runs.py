@@ -1,0 +1,88 @@
+"""Commands about runs on disk: list, show, rm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.output import Json, Run, interval_text, print_json, print_table
+from tunesmith.cli.tuning import print_run
+
+app = typer.Typer(rich_markup_mode="markdown")
+Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")]
+
+
+@app.callback(invoke_without_command=True)
+def list_unless_told_otherwise(context: typer.Context, root: Root = Path("runs"), as_json: Json = False) -> None:
+    """List, show and remove runs. Without a command: list."""
+    if context.invoked_subcommand is None:
+        list_them(root, as_json)
+
+
+@app.command("list")
+def list_them(root: Root = Path("runs"), as_json: Json = False) -> None:
+    """List the runs of a folder, newest first."""
+    from tunesmith.runs import list_runs
+
+    runs = list_runs(root)
+    if as_json:
+        print_json(
+            [
+                {
+                    "run": run.id,
+                    "path": run.path,
+                    "status": run.status,
+                    "task": run.recipe.task,
+                    "model": run.recipe.model,
+                    "method": run.recipe.method,
+                    "metrics": {name: interval.as_dict() for name, interval in run.metrics.items()},
+                }
+                for run in runs
+            ]
+        )
+        return
+    print_table(
+        ("run", "status", "task", "model", "method", "result"),
+        (
+            (
+                run.id,
+                run.status,
+                run.recipe.task,
+                run.recipe.model,
+                run.recipe.method,
+                next((f"{name} {interval_text(value)}" for name, value in run.metrics.items()), ""),
+            )
+            for run in runs
+        ),
+    )
+
+
+@app.command("show")
+def show(run: Run, as_json: Json = False) -> None:
+    """Show what came out of a run, and where its parts are."""
+    from tunesmith.runs import open_run
+
+    print_run(open_run(run), as_json=as_json)
+
+
+@app.command("rm")
+def remove_it(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by folder or by name.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove runs for good, with their checkpoints and models."""
+    from tunesmith.runs import open_run, remove
+
+    opened = [open_run(run) for run in runs]
+    if not yes:
+        typer.confirm(f"Remove {', '.join(str(run.path) for run in opened)}?", abort=True, err=True)
+    for run in opened:
+        remove(run)
+    if as_json:
+        print_json({"removed": [run.path for run in opened]})
+    else:
+        for run in opened:
+            print(f"removed {run.path}")

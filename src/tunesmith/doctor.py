@@ -1,0 +1,302 @@
+"""What this machine can do: hardware, versions, disk, hub, speed, and what is slow, why, and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "datasets", "scikit-learn")
+CPU_FLAGS = {
+    "amx_bf16": "AMX bf16",
+    "amx_int8": "AMX int8",
+    "avx512_bf16": "AVX-512 bf16",
+    "avx512_vnni": "AVX-512 VNNI (int8)",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+LEAST_FREE_DISK = 5e9  # bytes: a small model, its checkpoints and a cache
+LEAST_MEMORY = 4e9  # bytes: full training of a model of some 100 M parameters
+HUB_SECONDS = 2.0
+PROBE_SIZE = 1024  # side of the square products
+PROBE_REPEATS = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is slow or in the way. ``level`` is ``info``, ``warning`` or ``error``."""
+
+    level: str
+    what: str
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Facts by section, and what follows from them."""
+
+    sections: dict[str, dict[str, Any]]
+    findings: list[Finding]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Facts and findings as ``tunesmith doctor --json`` prints them."""
+        return {**self.sections, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def examine(*, hub_seconds: float = HUB_SECONDS) -> Diagnosis:
+    """Look at everything; takes a few seconds, most of them for importing torch and asking the hub.
+
+    Args:
+        hub_seconds: How long to wait for the hub.
+    """
+    sections = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "disk": disk(),
+        "hub": hub(hub_seconds),
+        "speed": speed(),
+    }
+    return Diagnosis(sections, [*_about_speed(sections), *_about_room(sections)])
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory and accelerators, as far as this process may use them."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor_name(),
+        "cores": usable_cores(),
+        "instructions": ", ".join(title for flag, title in CPU_FLAGS.items() if flag in _cpu_flags()) or "unknown",
+        "memory_bytes": usable_memory(),
+        "memory_free_bytes": min(psutil.virtual_memory().available, usable_memory()),
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.strip().isdigit():
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or the limit of its container."""
+    import psutil
+
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    total = int(psutil.virtual_memory().total)
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def disk() -> dict[str, Any]:
+    """Free bytes here, where runs are written, and in the cache folder."""
+    cache = cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return {
+        "here": str(Path.cwd()),
+        "here_free_bytes": shutil.disk_usage(Path.cwd()).free,
+        "cache": str(cache),
+        "cache_free_bytes": shutil.disk_usage(existing).free,
+        "cache_writable": os.access(existing, os.W_OK),
+    }
+
+
+def cache_folder() -> Path:
+    """Where the catalog keeps what it fetched."""
+    from tunesmith import catalog
+
+    return Path(catalog.cache_folder())
+
+
+def hub(seconds: float = HUB_SECONDS) -> dict[str, Any]:
+    """Whether the model hub answers; the address is the one that huggingface_hub would use."""
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return {"reachable": False, "why": "HF_HUB_OFFLINE is set"}
+    started = time.monotonic()
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=seconds):
+            pass
+    except urllib.error.HTTPError:  # it answered, which is all that is asked
+        pass
+    except (OSError, ValueError) as error:
+        return {"reachable": False, "why": str(getattr(error, "reason", error))}
+    return {"reachable": True, "seconds": round(time.monotonic() - started, 3)}
+
+
+def speed() -> dict[str, Any]:
+    """Billions of floating-point operations a second of a square product in bf16 and fp32, and a vector copy."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = {name: _product_rate(device, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    return {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "fp32_gflops": round(rates["fp32"]),
+        "bf16_gflops": round(rates["bf16"]),
+        "bf16_over_fp32": round(rates["bf16"] / rates["fp32"], 2),
+    }
+
+
+def _product_rate(device: Any, dtype: Any) -> float:
+    """The best of several timings: a shared machine only ever makes one slower."""
+    import torch
+
+    left = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype)
+    right = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype)
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds = []
+    for _ in range(PROBE_REPEATS):
+        wait()
+        started = time.perf_counter()
+        left @ right
+        wait()
+        seconds.append(time.perf_counter() - started)
+    return 2 * PROBE_SIZE**3 / min(seconds) / 1e9
+
+
+def _about_speed(sections: dict[str, dict[str, Any]]) -> list[Finding]:
+    machine, rates = sections["hardware"], sections["speed"]
+    findings = []
+    if rates["bf16_over_fp32"] < 1.0:
+        findings.append(
+            Finding(
+                "info",
+                f"bf16 is slower than fp32 here ({rates['bf16_gflops']} against {rates['fp32_gflops']} GFLOP/s)",
+                "the processor multiplies bf16 numbers in software (it has neither AMX nor AVX-512 bf16)",
+                "nothing to do: `precision: auto` takes fp32 here; do not set `precision: bf16`",
+            )
+        )
+    if rates["device"] == "cpu" and rates["threads"] < machine["cores"] and not _hyperthreads(machine["cores"]):
+        findings.append(
+            Finding(
+                "warning",
+                f"torch uses {rates['threads']} threads, but {machine['cores']} cores are free to use",
+                "OMP_NUM_THREADS or an affinity set before the start limits it",
+                f"unset OMP_NUM_THREADS, or set it to {machine['cores']}",
+            )
+        )
+    if rates["device"] == "cpu" and rates["threads"] > machine["cores"]:
+        findings.append(
+            Finding(
+                "warning",
+                f"torch uses {rates['threads']} threads on {machine['cores']} cores",
+                "threads that wait for one another on the same core make every product slower",
+                f"set OMP_NUM_THREADS={machine['cores']} before the start",
+            )
+        )
+    if not machine["gpus"] and shutil.which("nvidia-smi"):
+        findings.append(
+            Finding(
+                "warning",
+                "there is an NVIDIA driver, but torch sees no GPU",
+                "torch was installed without CUDA, or CUDA_VISIBLE_DEVICES hides the GPUs",
+                "install the CUDA build of torch, or unset CUDA_VISIBLE_DEVICES",
+            )
+        )
+    return findings
+
+
+def _about_room(sections: dict[str, dict[str, Any]]) -> list[Finding]:
+    machine, room, net = sections["hardware"], sections["disk"], sections["hub"]
+    findings = []
+    if machine["memory_free_bytes"] < LEAST_MEMORY:
+        findings.append(
+            Finding(
+                "warning",
+                f"only {machine['memory_free_bytes'] / 1e9:.1f} GB of memory are free",
+                "weights, gradients and optimizer state of full training take 16 bytes a parameter in fp32",
+                "use `method: peft` or a smaller model; `tunesmith plan` says what fits",
+            )
+        )
+    for place in ("here", "cache"):
+        if room[f"{place}_free_bytes"] < LEAST_FREE_DISK:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"only {room[f'{place}_free_bytes'] / 1e9:.1f} GB of disk are free in {room[place]}",
+                    "checkpoints hold the weights and twice as much optimizer state",
+                    "free some space, give --run-dir on another disk, or set TUNESMITH_CACHE",
+                )
+            )
+    if not room["cache_writable"]:
+        findings.append(
+            Finding(
+                "error",
+                f"the cache folder {room['cache']} cannot be written",
+                "its owner or its permissions do not let this user write",
+                "set TUNESMITH_CACHE to a folder of your own",
+            )
+        )
+    if not net["reachable"]:
+        findings.append(
+            Finding(
+                "info",
+                "the model hub does not answer",
+                str(net["why"]),
+                "use a folder, a `.gguf` file, or a name of `tunesmith catalog`, which needs only the package index",
+            )
+        )
+    return findings
+
+
+def _hyperthreads(cores: int) -> bool:
+    """Whether the usable cores are two threads of each physical core: torch rightly takes one thread each."""
+    import psutil
+
+    physical = psutil.cpu_count(logical=False)
+    return physical is not None and cores > physical
+
+
+def _processor_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _cpu_flags() -> set[str]:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _read(path: str) -> str:
+    """A file of the system, or nothing where this system has no such file."""
+    if not sys.platform.startswith("linux"):
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
