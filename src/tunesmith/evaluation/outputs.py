@@ -1,0 +1,41 @@
+"""What a system said on the test rows: the one thing that all metrics read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Answers of one system on the N test rows, in the order of the rows.
+
+    Attributes:
+        probabilities: (N, C) float64; one column a class, in the order of the labels. ``None`` if there are none.
+        texts: N generated answers.
+        nats: (N,) negative log likelihood of each reference answer, in nats.
+        reference_bytes: (N,) length of each reference answer in UTF-8 bytes: with ``nats`` it gives bits per byte.
+        prompt_tokens: Tokens that the system read, summed over the N rows.
+        seconds: Wall-clock time for the N rows.
+    """
+
+    probabilities: FloatArray | None = None
+    texts: list[str] | None = None
+    nats: FloatArray | None = None
+    reference_bytes: FloatArray | IntArray | None = None
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """N, the number of test rows."""
+        for values in (self.probabilities, self.texts, self.nats):
+            if values is not None:
+                return len(values)
+        return 0

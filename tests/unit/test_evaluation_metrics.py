@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.errors import DataError, NonFiniteError
+from tunesmith.evaluation.calibration import reliability
+from tunesmith.evaluation.metrics import METRICS, confidences, measure, per_class, predictions
+from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.text_scores import common_subsequence, rouge_tokenizer
+from tunesmith.recipe import Evaluate
+
+SETTINGS = Evaluate(resamples=200)
+LABELS = ["bad", "good"]
+
+
+def binary(rights: list[bool], sure: float = 0.9) -> tuple[Outputs, list[str]]:
+    """Rows that are all truly good."""
+    probabilities = np.array([[1 - sure, sure] if right else [sure, 1 - sure] for right in rights])
+    return Outputs(probabilities=probabilities), ["good"] * len(rights)
+
+
+def test_one_row_is_measured_and_claims_little() -> None:
+    outputs, references = binary([True])
+    found = measure(True, outputs, references, LABELS, SETTINGS)
+    assert found["accuracy"].value == 1.0
+    assert found["accuracy"].low == pytest.approx(0.025)  # Clopper-Pearson with one trial
+    assert found["macro_f1"].low == pytest.approx(0.025)
+    assert found["brier"].value == pytest.approx(0.01)
+
+
+def test_a_perfect_score_is_not_certainty() -> None:
+    found = measure(True, *binary([True] * 50), LABELS, SETTINGS)
+    assert (found["accuracy"].value, found["accuracy"].high) == (1.0, 1.0)
+    assert 0.92 < found["accuracy"].low < 0.94
+
+
+def test_every_metric_is_described_and_lies_in_its_interval() -> None:
+    outputs, references = binary([True, False, True, True, False, True, True])
+    texts = Outputs(texts=["a b", "", "c"], nats=np.array([1.0, 2.0, 3.0]), reference_bytes=np.array([3, 3, 1]))
+    found = measure(True, outputs, references, LABELS, SETTINGS) | measure(
+        False, texts, ["a c", "b b", "c"], None, SETTINGS
+    )
+    assert set(found) == set(METRICS)
+    for interval in found.values():
+        assert interval.low <= interval.value <= interval.high
+
+
+def test_a_class_without_rows_has_unknown_recall_and_does_not_count_in_macro_f1() -> None:
+    outputs, references = binary([True, True, False, True])
+    outputs = Outputs(probabilities=np.pad(outputs.probabilities, ((0, 0), (0, 1))))
+    labels = [*LABELS, "never seen"]
+    found = measure(True, outputs, references, labels, SETTINGS)
+    assert found["macro_f1"].value == pytest.approx((0 + 6 / 7) / 2)
+    unseen = per_class(outputs, references, labels, SETTINGS)[2]
+    assert (unseen.support, unseen.predicted) == (0, 0)
+    assert (unseen.recall.value, unseen.recall.low, unseen.recall.high) == (0.0, 0.0, 1.0)
+
+
+def test_the_first_of_equal_probabilities_is_the_answer() -> None:
+    assert predictions(Outputs(probabilities=np.array([[0.5, 0.5]])), LABELS).tolist() == [0]
+
+
+def test_plain_answers_have_no_calibration() -> None:
+    outputs = Outputs(probabilities=np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert confidences(outputs) is None
+    assert not {"ece", "brier", "log_loss"} & set(measure(True, outputs, ["good", "bad"], LABELS, SETTINGS))
+
+
+def test_labels_that_differ_in_case_only_are_told_apart() -> None:
+    assert predictions(Outputs(texts=["us", "US", " us. "]), ["US", "us"]).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "references", "error", "words"),
+    [
+        (Outputs(probabilities=np.array([[0.5, 0.5], [np.nan, 0.5]])), ["bad", "bad"], NonFiniteError, "row 2"),
+        (Outputs(probabilities=np.array([[2.0, -3.0]])), ["bad"], DataError, "logits"),
+        (Outputs(probabilities=np.array([[0.5, 0.5]])), ["bad", "bad"], DataError, "1 probabilities for 2"),
+        (Outputs(probabilities=np.array([[0.2, 0.3, 0.5]])), ["bad"], DataError, "shape"),
+        (Outputs(probabilities=np.array([[0.5, 0.5]])), ["ugly"], DataError, "'ugly' of test row 1"),
+        (Outputs(probabilities=np.zeros((0, 2))), [], DataError, "no test rows"),
+        (Outputs(), ["bad"], DataError, "neither"),
+    ],
+)
+def test_outputs_that_cannot_be_measured_are_refused(
+    outputs: Outputs, references: list[str], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        measure(True, outputs, references, LABELS, SETTINGS)
+
+
+def test_likelihoods_that_are_not_finite_are_refused() -> None:
+    outputs = Outputs(nats=np.array([1.0, np.inf]), reference_bytes=np.array([1, 1]))
+    with pytest.raises(NonFiniteError, match="row 2"):
+        measure(False, outputs, ["a", "b"], None, SETTINGS)
+
+
+def test_words_of_other_scripts_count() -> None:
+    tokens = rouge_tokenizer(["кошка сидит", "猫が座る"])
+    assert tokens("Кошка, СИДИТ!") == ["кошка", "сидит"]
+    assert tokens("猫が2024年") == ["猫", "が", "2024", "年"]
+    found = measure(False, Outputs(texts=["кошка спит"]), ["кошка сидит"], None, SETTINGS)
+    assert found["rouge1"].value == pytest.approx(0.5)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=80), st.lists(st.sampled_from("abc"), max_size=80))
+@settings(max_examples=60, deadline=None)
+def test_common_subsequence_equals_the_textbook_table(a: list[str], b: list[str]) -> None:
+    table = np.zeros((len(a) + 1, len(b) + 1), dtype=int)
+    for i, left in enumerate(a):
+        for j, right in enumerate(b):
+            table[i + 1, j + 1] = table[i, j] + 1 if left == right else max(table[i, j + 1], table[i + 1, j])
+    assert common_subsequence(a, b) == table[-1, -1]
+
+
+def test_reliability_bins_hold_every_row_once() -> None:
+    confidence = np.array([0.0, 0.1, 0.5, 0.51, 1.0])
+    bins = reliability(confidence, np.array([False, True, True, False, True]), bins=10)
+    assert [b.rows for b in bins] == [2, 0, 0, 0, 1, 1, 0, 0, 0, 1]
+    assert bins[1].accuracy is None
+    assert bins[0].accuracy is not None and bins[0].accuracy.value == 0.5
