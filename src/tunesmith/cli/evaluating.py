@@ -14,7 +14,9 @@ def evaluate(
     run: Run,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="Measure on these files instead of the run's own test rows. Repeatable."),
+        typer.Option(
+            "--data", metavar="FILE", help="Measure on these files instead of the run's own test rows. Repeatable."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from tunesmith.cli.output import Json, print_json, print_pairs, print_table
 
-catalog = typer.Typer(rich_markup_mode="markdown")
+catalog = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 def methods(as_json: Json = False) -> None:

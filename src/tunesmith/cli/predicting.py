@@ -22,7 +22,7 @@ def predict(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="JSON lines or plain lines; default or `-`: stdin.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows read and answered at a time.")] = 256,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows read and answered at a time.")] = 256,
     as_json: Json = False,
 ) -> None:
     """Apply a tuned model to a file or to stdin.
@@ -77,7 +77,9 @@ def _batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def chat(
     run: Run,
-    system: Annotated[str | None, typer.Option("--system", help="A system message for this conversation.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="A system message for this conversation.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a tuned model.

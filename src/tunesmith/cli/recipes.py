@@ -16,7 +16,10 @@ from tunesmith.cli.recipe_flags import RecipeChoices, describe, takes_recipe
 from tunesmith.errors import UsageError
 
 app = typer.Typer(
-    help="Show a recipe with every default, or the recipe's schema.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Show a recipe with every default, or the recipe's schema.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
 )
 
 QUESTIONS = {
@@ -33,14 +36,16 @@ QUESTIONS = {
 def init(
     choices: RecipeChoices,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("recipe.yaml"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = Path(
+        "recipe.yaml"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Ask five questions and write a recipe.
 
-    What flags answer is not asked: `tunesmith init --task text-classification --train reviews.csv --model minilm-l6
-    --method peft` asks nothing that has a default when stdin is no terminal.
+    What a flag answers is not asked. Where stdin is no terminal, nothing is asked: then --task, --train and --model
+    must be given, and the rest keeps its default.
     """
     if output.exists() and not force:
         raise UsageError("the file exists already", where=str(output), fix="choose another --output, or give --force")

@@ -10,8 +10,8 @@ import typer
 from tunesmith.cli.output import Json, Run, interval_text, print_json, print_table
 from tunesmith.cli.tuning import print_run
 
-app = typer.Typer(rich_markup_mode="markdown")
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds the runs.")]
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="The folder that holds the runs.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -19,7 +19,8 @@ def tune(
     choices: RecipeChoices,
     *,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="The folder of the run; default: a new one under `runs/`.")
+        Path | None,
+        typer.Option("--run-dir", metavar="DIR", help="The folder of the run; default: a new one under `runs/`."),
     ] = None,
     as_json: Json = False,
 ) -> None:
