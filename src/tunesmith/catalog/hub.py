@@ -1,0 +1,149 @@
+"""Models and data sets of the hub; what its cache holds needs no network, and a missing network is said at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.events import Listener, Progress, nobody
+
+PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "tokenizer*", "*.jinja"]
+"""What is fetched of a model: no pickles, no code."""
+PROBE_SECONDS = 2.0
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form of a hub id, ``owner/name``."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", name) is not None
+
+
+def model_folder(name: str, on_event: Listener = nobody) -> Path:
+    """The folder of a hub model in the hub's own cache, downloaded first if it is not complete there.
+
+    Raises:
+        NotFoundError: The hub knows no such model, or does not show it to you.
+        ResourceError: The hub cannot be reached, or the model has no safetensors weights.
+    """
+    from huggingface_hub import snapshot_download
+
+    cached = _cached(name)
+    if cached is not None:
+        return cached
+    probe(name, "model")
+    on_event(Progress(what=f"downloading {name}", done=0, total=None, unit="files"))
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
+    except Exception as error:  # the hub client raises many kinds (HTTP, OS, its own); all mean the same here
+        raise _unreachable(name, str(error)) from error
+    if not _is_whole(folder):
+        raise ResourceError(
+            f"{name} has no weights as safetensors, or no config.json",
+            where=str(folder),
+            fix="choose a model that is stored as safetensors; pickled weights are not loaded",
+        )
+    return folder
+
+
+def dataset(name: str, split: str = "train", on_event: Listener = nobody) -> Any:
+    """A hub data set as a streaming ``datasets.IterableDataset``.
+
+    Args:
+        name: ``owner/name``, also with ``hub:`` in front and ``:split`` behind it.
+        split: Which split, if the name has none.
+        on_event: Hears that it is opened.
+
+    Raises:
+        UsageError: The name has not that form.
+        NotFoundError: The hub knows no such data set or split.
+        ResourceError: The hub cannot be reached.
+    """
+    name, _, own_split = name.removeprefix("hub:").partition(":")
+    if not is_id(name):
+        raise UsageError(f"{name!r} is no hub id", fix="write hub:owner/name, or hub:owner/name:split")
+    probe(name, "dataset")
+    import datasets
+
+    on_event(Progress(what=f"opening {name}", done=0, total=None))
+    try:
+        return datasets.load_dataset(name, split=own_split or split, streaming=True)
+    except ValueError as error:  # an unknown split or configuration; the message lists the known ones
+        raise NotFoundError(str(error), where=f"hub:{name}", fix="name one of them: hub:owner/name:split") from error
+    except Exception as error:  # as above: many kinds
+        raise _unreachable(name, str(error)) from error
+
+
+def probe(name: str, kind: str) -> None:
+    """Ask the hub once, with little patience, whether it is there and has a model or data set.
+
+    The hub's client would go on trying for minutes; and looking up a host name has no time limit of its own, so the
+    question is put in a thread that is not waited for.
+
+    Raises:
+        NotFoundError: It has no such thing, or does not show it to you.
+        ResourceError: It cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    outcome: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(name, repo_type=kind, timeout=PROBE_SECONDS)
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS + 1)
+    problem = outcome[0] if outcome else TimeoutError(f"no answer within {PROBE_SECONDS:.0f} s")
+    if isinstance(problem, GatedRepoError):
+        raise NotFoundError(f"{name} is shown only to those who accepted its terms on the hub", fix="run `hf auth login`")
+    if isinstance(problem, RepositoryNotFoundError):
+        raise NotFoundError(
+            f"the hub has no {kind} {name}, or does not show it to you",
+            fix="check the spelling; for a private one run `hf auth login`",
+        )
+    if problem is not None:
+        raise _unreachable(name, str(problem))
+
+
+def _unreachable(name: str, reason: str) -> ResourceError:
+    from tunesmith.catalog.table import ENTRIES
+
+    offline = ", ".join(entry.name for entry in ENTRIES.values())
+    lines = reason.strip().splitlines()
+    return ResourceError(
+        f"{name} cannot be fetched from the hub: {lines[0] if lines else 'no reason given'}",
+        fix=f"without the hub these work (see `tunesmith catalog`): {offline}; or give a folder or a .gguf file",
+    )
+
+
+def _cached(name: str) -> Path | None:
+    """The model's folder in the hub's cache, if everything that loading needs is there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True))
+    except OSError:  # LocalEntryNotFoundError is one
+        return None
+    return folder if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has a config and all the weight files that it speaks of."""
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return (folder / "model.safetensors").is_file()
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / file).is_file() for file in files)
