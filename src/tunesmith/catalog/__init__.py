@@ -64,7 +64,9 @@ def get(name: str, *, accept_licence: bool = False, on_event: Listener = nobody)
     def build(staging: Path) -> dict[str, Any]:
         downloads = packages.fetch(entry, on_event)
         on_event(Phase(step=entry.kind, message=f"preparing {entry.name}"))
-        notes: dict[str, Any] = getattr(import_module(builder_module), builder_name)(entry, downloads, staging, on_event)
+        notes: dict[str, Any] = getattr(import_module(builder_module), builder_name)(
+            entry, downloads, staging, on_event
+        )
         return notes
 
     folder = cache.ensure(_folder(entry), build, key=_key(entry), on_event=on_event)

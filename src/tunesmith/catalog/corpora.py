@@ -137,10 +137,10 @@ def _pair(name: str, function: Function) -> dict[str, str] | None:
 
 
 def _summary(docstring: str) -> str:
-    """The first sentence of the first paragraph, on one line."""
-    paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
-    sentence = re.match(r".*?[.!?](?=\s+[A-Z]|$)", paragraph)
-    return sentence.group() if sentence else paragraph
+    """The first sentence of the first paragraph on one line, or the first line where no sentence ends there."""
+    paragraph = docstring.strip().split("\n\n")[0]
+    sentence = re.match(r".*?[.!?](?=\s+[A-Z]|$)", " ".join(paragraph.split()))
+    return sentence.group() if sentence else paragraph.split("\n")[0].strip()
 
 
 def _plain(text: str) -> str:

@@ -93,8 +93,10 @@ def _convert_here(source: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
     tokenizer.model_max_length = model.config.max_position_embeddings  # a GGUF's tokenizer knows no limit
     model.generation_config.eos_token_id = _end_tokens(source, tokenizer.eos_token_id)
+    model.generation_config._from_model_config = False  # else a loader may derive it anew and lose the line above
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _tidy_tokenizer_config(folder / "tokenizer_config.json")
     _check_tokenizer(tokenizer, AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
@@ -105,6 +107,15 @@ def _end_tokens(source: Path, eos: int) -> int | list[int]:
     field = GGUFReader(source).get_field("tokenizer.ggml.eot_token_id")
     turn = int(field.contents()) if field is not None else eos
     return eos if turn == eos else [eos, turn]
+
+
+def _tidy_tokenizer_config(path: Path) -> None:
+    """Leave out how the tokenizer was loaded, and name its class as every version of transformers knows it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only", "backend")}
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_tokenizer(original: Any, saved: Any) -> None:

@@ -103,7 +103,9 @@ def probe(name: str, kind: str) -> None:
     thread.join(PROBE_SECONDS + 1)
     problem = outcome[0] if outcome else TimeoutError(f"no answer within {PROBE_SECONDS:.0f} s")
     if isinstance(problem, GatedRepoError):
-        raise NotFoundError(f"{name} is shown only to those who accepted its terms on the hub", fix="run `hf auth login`")
+        raise NotFoundError(
+            f"{name} is shown only to those who accepted its terms on the hub", fix="run `hf auth login`"
+        )
     if isinstance(problem, RepositoryNotFoundError):
         raise NotFoundError(
             f"the hub has no {kind} {name}, or does not show it to you",

