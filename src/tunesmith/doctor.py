@@ -6,7 +6,10 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -27,6 +30,7 @@ LEAST_MEMORY = 4e9  # bytes: full training of a model of some 100 M parameters
 HUB_SECONDS = 2.0
 PROBE_SIZE = 1024  # side of the square products
 PROBE_REPEATS = 8
+CLEARLY_SLOWER = 0.9  # bf16 over fp32: single timings on a shared machine differ by some 10 %
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,14 @@ def hardware() -> dict[str, Any]:
     import psutil
     import torch
 
+    from tunesmith.models.precision import cpu_flags
+
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor_name(),
         "cores": usable_cores(),
-        "instructions": ", ".join(title for flag, title in CPU_FLAGS.items() if flag in _cpu_flags()) or "unknown",
+        "instructions": ", ".join(title for flag, title in CPU_FLAGS.items() if flag in cpu_flags()) or "unknown",
         "memory_bytes": usable_memory(),
         "memory_free_bytes": min(psutil.virtual_memory().available, usable_memory()),
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
@@ -128,36 +134,47 @@ def disk() -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """Where the catalog keeps what it fetched."""
-    from tunesmith import catalog
+    from tunesmith.catalog import cache
 
-    return Path(catalog.cache_folder())
+    return cache.root()
 
 
 def hub(seconds: float = HUB_SECONDS) -> dict[str, Any]:
     """Whether the model hub answers; the address is the one that huggingface_hub would use."""
-    import urllib.error
-    import urllib.request
-
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return {"reachable": False, "why": "HF_HUB_OFFLINE is set"}
+    outcome: list[str | None] = []
+    # In a thread of its own that is not waited for: looking up a host name has no time limit.
+    asking = threading.Thread(target=lambda: outcome.append(_ask(constants.ENDPOINT, seconds)), daemon=True)
     started = time.monotonic()
-    try:
-        with urllib.request.urlopen(constants.ENDPOINT, timeout=seconds):
-            pass
-    except urllib.error.HTTPError:  # it answered, which is all that is asked
-        pass
-    except (OSError, ValueError) as error:
-        return {"reachable": False, "why": str(getattr(error, "reason", error))}
+    asking.start()
+    asking.join(seconds)
+    why = outcome[0] if outcome else f"no answer within {seconds:g} s"
+    if why is not None:
+        return {"reachable": False, "why": why}
     return {"reachable": True, "seconds": round(time.monotonic() - started, 3)}
 
 
+def _ask(address: str, seconds: float) -> str | None:
+    """Why an address does not answer; None if it does, with whatever status."""
+    try:
+        with urllib.request.urlopen(address, timeout=seconds):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+
+
 def speed() -> dict[str, Any]:
-    """Billions of floating-point operations a second of a square product in bf16 and fp32, and a vector copy."""
+    """Billions of floating-point operations a second of a square product, and the precision that follows."""
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from tunesmith.models.precision import choose_dtype, default_device
+
+    device = default_device()
     rates = {name: _product_rate(device, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     return {
         "device": device.type,
@@ -165,6 +182,7 @@ def speed() -> dict[str, Any]:
         "fp32_gflops": round(rates["fp32"]),
         "bf16_gflops": round(rates["bf16"]),
         "bf16_over_fp32": round(rates["bf16"] / rates["fp32"], 2),
+        "precision": "bf16" if choose_dtype("auto", device) is torch.bfloat16 else "fp32",
     }
 
 
@@ -187,14 +205,24 @@ def _product_rate(device: Any, dtype: Any) -> float:
 
 def _about_speed(sections: dict[str, dict[str, Any]]) -> list[Finding]:
     machine, rates = sections["hardware"], sections["speed"]
+    measured = f"bf16 {rates['bf16_gflops']}, fp32 {rates['fp32_gflops']} GFLOP/s"
     findings = []
-    if rates["bf16_over_fp32"] < 1.0:
+    if rates["precision"] == "bf16" and rates["bf16_over_fp32"] < CLEARLY_SLOWER:
+        findings.append(
+            Finding(
+                "warning",
+                f"`precision: auto` takes bf16, but it is slower here ({measured})",
+                "the hardware says that it multiplies bf16, but this build of torch makes no use of it",
+                "set `precision: fp32`, or install a newer torch",
+            )
+        )
+    if rates["precision"] == "fp32" and rates["bf16_over_fp32"] < CLEARLY_SLOWER:
         findings.append(
             Finding(
                 "info",
-                f"bf16 is slower than fp32 here ({rates['bf16_gflops']} against {rates['fp32_gflops']} GFLOP/s)",
-                "the processor multiplies bf16 numbers in software (it has neither AMX nor AVX-512 bf16)",
-                "nothing to do: `precision: auto` takes fp32 here; do not set `precision: bf16`",
+                f"bf16 is slower than fp32 here ({measured})",
+                "this hardware has no instructions that multiply bf16",
+                "nothing to do: `precision: auto` takes fp32; do not set `precision: bf16`",
             )
         )
     if rates["device"] == "cpu" and rates["threads"] < machine["cores"] and not _hyperthreads(machine["cores"]):
@@ -283,13 +311,6 @@ def _processor_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
-
-
-def _cpu_flags() -> set[str]:
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
 
 
 def _read(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -36,17 +37,7 @@ def list_them(as_json: Json = False) -> None:
     """List the named models and data, and which are already here."""
     from tunesmith.catalog import entries, is_cached
 
-    rows = [
-        {
-            "name": entry.name,
-            "kind": entry.kind,
-            "what": entry.what,
-            "licence": entry.licence,
-            "size_bytes": entry.size_bytes,
-            "cached": is_cached(entry.name),
-        }
-        for entry in entries()
-    ]
+    rows = [{**entry.as_dict(), "cached": is_cached(entry.name)} for entry in entries()]
     if as_json:
         print_json(rows)
         return
@@ -68,7 +59,7 @@ def list_them(as_json: Json = False) -> None:
 
 @catalog.command("get")
 def get_it(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the list, or a hub id.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the list.")],
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Accept the terms of a model that has some.")
     ] = False,
@@ -78,16 +69,31 @@ def get_it(
     from tunesmith import progress
     from tunesmith.catalog import get
 
+    accepted = accept_licence or _accepted_now(name)
     with progress.shown() as on_event:
-        path = get(name, accept_licence=accept_licence, on_event=on_event)
+        path = get(name, accept_licence=accepted, on_event=on_event)
     if as_json:
         print_json({"name": name, "path": path})
     else:
         print(path)
 
 
+def _accepted_now(name: str) -> bool:
+    """Show the terms of a model that has some and ask, where there is somebody to ask and it is not here yet."""
+    from tunesmith.catalog import entries, is_cached, terms_text
+
+    has_terms = any(entry.name == name and entry.terms for entry in entries())
+    if not has_terms or not sys.stdin.isatty() or is_cached(name):
+        return False
+    print(terms_text(name), file=sys.stderr)
+    return typer.confirm("Accept these terms?", err=True)
+
+
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine can do, what is slow and why, and how to mend it."""
+    """Say what this machine can do, what is slow and why.
+
+    Each finding comes with how to mend it. Products in bf16 and fp32 are measured, and the hub is given two seconds.
+    """
     from tunesmith.doctor import examine
 
     found = examine()
@@ -96,7 +102,16 @@ def doctor(as_json: Json = False) -> None:
         return
     for title, facts in found.sections.items():
         print(f"\n{title}")
-        print_pairs((f"  {name}", value) for name, value in facts.items())
+        print_pairs(_readable(name, value) for name, value in facts.items())
     print("\nfindings" if found.findings else "\nNothing stands in the way.")
     for finding in found.findings:
         print(f"  {finding.level}: {finding.what}\n    why: {finding.why}\n    how to mend it: {finding.fix}")
+
+
+def _readable(name: str, value: object) -> tuple[str, object]:
+    """A fact for people: bytes in GB, no underscores."""
+    if name.endswith("_bytes") and isinstance(value, int):
+        name, value = name.removesuffix("_bytes"), f"{value / 1e9:.1f} GB"
+    if isinstance(value, list):
+        value = ", ".join(f"{gpu['name']} ({gpu['memory_bytes'] / 1e9:.0f} GB)" for gpu in value) or "none"
+    return f"  {name.replace('_', ' ')}", value

@@ -1,0 +1,114 @@
+"""The doctor: facts that are measured, and findings that follow from them."""
+
+from __future__ import annotations
+
+import copy
+import http.server
+import json
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from tunesmith import doctor
+from tunesmith.cli import main
+
+HEALTHY: dict[str, dict[str, Any]] = {
+    "hardware": {"cores": 4, "memory_free_bytes": 32e9, "gpus": []},
+    "disk": {
+        "here": "/here", "here_free_bytes": 1e12, "cache": "/cache", "cache_free_bytes": 1e12, "cache_writable": True
+    },
+    "hub": {"reachable": True, "seconds": 0.1},
+    "speed": {
+        "device": "cpu", "threads": 4, "fp32_gflops": 200, "bf16_gflops": 800,
+        "bf16_over_fp32": 4.0, "precision": "bf16"
+    },
+}  # fmt: skip
+
+
+def findings(section: str, **changes: Any) -> list[doctor.Finding]:
+    sections = copy.deepcopy(HEALTHY)
+    sections[section] |= changes
+    return [*doctor._about_speed(sections), *doctor._about_room(sections)]
+
+
+@pytest.fixture(autouse=True)
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(doctor, "_hyperthreads", lambda cores: False)
+
+
+def test_a_healthy_machine_has_no_findings() -> None:
+    assert findings("speed") == []
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("speed", {"bf16_over_fp32": 0.3}, "takes bf16, but it is slower"),
+        ("speed", {"bf16_over_fp32": 0.3, "precision": "fp32"}, "bf16 is slower than fp32"),
+        ("speed", {"threads": 1}, "uses 1 threads, but 4 cores"),
+        ("speed", {"threads": 16}, "16 threads on 4 cores"),
+        ("hardware", {"memory_free_bytes": 1e9}, "1.0 GB of memory"),
+        ("disk", {"here_free_bytes": 2e9}, "2.0 GB of disk are free in /here"),
+        ("disk", {"cache_free_bytes": 2e9}, "2.0 GB of disk are free in /cache"),
+        ("disk", {"cache_writable": False}, "cannot be written"),
+        ("hub", {"reachable": False, "why": "no route"}, "hub does not answer"),
+    ],
+)
+def test_each_trouble_is_found_with_its_remedy(section: str, changes: dict[str, Any], words: str) -> None:
+    [found] = findings(section, **changes)
+    assert words in found.what
+    assert found.why and found.fix
+
+
+def test_a_driver_without_a_gpu_in_torch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi")
+    [found] = findings("speed")
+    assert "torch sees no GPU" in found.what
+
+
+class NotFound(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_hub_that_answers_with_any_status_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), NotFound)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    try:
+        assert doctor.hub(5.0)["reachable"] is True
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_hub_that_never_answers_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        found = doctor.hub(0.3)
+    assert found["reachable"] is False and found["why"]
+
+
+def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert doctor.hub() == {"reachable": False, "why": "HF_HUB_OFFLINE is set"}
+
+
+def test_the_command_prints_all_sections(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main.run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"hardware", "versions", "disk", "hub", "speed", "findings"}
+    assert found["hardware"]["cores"] >= 1 and found["hardware"]["memory_bytes"] > 1e8
+    assert found["speed"]["fp32_gflops"] > 0 and found["versions"]["torch"] != "not installed"
+    assert any("hub" in finding["what"] for finding in found["findings"])

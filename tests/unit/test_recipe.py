@@ -1,0 +1,202 @@
+"""The recipe: what it accepts, what it refuses, and how well it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Layers, LoRA, Recipe, load, override, parse
+
+SHORT = {"task": "text-classification", "model": "minilm-l6", "data": {"train": "reviews.csv"}}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_one_file_is_a_list_of_one() -> None:
+    recipe = parse(SHORT)
+    assert recipe.data.train == ["reviews.csv"]
+
+
+def test_a_share_given_as_text_is_a_number_and_a_file_name_is_a_list() -> None:
+    recipe = parse(SHORT, overrides=['data.validation="0.05"', "data.test=held_out.csv"])
+    assert recipe.data.validation == 0.05
+    assert recipe.data.test == ["held_out.csv"]
+
+
+def test_a_share_outside_its_range_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"between 0 and 0\.5"):
+        parse(SHORT, overrides=["data.test=0.6"])
+
+
+def test_an_unknown_key_names_its_line_and_its_neighbour(tmp_path: Path) -> None:
+    path = written(tmp_path, "task: text-classification\nmodel: m\ntraining:\n  epochs: 1\n  learnin_rate: 1\n")
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert caught.value.where == f"{path}:5"
+    assert "training.learnin_rate" in caught.value.what
+    assert caught.value.fix == "did you mean `learning_rate`?"
+
+
+def test_an_unknown_key_below_a_list_is_found_too(tmp_path: Path) -> None:
+    path = written(tmp_path, "task: chat\nmodel: m\nstages:\n  - name: a\n  - name: b\n    trainin: {epochs: 1}\n")
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert caught.value.where == f"{path}:6"
+    assert caught.value.fix == "did you mean `training`?"
+
+
+def test_broken_yaml_names_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "task: chat\nmodel: [m\ndata: {}\n")
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert caught.value.where is not None and caught.value.where.startswith(f"{path}:")
+    assert "not valid YAML" in caught.value.what
+
+
+@pytest.mark.parametrize("text", ["", "- task\n- model\n", "just words\n"])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        load(written(tmp_path, text))
+
+
+def test_a_missing_file_is_a_recipe_error(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read"):
+        load(tmp_path / "none.yaml")
+
+
+def test_a_missing_key_says_which() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse({"task": "chat"})
+    assert "`model` is missing" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "chat", "objective": "classify"}, "needs labels"),
+        ({"task": "chat", "method": "features"}, "no labels"),
+        ({"task": "chat", "parameters": {"kind": "head"}}, "needs a task with a head"),
+        ({"objective": "supervised", "parameters": {"kind": "head"}}, "trains a classification head"),
+        ({"parameters": {"kind": "none"}}, "belong together"),
+        ({"method": "features", "parameters": {"kind": "lora"}}, "belong together"),
+        ({"method": "features", "stages": [{"name": "one"}]}, "has no stages"),
+        ({"training": {"batch_size": 8, "batch_tokens": 512}}, "not both"),
+    ],
+)
+def test_impossible_pairs_are_refused_with_the_reason(change: dict, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        parse(SHORT | change)
+
+
+def test_the_remedy_of_an_impossible_pair_is_its_fix() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(SHORT | {"task": "chat", "objective": "classify"})
+    assert caught.value.fix is not None and "objective: supervised" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("written_as", "kind", "shots", "model"),
+    [
+        ("base", "base", None, None),
+        ({"few-shot": 5}, "few-shot", 5, None),
+        ("few-shot: 5", "few-shot", 5, None),
+        ({"larger": "smollm2-135m-instruct"}, "larger", None, "smollm2-135m-instruct"),
+    ],
+)
+def test_short_forms_of_baselines(written_as: object, kind: str, shots: int | None, model: str | None) -> None:
+    [baseline] = parse(SHORT | {"evaluate": {"baselines": [written_as]}}).evaluate.baselines
+    assert (baseline.kind, baseline.shots, baseline.model) == (kind, shots, model)
+
+
+@pytest.mark.parametrize("bad", ["larger", {"base": 3}, {"few-shot": 5, "larger": "m"}, "nearest"])
+def test_malformed_baselines_are_refused(bad: object) -> None:
+    with pytest.raises(RecipeError):
+        parse(SHORT | {"evaluate": {"baselines": [bad]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-4", 2e-4),
+        ("1", 1),
+        ("true", True),
+        ("[a, b]", ["a", "b"]),
+        ("last 2", "last 2"),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_the_value_of_an_override_is_yaml(text: str, value: object) -> None:
+    assert override({}, f"a.b={text}") == {"a": {"b": value}}
+
+
+def test_an_override_leaves_the_given_tree_alone() -> None:
+    tree = {"training": {"epochs": 1}}
+    assert override(tree, "training.epochs=2") == {"training": {"epochs": 2}}
+    assert tree == {"training": {"epochs": 1}}
+
+
+@pytest.mark.parametrize("item", ["training.epochs", "=1", "model.name=x"])
+def test_malformed_overrides_are_refused(item: str) -> None:
+    with pytest.raises(RecipeError):
+        override({"model": "m"}, item)
+
+
+def test_the_last_override_wins() -> None:
+    assert parse(SHORT, overrides=["training.seed=1", "training.seed=2"]).training.seed == 2
+
+
+@given(
+    epochs=st.floats(min_value=0.1, max_value=100),
+    rank=st.integers(min_value=1, max_value=512),
+    shots=st.integers(min_value=1, max_value=100),
+    column=st.text(min_size=1),
+)
+def test_a_recipe_survives_its_own_yaml(epochs: float, rank: int, shots: int, column: str) -> None:
+    recipe = parse(
+        {
+            "task": "text-classification",
+            "model": "m",
+            "data": {"train": ["a", "b"], "columns": {"text": column}},
+            "training": {"epochs": epochs},
+            "parameters": {"kind": "lora", "rank": rank},
+            "evaluate": {"baselines": ["base", {"few-shot": shots}]},
+        }
+    )
+    assert parse(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_a_method_fills_in_but_never_overrules() -> None:
+    open_choice = parse(SHORT | {"method": "peft"}).resolved()
+    assert isinstance(open_choice.stages[0].parameters, LoRA)
+    own_choice = parse(SHORT | {"method": "peft", "parameters": {"kind": "layers", "layers": "last 3"}}).resolved()
+    assert isinstance(own_choice.stages[0].parameters, Layers)
+    assert own_choice.stages[0].parameters.count == 3
+
+
+def test_a_stage_takes_what_it_leaves_out_from_the_top() -> None:
+    recipe = parse(
+        SHORT
+        | {
+            "training": {"seed": 7, "epochs": 2},
+            "stages": [{"name": "first"}, {"name": "second", "training": {"epochs": 5}}],
+        }
+    ).resolved()
+    first, second = (stage.training for stage in recipe.stages)
+    assert first is not None and (first.seed, first.epochs) == (7, 2)
+    assert second is not None and (second.seed, second.epochs) == (7, 5)
+
+
+def test_the_schema_refuses_unknown_keys_everywhere() -> None:
+    schema = Recipe.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert all(part["additionalProperties"] is False for part in schema["$defs"].values() if "properties" in part)
