@@ -159,7 +159,7 @@ def test_the_last_override_wins() -> None:
     epochs=st.floats(min_value=0.1, max_value=100),
     rank=st.integers(min_value=1, max_value=512),
     shots=st.integers(min_value=1, max_value=100),
-    column=st.text(min_size=1),
+    column=st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1),
 )
 def test_a_recipe_survives_its_own_yaml(epochs: float, rank: int, shots: int, column: str) -> None:
     recipe = parse(
