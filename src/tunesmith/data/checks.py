@@ -1,0 +1,87 @@
+"""What can be said of a row by itself: fields there, filled and of the right type, and the task's own rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tunesmith.data.columns import Choice
+from tunesmith.data.problems import Fault
+from tunesmith.data.readers import Record
+from tunesmith.data.rows import Origin, Row
+from tunesmith.tasks.base import Field, Task
+
+_MISSING = object()
+_KINDS = {list: "a list", dict: "an object", bool: "a truth value", int: "a number", float: "a number", bytes: "bytes"}
+
+
+def check_record(record: Record, choice: Choice, task: Task) -> tuple[Row, list[Fault]]:
+    """Map a record to the task's fields and list everything that is wrong with it.
+
+    Labels become text (``1`` -> ``"1"``, ``true`` -> ``"true"``); nothing else is converted.
+
+    Returns:
+        The row, and its faults; a row with a fault of severity ``error`` must not be used.
+    """
+    fields: dict[str, Any] = {}
+    faults: list[Fault] = []
+    values, origin = record.values, record.origin
+    for column in choice.columns:
+        value = values.get(column.column, _MISSING)
+        if column.field.kind == "text" and type(value) is str and not value.isspace() and value:
+            fields[column.field.name] = value  # the common case, first for speed
+            if "\ufffd" in value:
+                faults.append(_replacement(column.field, origin))
+        else:
+            fault = _take(fields, column.field, value, origin)
+            if fault is not None:
+                faults.append(fault)
+    row = Row(fields, origin)
+    if not any(fault.severity == "error" for fault in faults):
+        faults += (Fault(code, message, origin) for code, message in task.problems(row))
+    return row, faults
+
+
+def _take(fields: dict[str, Any], field: Field, value: Any, origin: Origin) -> Fault | None:
+    """Put a value under its field's name, or say why it cannot be."""
+    if value is _MISSING or value is None:
+        if not field.required:
+            return None
+        return Fault("missing-field", f"`{field.name}` is missing", origin, fix="fill it in", group=field.name)
+    if field.kind == "label":
+        value = _label(value)
+    if field.kind in ("text", "label"):
+        if not isinstance(value, str):
+            fix = "join the list into one text" if isinstance(value, list) else "write it as text"
+            kind = _KINDS.get(type(value), type(value).__name__)
+            message = f"`{field.name}` is {kind}, where text is wanted"
+            return Fault("wrong-type", message, origin, fix=fix, group=f"{field.name} {kind}")
+        if not value or value.isspace():
+            return Fault("empty-field", f"`{field.name}` is empty", origin, fix="fill it in", group=field.name)
+    fields[field.name] = value
+    return None
+
+
+def _label(value: Any) -> Any:
+    """A label as text; what cannot be one is given back as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))  # whole floats come from tables in which another row of the column is empty
+    return value
+
+
+def _replacement(field: Field, origin: Origin) -> Fault:
+    return Fault(
+        "replacement-character",
+        f"`{field.name}` holds U+FFFD: the text was decoded with the wrong encoding before it was saved",
+        origin,
+        severity="warning",
+        fix="export the text again from its source",
+        group=field.name,
+    )
+
+
+def raw_text(record: Record) -> str:
+    """The record as JSON text, for the file of rows left out."""
+    return json.dumps(record.values, ensure_ascii=False, default=repr)

@@ -1,0 +1,138 @@
+"""Which column of a file is which field of the task: as told, by name, or guessed and said aloud."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.problems import Fault
+from tunesmith.data.rows import Origin
+from tunesmith.tasks.base import Field, Task
+
+
+@dataclass(frozen=True)
+class Column:
+    """The column taken for a field. ``how`` is ``given``, ``exact`` (same name) or ``guessed`` (a known alias)."""
+
+    field: Field
+    column: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The columns of a file: those taken, in the order of the task's fields, and those left aside."""
+
+    columns: tuple[Column, ...]
+    ignored: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "fields": {c.field.name: {"column": c.column, "how": c.how} for c in self.columns},
+            "ignored": list(self.ignored),
+        }
+
+    def __str__(self) -> str:
+        taken = ", ".join(
+            f"`{c.field.name}`" + ("" if c.column == c.field.name else f" from the column `{c.column}` ({c.how})")
+            for c in self.columns
+        )
+        aside = f"; not used: {', '.join(self.ignored[:10])}" if self.ignored else ""
+        return f"columns: {taken}{aside}"
+
+
+class _NoColumn(Exception):
+    """A form of the task does not fit the columns; ``near`` if the user had this form in mind."""
+
+    def __init__(self, message: str, fix: str, *, near: bool = False) -> None:
+        super().__init__(message)
+        self.fix = fix
+        self.near = near
+
+
+def choose_columns(columns: Sequence[str], task: Task, given: Mapping[str, str], origin: Origin) -> Choice | Fault:
+    """Choose columns for the first of the task's forms that fits.
+
+    Args:
+        columns: Names found in the file (in the first records, where the format has no header).
+        task: Supplies fields and aliases.
+        given: ``data.columns``: field -> column.
+        origin: Where the columns were seen, for the fault.
+
+    Returns:
+        The choice; or a fault that lists the columns if a required field has none or several.
+    """
+    known = {field.name for form in task.forms for field in form}
+    wrong = next((name for name in given if name not in known), None)
+    if wrong is not None:
+        close = difflib.get_close_matches(wrong, known, n=1)
+        hint = f"did you mean `data.columns.{close[0]}`? " if close else ""
+        fix = f"{hint}fields: {', '.join(sorted(known))}"
+        return _fault(f"`data.columns.{wrong}` names no field of the task {task.name!r}", fix, origin)
+    failures: list[_NoColumn] = []
+    for form in task.forms:
+        try:
+            chosen = _fit(form, columns, given)
+        except _NoColumn as failure:
+            failures.append(failure)
+        else:
+            taken = {column.column for column in chosen}
+            return Choice(chosen, tuple(name for name in columns if name not in taken))
+    nearest = next((f for f in failures if f.near), failures[-1])
+    found = ", ".join(f"`{name}`" for name in columns) or "none"
+    return _fault(f"{nearest}; columns found: {found}", nearest.fix + _separator_hint(columns), origin)
+
+
+def _fit(form: Sequence[Field], columns: Sequence[str], given: Mapping[str, str]) -> tuple[Column, ...]:
+    if any(name not in {field.name for field in form} for name in given):
+        raise _NoColumn("`data.columns` names fields of another form", "name the fields of one form only")
+    reserved = {given.get(field.name, field.name) for field in form}
+    chosen = []
+    for field in form:
+        column = _find(field, columns, given, reserved)
+        if column is not None:
+            chosen.append(column)
+        elif field.required:
+            raise _NoColumn(
+                f"no column for `{field.name}` ({field.what})", f"say which: data.columns.{field.name}=COLUMN"
+            )
+    return tuple(chosen)
+
+
+def _find(field: Field, columns: Sequence[str], given: Mapping[str, str], reserved: set[str]) -> Column | None:
+    if field.name in given:
+        column = given[field.name]
+        if column not in columns:
+            close = difflib.get_close_matches(column, columns, n=1)
+            raise _NoColumn(
+                f"there is no column {column!r}, which `data.columns.{field.name}` names",
+                f"did you mean {close[0]!r}?" if close else f"name one that exists in data.columns.{field.name}",
+                near=True,
+            )
+        return Column(field, column, "given")
+    if field.name in columns:
+        return Column(field, field.name, "exact")
+    likely = [name for name in columns if name not in reserved and name.strip().lower() in (field.name, *field.aliases)]
+    if len(likely) > 1:
+        names = ", ".join(f"`{name}`" for name in likely)
+        raise _NoColumn(
+            f"several columns fit `{field.name}` ({field.what}): {names}",
+            f"say which: data.columns.{field.name}={likely[0]}",
+            near=True,
+        )
+    return Column(field, likely[0], "guessed") if likely else None
+
+
+def _separator_hint(columns: Sequence[str]) -> str:
+    if len(columns) == 1 and ";" in columns[0]:
+        return "; the file seems to be separated by semicolons: save it with commas"
+    if len(columns) == 1 and "\t" in columns[0]:
+        return "; the file seems to be separated by tabs: data.format=tsv"
+    return ""
+
+
+def _fault(message: str, fix: str, origin: Origin) -> Fault:
+    return Fault("columns", message, origin, fix=fix, group=f"{origin.file}", whole_file=True)

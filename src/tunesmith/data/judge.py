@@ -1,0 +1,324 @@
+"""Judges the data set as a whole: repeats, leaks, near duplicates, labels, sizes and lengths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.duplicates import Pairs, Repeats
+from tunesmith.data.labels import MOST_COMPARED, MOST_LABELS, find_typos, in_order
+from tunesmith.data.ledger import PARTS, Ledger
+from tunesmith.data.near_duplicates import NearPairs
+from tunesmith.data.problems import PLACES, Findings
+from tunesmith.data.rows import Origin
+from tunesmith.data.splits import NOWHERE, TRAIN, Assignment
+from tunesmith.data.survey import Survey
+
+FEW_IN_CLASS = 8
+"""A class with fewer training rows is reported: here few-shot methods begin (SetFit, arXiv 2209.11055)."""
+
+LEAK_ERROR_SHARE = 0.01
+"""Leaks are an error from this share of the part that is measured on; below, they can move accuracy by less than a
+point and are a warning (banking77, a public benchmark, has 7 such rows among 3,080)."""
+
+FEW_TRAINING_ROWS = 20
+FEW_TEST_ROWS = 50
+_LOPSIDED = 0.9
+_NAMES_SHOWN = 10
+
+
+class Lengths:
+    """Counts lengths in bounded memory: exactly below 10,000, above to three digits (mean and maximum stay exact)."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._sum, self._max = 0, 0
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Count an array of lengths."""
+        if not len(values):
+            return
+        exact = values.astype(np.int64)
+        self._sum += int(exact.sum())
+        self._max = max(self._max, int(exact.max()))
+        scale = 10 ** np.maximum(np.floor(np.log10(np.maximum(exact, 1))).astype(np.int64) - 2, 0)
+        rounded = np.where(exact < 10_000, exact, exact // scale * scale)
+        lengths, counts = np.unique(rounded, return_counts=True)
+        self._counts.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
+
+    def statistics(self) -> dict[str, float]:
+        """``count``, ``mean``, ``min``, ``p50``, ``p90``, ``p95``, ``p99`` and ``max``; empty without values."""
+        total = self._counts.total()
+        if not total:
+            return {}
+        lengths = np.array(sorted(self._counts))
+        reached = np.cumsum([self._counts[length] for length in lengths.tolist()])
+        at = {f"p{q}": float(lengths[np.searchsorted(reached, q / 100 * total)]) for q in (50, 90, 95, 99)}
+        return {"count": total, "mean": self._sum / total, "min": float(lengths[0]), **at, "max": float(self._max)}
+
+
+@dataclass
+class Tally:
+    """Counts of a walk through all rows with their sides.
+
+    Attributes:
+        rows: Rows on each side.
+        labels: (sides, labels) rows.
+        first_of_label: Position of a label's first row on each side, -1 for none.
+        characters: Lengths on each side.
+        tokens: The same in tokens, of the rows that were rendered.
+        cut: On each side, rows and tokens that truncation touches.
+        beyond_limit: Training rows that ``data.max_rows`` leaves out.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    first_of_label: NDArray[np.int64]
+    characters: list[Lengths] = field(default_factory=lambda: [Lengths() for _ in PARTS])
+    tokens: list[Lengths] = field(default_factory=lambda: [Lengths() for _ in PARTS])
+    cut: NDArray[np.int64] = field(default_factory=lambda: np.zeros((len(PARTS), 2), np.int64))
+    beyond_limit: int = 0
+
+
+def tally(ledger: Ledger, assignment: Assignment, num_labels: int) -> Tally:
+    """Walk through the ledger once and count."""
+    shape = (len(PARTS), max(1, num_labels))
+    result = Tally(np.zeros(len(PARTS), np.int64), np.zeros(shape, np.int64), np.full(shape, -1))
+    leaked = assignment.left_out.get(TRAIN, np.empty(0, np.uint64))
+    for first, chunk, sides in assignment.sides(ledger):
+        unused = chunk[(sides == NOWHERE) & (chunk["part"] == TRAIN)]
+        result.beyond_limit += int((~np.isin(unused["input"], leaked)).sum())
+        for side in range(len(PARTS)):
+            places = np.flatnonzero(sides == side)
+            rows = chunk[places]
+            result.rows[side] += len(rows)
+            result.labels[side] += np.bincount(rows["label"], minlength=shape[1])
+            numbers, where = np.unique(rows["label"], return_index=True)
+            fresh = result.first_of_label[side, numbers] < 0
+            result.first_of_label[side, numbers[fresh]] = first + places[where[fresh]]
+            result.characters[side].add(rows["characters"])
+            result.tokens[side].add(rows["tokens"][rows["tokens"] > 0])
+            result.cut[side] += (int((rows["cut"] > 0).sum()), int(rows["cut"].sum()))
+    return result
+
+
+def judge_repeats(findings: Findings, ledger: Ledger, repeats: Repeats, *, has_labels: bool) -> None:
+    """Report duplicates, contradictions and exact leaks."""
+    rows_of_part = rows_by_part(ledger)
+    _pairs(
+        findings,
+        ledger,
+        repeats.duplicates,
+        "duplicate",
+        "rows repeat an earlier row (input and target; case and spaces aside)",
+        "they count double in training; the split keeps them on one side",
+    )
+    if has_labels:
+        _pairs(
+            findings,
+            ledger,
+            repeats.contradictions,
+            "contradiction",
+            "rows have the input of an earlier row, but another label",
+            "decide which label is right: nothing can learn both",
+        )
+    for (earlier, later), pairs in repeats.leaks.items():
+        what = f"rows of the {PARTS[later]} data are in the {PARTS[earlier]} data too"
+        fix = f"remove them from the {PARTS[earlier]} data (`data.drop_bad: true` does)"
+        if findings.drop_bad:
+            what, fix = f"{what}; they were left out of the {PARTS[earlier]} data", "nothing needs doing"
+        few = pairs.count < LEAK_ERROR_SHARE * rows_of_part[later]
+        severity = "warning" if findings.drop_bad or few else "error"
+        _pairs(findings, ledger, pairs, "leakage", what, fix, severity=severity, group=f"{earlier}{later}")
+
+
+def rows_by_part(ledger: Ledger) -> NDArray[np.int64]:
+    """Good rows of each part as the recipe names them, before any split."""
+    counts = np.zeros(len(PARTS), np.int64)
+    for _, chunk in ledger.chunks():
+        counts += np.bincount(chunk["part"], minlength=len(PARTS))
+    return counts
+
+
+def _pairs(
+    findings: Findings,
+    ledger: Ledger,
+    pairs: Pairs,
+    code: str,
+    what: str,
+    fix: str,
+    *,
+    severity: Any = "warning",
+    group: str = "",
+) -> None:
+    if not pairs.count:
+        return
+    row, partner = (ledger.origin(position) for position in pairs.first[0])
+    places = [ledger.origin(position) for position, _ in pairs.first]
+    findings.add_many(code, severity, f"{what} (first: {row} and {partner})", places, pairs.count, fix=fix, group=group)
+
+
+def judge_near(findings: Findings, ledger: Ledger, near: NearPairs) -> None:
+    """Report near duplicates inside a part and across parts."""
+    same = near.parts[:, 0] == near.parts[:, 1]
+    for mask, code, what, fix in (
+        (same, "near-duplicate", "rows are nearly the same as an earlier one", "the split keeps them on one side"),
+        (~same, "near-leakage", "rows are nearly the same as one of another part", "look at them: results may flatter"),
+    ):
+        positions = near.positions[mask]
+        rows, where = np.unique(positions[:, 1], return_index=True)
+        found = Pairs()
+        found.add(rows, positions[where, 0])
+        _pairs(findings, ledger, found, code, what, fix)
+
+
+def judge_labels(findings: Findings, survey: Survey, counts: Tally) -> None:
+    """Report what is wrong with labels: too few, too many, mistyped, rare, absent, unseen or lopsided."""
+    names, ledger = survey.labels.names, survey.ledger
+    train = counts.labels[TRAIN]
+    _number_of_labels(findings, survey, int((train > 0).sum()), int(counts.rows[TRAIN]))
+    total = {name: int(counts.labels[:, number].sum()) for number, name in enumerate(names)}
+    firsts = np.where(counts.first_of_label < 0, np.iinfo(np.int64).max, counts.first_of_label).min(axis=0)
+    for typo in find_typos({name: count for name, count in total.items() if count}):
+        label, meant = (f"{name!r} ({total[name]} rows)" for name in (typo.label, typo.meant))
+        findings.add_many(
+            "label-typo",
+            "warning",
+            f"the label {label} may be {meant}: {typo.why}",
+            [ledger.origin(int(firsts[names.index(typo.label)]))],
+            total[typo.label],
+            fix=f"write {typo.meant!r}, if that was meant",
+            group=typo.label,
+        )
+    rare = np.flatnonzero((train > 0) & (train < FEW_IN_CLASS))
+    findings.add_many(
+        "rare-class",
+        "warning",
+        f"classes with fewer than {FEW_IN_CLASS} training rows: {_some(names, rare)}",
+        _firsts(ledger, counts, TRAIN, rare),
+        len(rare),
+        fix="add rows, or merge classes",
+    )
+    if len(train) and train.max() >= _LOPSIDED * max(1, counts.rows[TRAIN]) and (train > 0).sum() > 1:
+        findings.add_many(
+            "imbalance",
+            "warning",
+            f"{train.max() / counts.rows[TRAIN]:.0%} of the training rows are {names[int(train.argmax())]!r}",
+            [],
+            1,
+            fix="look at macro F1 rather than accuracy",
+        )
+    for side, part in enumerate(PARTS[1:], 1):
+        here = counts.labels[side]
+        absent = np.flatnonzero((train > 0) & (here == 0)) if counts.rows[side] else np.empty(0, np.int64)
+        what = f"classes without a row in the {part} data: {_some(names, absent)}"
+        findings.add_many("class-absent", "warning", what, [], len(absent), fix="add rows of them", group=part)
+
+
+def judge_unseen(findings: Findings, survey: Survey, counts: Tally) -> list[int]:
+    """Report labels of validation or test data that training never shows; returns their numbers."""
+    names = survey.labels.names
+    missing = counts.labels[TRAIN] == 0
+    for side, part in enumerate(PARTS[1:], 1):
+        unseen = np.flatnonzero(missing & (counts.labels[side] > 0))
+        rows = int(counts.labels[side][unseen].sum())
+        findings.add_many(
+            "unseen-label",
+            "warning" if findings.drop_bad else "error",
+            f"labels of the {part} data that the training data never show: {_some(names, unseen)}",
+            _firsts(survey.ledger, counts, side, unseen),
+            rows,
+            fix="correct the labels, or add training rows with them",
+            dropped=rows if findings.drop_bad else 0,
+            group=part,
+        )
+    return np.flatnonzero(missing & (counts.labels[1:].sum(axis=0) > 0)).tolist()
+
+
+def _number_of_labels(findings: Findings, survey: Survey, used: int, rows: int) -> None:
+    if survey.labels.overflowing:
+        findings.add_many(
+            "too-many-labels",
+            "error",
+            f"more than {MOST_LABELS:,} different labels: is `label` the right column?",
+            [],
+            1,
+            fix="data.columns.label=COLUMN",
+        )
+    elif used < 2 and rows:
+        findings.add_many(
+            "too-few-classes",
+            "error",
+            f"the training data have {used} class{'' if used == 1 else 'es'}: there is nothing to tell apart",
+            [survey.ledger.origin(0)],
+            1,
+            fix="add rows of at least one other class",
+        )
+    elif used > MOST_COMPARED:
+        findings.add_many(
+            "many-labels",
+            "warning",
+            f"{used:,} different labels; typos among them were not sought",
+            [],
+            1,
+            fix="is `label` the right column? data.columns.label=COLUMN",
+        )
+
+
+def judge_sizes(findings: Findings, counts: Tally, given: Mapping[str, float | Sequence[str]]) -> None:
+    """Report parts with too few rows; ``given`` has the recipe's ``train``, ``validation`` and ``test``."""
+    for side, part in enumerate(PARTS):
+        rows, wanted = int(counts.rows[side]), given[part]
+        if not wanted and part != "train":
+            continue
+        if not rows and findings.has_errors:
+            continue  # what they say explains it
+        if not rows:
+            severity: Any = "error" if isinstance(wanted, list) or part == "train" else "warning"
+            what, fix = f"no usable row for {part}", f"check data.{part}"
+            findings.add_many("no-rows", severity, what, [], 1, fix=fix, group=part)
+        elif part == "train" and rows < FEW_TRAINING_ROWS:
+            findings.add_many("few-rows", "warning", f"only {rows} rows to train on", [], 1, fix="add rows", group=part)
+        elif part == "test" and rows < FEW_TEST_ROWS:
+            what = f"only {rows} rows to test on: intervals will be wide"
+            findings.add_many("few-rows", "warning", what, [], 1, fix="add rows, or raise `data.test`", group=part)
+
+
+def class_balance(names: Sequence[str], counts: Tally) -> dict[str, dict[str, int]]:
+    """Split -> label -> rows, labels in their order."""
+    number = {name: n for n, name in enumerate(names)}
+    used = [name for name in in_order(names) if counts.labels[:, number[name]].any()]
+    return {
+        part: {name: int(counts.labels[side, number[name]]) for name in used}
+        for side, part in enumerate(PARTS)
+        if counts.rows[side]
+    }
+
+
+def length_statistics(counts: Tally) -> dict[str, dict[str, Mapping[str, float]]]:
+    """Split -> characters and, where rendered, tokens."""
+    result: dict[str, dict[str, Mapping[str, float]]] = {}
+    for side, part in enumerate(PARTS):
+        if not counts.rows[side]:
+            continue
+        result[part] = {"characters": counts.characters[side].statistics()}
+        if tokens := counts.tokens[side].statistics():
+            rows, cut = counts.cut[side].tolist()
+            result[part]["tokens"] = {**tokens, "cut_rows": rows, "cut_tokens": cut}
+    return result
+
+
+def _some(names: Sequence[str], numbers: NDArray[Any]) -> str:
+    chosen = in_order([names[number] for number in numbers.tolist()])
+    more = f" and {len(chosen) - _NAMES_SHOWN} more" if len(chosen) > _NAMES_SHOWN else ""
+    return ", ".join(repr(name) for name in chosen[:_NAMES_SHOWN]) + more
+
+
+def _firsts(ledger: Ledger, counts: Tally, side: int, numbers: NDArray[Any]) -> list[Origin]:
+    positions = sorted(counts.first_of_label[side, numbers].tolist())[:PLACES]
+    return [ledger.origin(position) for position in positions]

@@ -1,0 +1,232 @@
+"""What is wrong with data: single faults as they are found, and the report that groups them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from tunesmith.data.rows import Origin
+from tunesmith.errors import DataError
+
+Severity = Literal["error", "warning"]
+
+PLACES = 10
+"""How many places a problem names; it counts all."""
+
+KINDS_PER_CODE = 50
+"""How many differing messages of one code are kept apart, so that a report stays readable and memory bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong in one place.
+
+    Attributes:
+        code: Stable name of the kind, e.g. ``bad-json``.
+        message: What is wrong, in words that fit every row of the same ``group``.
+        origin: File and line; ``None`` for what concerns the whole set.
+        severity: ``error`` or ``warning``.
+        fix: How to mend it.
+        raw: The offending text, for the file of rows left out.
+        group: Faults of one code and one group are counted together.
+        whole_file: The rest of the file could not be read, so leaving out a row does not help.
+    """
+
+    code: str
+    message: str
+    origin: Origin | None
+    severity: Severity = "error"
+    fix: str | None = None
+    raw: str | None = None
+    group: str = ""
+    whole_file: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All faults of one kind.
+
+    Attributes:
+        code: Stable name of the kind.
+        severity: ``error`` stops training, ``warning`` does not.
+        message: What is wrong.
+        where: The first places, at most :data:`PLACES`.
+        count: How many there are in all.
+        fix: How to mend it.
+        dropped: How many rows were left out because of it (only with ``data.drop_bad``).
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    where: list[Origin]
+    count: int
+    fix: str | None = None
+    dropped: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The problem as ``tunesmith check --json`` prints it."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "message": self.message,
+            "where": [str(origin) for origin in self.where],
+            "count": self.count,
+            "fix": self.fix,
+            "dropped": self.dropped,
+        }
+
+
+class Findings:
+    """Collects faults and groups them, in bounded memory."""
+
+    def __init__(self, *, drop_bad: bool) -> None:
+        self.drop_bad = drop_bad
+        self._groups: dict[tuple[str, str], Problem] = {}
+        self._kinds: dict[str, int] = {}
+
+    def add(self, fault: Fault) -> bool:
+        """Count one fault.
+
+        Returns:
+            Whether the row it concerns has to be left out (an error in a single row).
+        """
+        row_error = fault.severity == "error" and not fault.whole_file and fault.origin is not None
+        dropped = int(row_error and self.drop_bad)
+        self._count(
+            fault.code,
+            "warning" if dropped else fault.severity,
+            fault.message,
+            [fault.origin] if fault.origin else [],
+            1,
+            fix=fault.fix,
+            dropped=dropped,
+            group=fault.group,
+        )
+        return row_error
+
+    def add_many(
+        self,
+        code: str,
+        severity: Severity,
+        message: str,
+        where: list[Origin],
+        count: int,
+        *,
+        fix: str | None = None,
+        dropped: int = 0,
+        group: str = "",
+    ) -> None:
+        """Count many faults that were found together."""
+        if count:
+            self._count(code, severity, message, where, count, fix=fix, dropped=dropped, group=group)
+
+    def _count(
+        self,
+        code: str,
+        severity: Severity,
+        message: str,
+        where: list[Origin],
+        count: int,
+        *,
+        fix: str | None,
+        dropped: int,
+        group: str,
+    ) -> None:
+        key = (code, group)
+        known = self._groups.get(key)
+        if known is None:
+            if self._kinds.get(code, 0) >= KINDS_PER_CODE:
+                key, message = (code, "\0others"), f"further cases of {code}"
+                known = self._groups.get(key)
+            self._kinds[code] = self._kinds.get(code, 0) + (known is None)
+        if known is None:
+            self._groups[key] = Problem(code, severity, message, where[:PLACES], count, fix, dropped)
+        else:
+            self._groups[key] = replace(
+                known,
+                severity="error" if "error" in (severity, known.severity) else "warning",
+                where=known.where if len(known.where) == PLACES else [*known.where, *where][:PLACES],
+                count=known.count + count,
+                dropped=known.dropped + dropped,
+            )
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether anything found so far stops training."""
+        return any(problem.severity == "error" for problem in self._groups.values())
+
+    def problems(self) -> list[Problem]:
+        """Everything found, errors first, in the order of discovery."""
+        found = [
+            replace(p, message=f"{p.message} (left out: {p.dropped})") if p.dropped else p
+            for p in self._groups.values()
+        ]
+        return sorted(found, key=lambda problem: problem.severity)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What ``tunesmith check`` knows about a data set.
+
+    Attributes:
+        problems: Errors first.
+        rows: Split -> rows that will be used.
+        rows_read: Part of the recipe (``train``, ...) -> records found in its files, good or bad.
+        rows_left_out: Reason -> rows not used (``errors``, ``leaks``, ``max_rows``).
+        classes: Split -> label -> rows; empty for tasks without labels.
+        lengths: Split -> ``characters`` or ``tokens`` -> ``count``, ``mean``, ``min``, ``p50`` ... ``max``.
+        columns: Which column was taken for which field in which files, and how it was chosen.
+        notes: Limits of this check, e.g. that near duplicates were sought in a sample.
+    """
+
+    problems: list[Problem]
+    rows: dict[str, int]
+    rows_read: dict[str, int]
+    rows_left_out: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    lengths: dict[str, dict[str, Mapping[str, float]]] = field(default_factory=dict)
+    columns: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Problem]:
+        """Problems that stop training."""
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """Problems that do not."""
+        return [problem for problem in self.problems if problem.severity == "warning"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as ``tunesmith check --json`` prints it."""
+        return {
+            "ok": not self.errors,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "rows": self.rows,
+            "rows_read": self.rows_read,
+            "rows_left_out": self.rows_left_out,
+            "classes": self.classes,
+            "lengths": self.lengths,
+            "columns": self.columns,
+            "notes": self.notes,
+        }
+
+    def raise_errors(self) -> None:
+        """Stop if the data cannot be used.
+
+        Raises:
+            DataError: Names the first error with its place, its count, and how many others there are.
+        """
+        errors = self.errors
+        if not errors:
+            return
+        first = errors[0]
+        more = f" ({first.count} such rows)" if first.count > 1 else ""
+        others = len(errors) - 1
+        tail = f"; and {others} other kind{'s' if others > 1 else ''} of error: see `tunesmith check`" if others else ""
+        raise DataError(
+            f"{first.message}{more}{tail}", where=str(first.where[0]) if first.where else None, fix=first.fix
+        )

@@ -1,0 +1,151 @@
+"""From what a recipe names (files, folders, patterns, hub and catalog names) to a list of sources to read."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import DataError
+from tunesmith.events import Listener, Notice, nobody
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+}
+_NAMED_WHEN_IGNORED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file or hub data set.
+
+    Attributes:
+        name: As it is shown in places, ``name:line``.
+        format: A value of :data:`SUFFIXES`, ``document`` (a whole text file is one row) or ``hub``.
+        path: The file; ``None`` for a hub data set.
+        label: Label of a document, when its folder names one.
+    """
+
+    name: str
+    format: str
+    path: Path | None = None
+    label: str | None = None
+
+
+def find_sources(
+    specs: Sequence[str], *, file_format: str = "auto", key: str = "data.train", on_event: Listener = nobody
+) -> list[Source]:
+    """Resolve the entries of ``data.train``, ``data.validation`` or ``data.test``, in their order.
+
+    Args:
+        specs: Paths, folders, patterns (``shards/*.jsonl``), ``hub:owner/name[:split]`` or catalog names.
+        file_format: ``data.format``; ``auto`` goes by the file name.
+        key: The recipe's key, for errors.
+        on_event: Told which files of a folder are ignored.
+
+    Raises:
+        DataError: A name leads nowhere, or a file's format cannot be told; all such names at once.
+    """
+    sources: list[Source] = []
+    unknown: list[str] = []
+    for spec in specs:
+        if spec.startswith("hub:"):
+            sources.append(Source(spec, "hub"))
+        elif Path(spec).is_dir():
+            sources += _folder(Path(spec), file_format, on_event)
+        elif Path(spec).is_file():
+            sources.append(_file(Path(spec), file_format))
+        elif any(sign in spec for sign in "*?[") and (matches := sorted(glob.glob(spec, recursive=True))):
+            sources += [_file(Path(match), file_format) for match in matches if Path(match).is_file()]
+        elif (files := _catalog(spec, on_event)) is not None:
+            sources += [_file(path, "auto") for path in files]
+        else:
+            unknown.append(spec)
+    if unknown:
+        raise DataError(
+            f"no file, folder or catalog data of this name: {', '.join(map(repr, unknown))}",
+            where=key,
+            fix=_nearby(unknown[0]),
+        )
+    return sources
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a file's name tells, ``.gz`` set aside; ``None`` if it tells none."""
+    name = path.name.lower().removesuffix(".gz")
+    return SUFFIXES.get(Path(name).suffix)
+
+
+def _file(path: Path, file_format: str) -> Source:
+    told = format_of(path) if file_format == "auto" else file_format
+    if told is None:
+        raise DataError(
+            "the format cannot be told from the file's name",
+            where=str(path),
+            fix="say `data.format`: jsonl, json, csv, tsv, parquet or text (one row a line)",
+        )
+    return Source(str(path), told, path)
+
+
+def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
+    """Data files of a folder; or its text files, one row each, labelled by their subfolder if they lie in one."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    formats = {path: format_of(path) for path in files}
+    wanted = None if file_format == "auto" else file_format
+    tables = [path for path in files if formats[path] not in (None, "text") and wanted in (None, formats[path])]
+    texts = [path for path in files if formats[path] == "text"]
+    nested = [path for path in texts if path.parent != folder]
+    if tables:
+        chosen = [_file(path, "auto") for path in tables]
+    elif texts and wanted in (None, "text"):
+        chosen = [
+            Source(str(path), "document", path, path.relative_to(folder).parts[0] if nested else None)
+            for path in nested or texts
+        ]
+    else:
+        raise DataError(
+            f"the folder holds no data files{f' of format {wanted}' if wanted else ''}",
+            where=str(folder),
+            fix=f"files that end in {', '.join(SUFFIXES)} (also .gz) are read",
+        )
+    taken = {source.path for source in chosen}
+    _say_ignored(folder, [path for path in files if path not in taken], on_event)
+    return chosen
+
+
+def _say_ignored(folder: Path, ignored: Sequence[Path], on_event: Listener) -> None:
+    if ignored:
+        names = ", ".join(str(path.relative_to(folder)) for path in ignored[:_NAMED_WHEN_IGNORED])
+        more = f" and {len(ignored) - _NAMED_WHEN_IGNORED} more" if len(ignored) > _NAMED_WHEN_IGNORED else ""
+        on_event(Notice(level="info", message=f"not read, as no data: {names}{more}", where=str(folder)))
+
+
+def _catalog(name: str, on_event: Listener) -> list[Path] | None:
+    if "/" in name or "\\" in name:
+        return None
+    from tunesmith import catalog
+
+    return catalog.data_files(name, on_event=on_event)
+
+
+def _nearby(spec: str) -> str:
+    """A remedy that names the file that was probably meant."""
+    path = Path(spec)
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return f"did you mean {str(path.parent / close[0])!r}?"
+    return "paths are relative to the current folder; a hub data set is written `hub:owner/name`"

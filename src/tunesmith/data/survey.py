@@ -1,0 +1,290 @@
+"""The one pass over all files: reads, checks each row, and enters it into the ledger."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tunesmith.data.checks import check_record, raw_text
+from tunesmith.data.columns import Choice, choose_columns
+from tunesmith.data.labels import LabelBook
+from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
+from tunesmith.data.near_duplicates import NearIndex
+from tunesmith.data.problems import Fault, Findings
+from tunesmith.data.readers import Record, read
+from tunesmith.data.row_file import RowSpool
+from tunesmith.data.rows import Origin, Row
+from tunesmith.data.sources import Source, find_sources
+from tunesmith.errors import DataError
+from tunesmith.events import Listener, Notice, Progress
+from tunesmith.recipe import Recipe
+from tunesmith.tasks import TASKS
+
+if TYPE_CHECKING:
+    from tunesmith.data.render import Rendered
+
+RENDER_SAMPLE = 20_000
+"""At most about this many rows of each part are rendered; more would cost as much as a part of the training."""
+
+_LOOK_AHEAD = 100  # records from which the columns of a file without a header are known
+_PROGRESS_ROWS = 10_000
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # the same text as content_key hashes
+
+
+@dataclass
+class Survey:
+    """What one pass over the data leaves behind.
+
+    Attributes:
+        ledger: An entry for every row without errors.
+        findings: All faults of single rows and files.
+        labels: The labels met.
+        near: Index of near duplicates.
+        spool: The rows themselves; ``None`` if only a check is wanted.
+        dropped: Takes the rows left out; ``None`` if nobody wants them.
+        choices: The columns chosen, and for how many files which is the first.
+        rows_read: Part -> records met.
+        num_left_out: Rows left out because of errors of their own.
+        rendered: Part -> rows rendered.
+    """
+
+    ledger: Ledger
+    findings: Findings
+    labels: LabelBook = field(default_factory=LabelBook)
+    near: NearIndex = field(default_factory=NearIndex)
+    spool: RowSpool | None = None
+    dropped: DroppedRows | None = None
+    choices: dict[Choice, list[Any]] = field(default_factory=dict)
+    rows_read: dict[str, int] = field(default_factory=dict)
+    num_left_out: int = 0
+    rendered: dict[str, int] = field(default_factory=dict)
+
+
+class DroppedRows:
+    """Writes rows left out, with reason and origin, to a JSONL file that appears when it is complete.
+
+    Args:
+        path: The file; it is not made if no row is left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(path.name + ".part")
+        self._file: IO[str] | None = None
+
+    def add(self, origin: Origin, reasons: list[str], row: str) -> None:
+        """Write one row; ``row`` is its text as the file has it."""
+        if self._file is None:
+            self._file = open(self._part, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        entry = {"file": origin.file, "line": origin.line, "reasons": reasons, "row": row}
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def finish(self) -> None:
+        """Put the file in its place; a file of an earlier run never stays behind."""
+        if self._file is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            self._file.close()
+            self._part.replace(self._path)
+            self._file = None
+
+    def close(self) -> None:
+        """Remove what was not finished."""
+        if self._file is not None:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+
+
+class _Thinner:
+    """Says of hashes whether they belong to a sample of bounded size, without knowing how many will come."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._bound, self._taken = size, 2**64, 0
+
+    def takes(self, value: int) -> bool:
+        if value >= self._bound:
+            return False
+        self._taken += 1
+        if self._taken > self._size:
+            self._bound, self._taken = self._bound // 2, self._taken // 2
+        return True
+
+
+class Surveyor:
+    """Walks through all parts of a recipe's data.
+
+    Args:
+        recipe: Task and data.
+        survey: Filled as the walk goes on.
+        render: Turns a row into tokens, to measure lengths and find rows that teach nothing.
+        on_event: Told about guessed columns and progress.
+    """
+
+    def __init__(
+        self, recipe: Recipe, survey: Survey, *, render: Callable[[Row], Rendered] | None, on_event: Listener
+    ) -> None:
+        self._data = recipe.data
+        self._task = TASKS[recipe.task]
+        self._survey = survey
+        self._render = render
+        self._on_event = on_event
+
+    def walk(self) -> None:
+        """Read everything.
+
+        Raises:
+            DataError: A file does not exist, or ``data.encoding`` is unknown.
+        """
+        try:
+            codecs.lookup(self._data.encoding)
+        except LookupError as error:
+            raise DataError(f"unknown encoding {self._data.encoding!r}", where="data.encoding", fix="utf-8") from error
+        parts = {"train": self._data.train, "validation": self._data.validation, "test": self._data.test}
+        sources = {
+            part: find_sources(specs, file_format=self._data.format, key=f"data.{part}", on_event=self._on_event)
+            for part, specs in parts.items()
+            if isinstance(specs, list)
+        }
+        for part, found in sources.items():
+            self._survey.rows_read[part] = 0
+            thinner = _Thinner(RENDER_SAMPLE)
+            for source in found:
+                self._read(source, PARTS.index(part), thinner)
+
+    def _read(self, source: Source, part: int, thinner: _Thinner) -> None:
+        items = read(source, self._data.encoding)
+        ahead = list(itertools.islice(items, _LOOK_AHEAD))
+        columns = list(dict.fromkeys(c for item in ahead if isinstance(item, Record) for c in item.values))
+        if not columns and not ahead:
+            message = "the file holds no rows"
+            self._survey.findings.add(Fault("empty-file", message, Origin(source.name, 1), severity="warning"))
+            return
+        first = next((item.origin for item in ahead if isinstance(item, Record)), None)
+        choice = choose_columns(columns, self._task, self._data.columns, _header(source, first)) if columns else None
+        if isinstance(choice, Choice):
+            self._remember(choice, source)
+        elif choice is not None:
+            self._survey.findings.add(choice)
+            items = iter(())  # without columns nothing more can be said about this file
+        for item in itertools.chain(ahead, items):
+            if isinstance(item, Fault):
+                self._fault(item, part)
+            elif isinstance(choice, Choice):
+                self._record(item, choice, part, thinner)
+
+    def _remember(self, choice: Choice, source: Source) -> None:
+        known = self._survey.choices.setdefault(choice, [source.name, 0])
+        known[1] += 1
+        if known[1] == 1 and any(column.how == "guessed" for column in choice.columns):
+            fix = "to choose others: data.columns.FIELD=COLUMN"
+            self._on_event(Notice(level="info", message=str(choice), where=source.name, fix=fix))
+
+    def _fault(self, fault: Fault, part: int) -> None:
+        row_error = self._survey.findings.add(fault)
+        if fault.severity == "error":
+            self._count(part)
+        if row_error and fault.origin:
+            self._leave_out(fault.origin, [fault], fault.raw or "")
+
+    def _record(self, record: Record, choice: Choice, part: int, thinner: _Thinner) -> None:
+        self._count(part)
+        row, faults = check_record(record, choice, self._task)
+        if not _bad(faults):
+            faults += self._enter(row, part, thinner)
+        for fault in faults:
+            self._survey.findings.add(fault)
+        if _bad(faults):
+            self._leave_out(record.origin, faults, raw_text(record))
+
+    def _enter(self, row: Row, part: int, thinner: _Thinner) -> list[Fault]:
+        """Put a row into the ledger, unless its text or its rendering is bad."""
+        survey = self._survey
+        text, target = self._task.input_text(row), self._task.target_text(row)
+        try:
+            plain = normalised(text)
+            content = _encode(row.fields).encode()
+            input_hash, target_hash = hash64(plain.encode()), hash64(target.encode())
+        except UnicodeEncodeError:
+            return [_surrogate(row.origin)]
+        except (TypeError, ValueError) as error:
+            return [Fault("wrong-type", f"the row cannot be written as JSON: {error}", row.origin, group="json")]
+        content_hash = hash64(content)
+        tokens, cut, faults = 0, 0, list[Fault]()
+        if self._render is not None and thinner.takes(content_hash):
+            tokens, cut, faults = self._measure(row, part)
+            if _bad(faults):
+                return faults
+        label = survey.labels.number(target) if self._task.has_labels else 0
+        position = survey.ledger.num_rows
+        offset = survey.spool.add(content) if survey.spool else 0
+        numbers = (input_hash, target_hash, content_hash, offset, len(content))
+        survey.ledger.add((*numbers, label, len(text) + len(target), tokens, cut, part), row.origin)
+        survey.near.add(plain, input_hash, position, part)
+        return faults
+
+    def _measure(self, row: Row, part: int) -> tuple[int, int, list[Fault]]:
+        assert self._render is not None
+        self._survey.rendered[PARTS[part]] = self._survey.rendered.get(PARTS[part], 0) + 1
+        try:
+            rendered = self._render(row)
+        except DataError as error:
+            return 0, 0, [Fault("no-loss", error.what, row.origin, fix=error.fix, group=error.what)]
+        tokens = len(rendered.input_ids) + rendered.cut_tokens
+        if not rendered.cut_tokens:
+            return tokens, 0, []
+        fault = Fault(
+            "truncated",
+            "longer than `data.max_length` (or than the model takes): its end is cut off",
+            row.origin,
+            severity="warning",
+            fix="raise `data.max_length`, split long rows, or refuse them with `data.truncate: false`",
+        )
+        if not self._data.truncate:
+            message = "longer than `data.max_length` (or than the model takes)"
+            fix = "raise `data.max_length`, shorten or drop the row, or allow `data.truncate`"
+            fault = replace(fault, code="too-long", severity="error", message=message, fix=fix)
+        return tokens, rendered.cut_tokens, [fault]
+
+    def _leave_out(self, origin: Origin, faults: list[Fault], raw: str) -> None:
+        self._survey.num_left_out += 1
+        if self._survey.dropped is not None:
+            reasons = [f"{fault.code}: {fault.message}" for fault in faults if fault.severity == "error"]
+            self._survey.dropped.add(origin, reasons, raw.rstrip("\r\n"))
+
+    def _count(self, part: int) -> None:
+        read = self._survey.rows_read
+        read[PARTS[part]] += 1
+        done = sum(read.values())
+        if done % _PROGRESS_ROWS == 0:
+            self._on_event(Progress(what="reading data", done=done, total=None))
+
+
+def _bad(faults: list[Fault]) -> bool:
+    return any(fault.severity == "error" for fault in faults)
+
+
+def _header(source: Source, first: Origin | None) -> Origin:
+    """Where the columns stand: the header of a table, else the first record."""
+    if source.format in ("csv", "tsv") or first is None:
+        return Origin(source.name, 1)
+    return first
+
+
+def _surrogate(origin: Origin) -> Fault:
+    return Fault(
+        "lone-surrogate",
+        "the text holds half of a character (a lone surrogate such as \\ud800), which no encoding can write",
+        origin,
+        fix="write the character whole, or remove it",
+    )
+
+
+def iterate_choices(survey: Survey) -> Iterator[dict[str, Any]]:
+    """The columns chosen, for the report."""
+    for choice, (first, files) in survey.choices.items():
+        yield {"file": first, "files": files, **choice.as_dict()}
