@@ -34,7 +34,7 @@ class Command:
 TUNE, USE, LOOK = "Fine-tune", "Use and compare", "Look up"
 COMMANDS = {
     "init": Command("tunesmith.cli.recipes:init", "Ask five questions and write a recipe.", TUNE),
-    "check": Command("tunesmith.cli.recipes:check", "Report every problem of the data, with file and line.", TUNE),
+    "check": Command("tunesmith.cli.checking:check", "Report every problem of the data, with file and line.", TUNE),
     "plan": Command("tunesmith.cli.recipes:plan", "Say what a run will take: parameters, memory, tokens, time.", TUNE),
     "tune": Command("tunesmith.cli.tuning:tune", "Walk the five steps and leave a tuned model and a report.", TUNE),
     "resume": Command("tunesmith.cli.tuning:resume", "Go on with an interrupted run, bit for bit.", TUNE),

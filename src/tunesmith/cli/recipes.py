@@ -1,4 +1,4 @@
-"""Commands before a run: write a recipe, check its data, plan it, show it."""
+"""Commands about a recipe: write it, plan it, show it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from tunesmith import recipe as recipes
-from tunesmith.cli.output import Json, print_json, print_pairs, print_table, stderr
+from tunesmith.cli.output import Json, print_json, print_pairs, stderr
 from tunesmith.cli.recipe_flags import RecipeChoices, describe, takes_recipe
 from tunesmith.errors import UsageError
 
@@ -87,51 +87,6 @@ def _present(tree: dict[str, Any], key: str) -> bool:
             return False
         node = node[name]
     return True
-
-
-@takes_recipe
-def check(
-    choices: RecipeChoices,
-    *,
-    drop_bad: Annotated[
-        Path | None,
-        typer.Option("--drop-bad", metavar="FILE", help="Write the rows that have errors to FILE, with the reason."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Report every problem of the data, with file and line.
-
-    Exit code 3 if there are errors. Warnings do not stop a run.
-    """
-    recipe = choices.recipe()
-    from tunesmith import data, progress
-
-    with progress.shown() as on_event:
-        report = data.check(recipe, on_event=on_event)
-    _print_check(report, as_json)
-    if report.errors:
-        raise typer.Exit(3)
-
-
-def _print_check(report: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(report.as_dict())
-        return
-    print_table(
-        ("severity", "problem", "rows", "where", "what", "how to mend it"),
-        (
-            (
-                problem.severity,
-                problem.code,
-                problem.count,
-                ", ".join(str(place) for place in problem.where),
-                problem.message,
-                problem.fix,
-            )
-            for problem in report.problems
-        ),
-    )
-    print(f"{len(report.errors)} kinds of errors, {len(report.warnings)} kinds of warnings")
 
 
 @takes_recipe

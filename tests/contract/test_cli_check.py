@@ -1,0 +1,63 @@
+"""`tunesmith check`: problems with their lines, in words and in JSON, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tunesmith.cli import main
+
+GOOD = [
+    f"a film about number {n} and its {'joys' if n % 2 else 'pains'},{'pos' if n % 2 else 'neg'}" for n in range(40)
+]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "reviews.csv"
+    path.write_text("\n".join(["text,label", *GOOD, ",pos"]) + "\n", encoding="utf-8")
+    return path
+
+
+def arguments(path: Path, *more: str) -> list[str]:
+    return ["check", "--task", "text-classification", "--model", "m", "--train", str(path), *more]
+
+
+def test_errors_are_three_and_name_their_line(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments(broken)) == 3
+    shown = capsys.readouterr().out
+    assert "error empty-field" in shown and f"where: {broken}:42" in shown
+    assert "1 kinds of errors" in shown
+
+
+def test_json_holds_the_same(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments(broken, "--json")) == 3
+    report = json.loads(capsys.readouterr().out)
+    [error] = [problem for problem in report["problems"] if problem["severity"] == "error"]
+    assert error["where"] == [f"{broken}:42"] and error["count"] == 1
+
+
+def test_drop_bad_leaves_the_row_out_and_keeps_it_in_a_file(
+    broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dropped = tmp_path / "dropped.jsonl"
+    assert main.run(arguments(broken, "--drop-bad", str(dropped), "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows_left_out"] == {"errors": 1}
+    [line] = dropped.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["line"] == 42
+
+
+def test_clean_data_are_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("\n".join(["text,label", *GOOD]) + "\n", encoding="utf-8")
+    assert main.run(arguments(path)) == 0
+    assert "0 kinds of errors" in capsys.readouterr().out
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments(tmp_path / "none.csv", "--json")) in (2, 3)
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "none.csv" in f"{error['what']} {error['where']}"
