@@ -48,7 +48,7 @@ class Interval:
         """
         sign = "+" if signed else ""
         width = self.high - self.low
-        digits, limit_digits = (1, 1) if max(abs(self.low), abs(self.high)) >= 10 else (3, 3 if width < 0.04 else 2)
+        digits, limit_digits = (1, 1) if max(abs(self.low), abs(self.high)) >= 10 else (3, 3 if width < 0.02 else 2)
         low, high = (f"{limit:{sign}.{limit_digits}f}" for limit in (self.low, self.high))
         return f"{self.value:{sign}.{digits}f} [{low}, {high}]"
 

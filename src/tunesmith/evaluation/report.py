@@ -1,0 +1,360 @@
+"""The report of a run: ``report.html``, one file that needs neither network nor script, and ``report.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from tunesmith.evaluation import charts
+from tunesmith.evaluation.comparison import Comparison, System, best_other, primary_metric
+from tunesmith.evaluation.findings import NO_LABEL_TITLE, Findings, find
+from tunesmith.evaluation.metrics import METRICS
+from tunesmith.events import Step, Validated
+from tunesmith.recipe import Evaluate
+
+VERSION = 1
+"""Of the layout of ``report.json``."""
+
+LARGEST_MATRIX = 20
+"""Classes up to which a confusion matrix is drawn; beyond, the top confusions are listed."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file (or data set) that went in."""
+
+    name: str
+    split: str
+    rows: int
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class DataWarning:
+    """Something the checks found. ``where`` holds the first places as ``file:line``, ``count`` how many there are."""
+
+    message: str
+    where: Sequence[str] = ()
+    count: int = 1
+    fix: str | None = None
+    severity: str = "warning"
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What data went in.
+
+    Attributes:
+        files: Where it came from.
+        rows: Rows of each split, after everything that was left out.
+        balance: Label -> split -> rows; empty for generation.
+        warnings: What the checks found.
+        notes: Sentences on how it was read: columns chosen, rows dropped, how it was split.
+    """
+
+    files: Sequence[DataFile] = ()
+    rows: dict[str, int] = field(default_factory=dict)
+    balance: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: Sequence[DataWarning] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the run took.
+
+    Attributes:
+        seconds: Wall-clock time of each part, in order, e.g. ``{"data": 1.2, "tune": 300.0, "evaluate": 40.0}``.
+        tokens: Real tokens trained on (no padding), over all epochs.
+        tokens_per_second: The same over the time of tuning.
+        peak_memory_bytes: Largest resident memory (or device memory, on a GPU).
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What somebody needs to get the same run again.
+
+    Attributes:
+        recipe_yaml: The full recipe.
+        command: What to type.
+        seed: Of the run.
+        versions: Package -> version.
+        machine: What the run ran on, e.g. ``{"processor": ..., "cores": "2"}``.
+        data_fingerprint: Identity of the data.
+    """
+
+    recipe_yaml: str
+    command: str
+    seed: int
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
+    data_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report is made of; the rest is derived from it.
+
+    Attributes:
+        run: Id of the run.
+        task: Name of the task.
+        model: Name of the base model.
+        method: Name of the method.
+        created: Date and time, ISO 8601.
+        verdict: One sentence, see :func:`~tunesmith.evaluation.comparison.verdict`.
+        settings: Confidence, resamples, seed.
+        tuned: The tuned model.
+        others: What it was compared with.
+        comparisons: One for each of the others.
+        inputs: What went in, for each of the N test rows.
+        references: N right answers.
+        origins: N places, as ``file:line``.
+        labels: The classes in the order of the probabilities; ``None`` for generation.
+        steps: The updates, from the run's events.
+        validations: The validations, from the run's events.
+        validation_metric: Metric by which the best checkpoint was chosen; drawn beside the loss.
+        data: What data went in.
+        cost: What the run took.
+        reproduction: How to get it again.
+    """
+
+    run: str
+    task: str
+    model: str
+    method: str
+    created: str
+    verdict: str
+    settings: Evaluate
+    tuned: System
+    others: Sequence[System]
+    comparisons: Sequence[Comparison]
+    inputs: Sequence[str]
+    references: Sequence[str]
+    origins: Sequence[str]
+    labels: Sequence[str] | None
+    reproduction: Reproduction
+    steps: Sequence[Step] = ()
+    validations: Sequence[Validated] = ()
+    validation_metric: str | None = None
+    data: DataSummary = field(default_factory=DataSummary)
+    cost: Cost = field(default_factory=Cost)
+
+
+def write_report(folder: Path, content: ReportContent) -> Path:
+    """Write ``report.json`` and ``report.html`` into a folder, each atomically.
+
+    Args:
+        folder: Usually the run's folder; made if absent.
+        content: What to report.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    best = best_other(content.tuned, content.others, content.comparisons)
+    findings = find(
+        content.tuned, best, content.inputs, content.references, content.origins, content.labels, content.settings
+    )
+    text = json.dumps(as_json(content, findings), ensure_ascii=False, indent=1, allow_nan=False)
+    _write(folder / "report.json", text + "\n")
+    page = folder / "report.html"
+    _write(page, as_html(content, findings, best))
+    return page
+
+
+def as_json(content: ReportContent, findings: Findings) -> dict[str, Any]:
+    """The report as JSON: everything in it but the raw outputs of each row."""
+    systems = [_system_json(content.tuned, tuned=True)] + [_system_json(other, tuned=False) for other in content.others]
+    kept = ("run", "task", "model", "method", "created", "verdict")
+    extra_column = bool(findings.confusion) and len(findings.confusion[0]) > len(findings.order)
+    return {
+        "version": VERSION,
+        **{name: getattr(content, name) for name in kept},
+        "metric": _primary(content),
+        "confidence": content.settings.confidence,
+        "resamples": content.settings.resamples,
+        "test_rows": len(content.references),
+        "systems": systems,
+        "comparisons": [asdict(comparison) for comparison in content.comparisons],
+        "classes": [asdict(row) for row in findings.classes],
+        "confusion": {
+            "truth": findings.order,
+            "answers": findings.order + ([NO_LABEL_TITLE] if extra_column else []),
+            "counts": findings.confusion,
+        },
+        "top_confusions": [asdict(pair) for pair in findings.confusions],
+        "calibration": [asdict(b) for b in findings.bins],
+        "examples": {
+            "num_gained": findings.num_gained,
+            "num_lost": findings.num_lost,
+            **{name: [asdict(e) for e in getattr(findings, name)] for name in ("gained", "lost", "samples")},
+        },
+        "training": {
+            "steps": [step.as_dict() for step in content.steps],
+            "validations": [validation.as_dict() for validation in content.validations],
+        },
+        "data": asdict(content.data),
+        "cost": asdict(content.cost),
+        "reproduction": asdict(content.reproduction),
+    }
+
+
+def as_html(content: ReportContent, findings: Findings, best: System | None) -> str:
+    """The report as one HTML page. All data is escaped; charts are inline SVG."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("tunesmith.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(count=format_count, duration=format_duration, size=format_size, p=format_p)
+    environment.filters["unbroken"] = unbroken
+    primary = _primary(content)
+    against = {comparison.system: comparison for comparison in content.comparisons}
+    return environment.get_template("report.html").render(
+        content=content,
+        findings=findings,
+        best=best,
+        headline=against.get(best.name) if best else None,
+        against=against,
+        metric=METRICS[primary],
+        metrics=[METRICS[name] for name in METRICS if name in content.tuned.metrics],
+        systems=_ranked([content.tuned, *content.others], primary),
+        charts=_charts(content, findings, primary),
+        largest_matrix=LARGEST_MATRIX,
+    )
+
+
+def format_count(number: float) -> str:
+    """``1 234``, ``22.7 M``, ``1.24 B``: short, with a thin space."""
+    for limit, unit in ((1e9, "B"), (1e6, "M")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}\u2009{unit}"
+    if number != int(number) and abs(number) < 100:
+        return f"{number:.1f}"
+    return f"{number:,.0f}".replace(",", "\u2009")
+
+
+def format_duration(seconds: float) -> str:
+    """``0.42 s``, ``38 s``, ``3 min 12 s``, ``2 h 05 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_size(number: float) -> str:
+    """Bytes as ``312 kB``, ``1.4 GB`` (powers of 1000)."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def format_p(p_value: float) -> str:
+    """A p-value as readers expect it: ``< 0.001`` or two significant digits."""
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.2g}"
+
+
+def unbroken(text: str) -> Markup:
+    """Escape a sentence and keep each interval in it, ``0.84 [0.81, 0.87]``, on one line."""
+    return Markup(re.sub(r"[+-]?[\d.]+ \[[^\]]*\]", r'<span class="unbroken">\g<0></span>', str(escape(text))))
+
+
+def _primary(content: ReportContent) -> str:
+    if content.comparisons:
+        return content.comparisons[0].metric
+    return primary_metric([content.tuned], content.labels).name
+
+
+def _ranked(systems: Sequence[System], primary: str) -> list[System]:
+    sign = -1 if METRICS[primary].higher_is_better else 1
+    return sorted(systems, key=lambda system: sign * system.metrics[primary].value)
+
+
+def _charts(content: ReportContent, findings: Findings, primary: str) -> dict[str, str]:
+    """The charts as SVG; empty where this run has nothing to show in one."""
+    systems = [content.tuned, *content.others]
+    drawn = dict.fromkeys(("comparison", "training", "confusion", "reliability"), "")
+    if content.others:
+        drawn["comparison"] = charts.comparison_chart(
+            [system.title for system in systems],
+            [system.metrics[primary] for system in systems],
+            0,
+            METRICS[primary],
+            content.settings.confidence,
+        )
+    if content.steps:
+        drawn["training"] = charts.training_chart(content.steps, content.validations, content.validation_metric)
+    if 0 < len(findings.order) <= LARGEST_MATRIX:
+        names = findings.order + ([NO_LABEL_TITLE] if len(findings.confusion[0]) > len(findings.order) else [])
+        drawn["confusion"] = charts.confusion_chart(findings.confusion, findings.order, names)
+    if findings.bins:
+        drawn["reliability"] = charts.reliability_chart(findings.bins)
+    return drawn
+
+
+def _system_json(system: System, tuned: bool) -> dict[str, Any]:
+    outputs = system.outputs
+    return {
+        "name": system.name,
+        "title": system.title,
+        "what": system.what,
+        "tuned": tuned,
+        "metrics": {name: interval.as_dict() for name, interval in system.metrics.items()},
+        "parameters": system.parameters,
+        "trainable_parameters": system.trainable_parameters,
+        "training_seconds": system.training_seconds,
+        "seconds": outputs.seconds,
+        "rows_per_second": outputs.rows / outputs.seconds if outputs.seconds else None,
+        "prompt_tokens_per_row": outputs.prompt_tokens / outputs.rows if outputs.rows else None,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file or none: beside it first, then renamed over it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private; a report is as readable as any other file
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+__all__ = [
+    "Cost",
+    "DataFile",
+    "DataSummary",
+    "DataWarning",
+    "ReportContent",
+    "Reproduction",
+    "as_html",
+    "as_json",
+    "write_report",
+]
