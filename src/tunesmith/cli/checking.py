@@ -72,7 +72,7 @@ def _print_report(report: CheckReport) -> None:
         print(f"{rows:,} rows are not used: {reason}")
     for note in report.notes:
         print(note)
-    print(f"{len(report.errors)} kinds of errors, {len(report.warnings)} kinds of warnings")
+    print(f"{len(report.errors)} kind(s) of error, {len(report.warnings)} kind(s) of warning")
 
 
 def _print_problems(problems: Iterable[Problem]) -> None:
