@@ -25,7 +25,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def ratings(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
-    """Snippets with human ratings of VADER (Hutto and Gilbert, ICWSM 2014): ``labelled.jsonl`` and ``ratings.jsonl``."""
+    """Snippets with human ratings (Hutto and Gilbert, ICWSM 2014): ``labelled.jsonl`` and ``ratings.jsonl``."""
     member = dict(entry.options)["member"]
     # Often read as latin-1, which turns "é" into "Ã©": every byte of these tables is valid UTF-8.
     table = packages.read_tar_member(downloads[0], "hutto_ICWSM_2014.tar.gz", member).decode("utf-8")
@@ -86,7 +86,7 @@ def python_docstrings(entry: Entry, downloads: list[Path], folder: Path, on_even
 
 
 def digits(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
-    """Handwritten digits of scikit-learn as ``digits.npz``: ``images`` (N, 8, 8) of 0..16 and ``labels`` (N,), uint8."""
+    """Handwritten digits of scikit-learn: ``digits.npz`` with ``images`` (N, 8, 8) of 0..16 and ``labels`` (N,)."""
     import numpy as np
     from sklearn.datasets import load_digits
 

@@ -137,7 +137,7 @@ def _answering_backend(staging: Path, file: PinnedFile) -> Path:
     backend = staging / "backend"
     (backend / "setuptools").mkdir(parents=True)
     (backend / "setuptools" / "__init__.py").write_text("", encoding="utf-8")
-    information = f"{file.package}-{file.version}.dist-info"
+    information = f"{file.package.replace('-', '_')}-{file.version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {file.package}\nVersion: {file.version}\n"
     (backend / "setuptools" / "build_meta.py").write_text(
         "import os\n"

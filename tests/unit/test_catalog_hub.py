@@ -1,0 +1,114 @@
+"""The hub: its cache without a network, and quick words where it cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import huggingface_hub.constants
+import pytest
+
+from tunesmith import catalog
+from tunesmith.catalog import hub
+from tunesmith.errors import NotFoundError, ResourceError, UsageError
+
+ID = "somebody/small-model"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that takes connections and never answers: the worst kind of unreachable."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", endpoint)
+
+
+def snapshot(hub_cache: Path, **files: str) -> Path:
+    repository = hub_cache / f"models--{ID.replace('/', '--')}"
+    folder = repository / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("ask", [catalog.model_folder, catalog.hub_dataset])
+def test_a_silent_hub_is_said_within_seconds_with_the_offline_choices(ask, hub_cache, silent_server, monkeypatch):
+    point_to(silent_server, monkeypatch)
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=f"{ID} cannot be fetched") as caught:
+        ask(ID)
+    assert time.monotonic() - started < 5
+    assert "minilm-l6" in str(caught.value.fix) and "tunesmith catalog" in str(caught.value.fix)
+
+
+def test_offline_mode_is_said_at_once(hub_cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.constants.HF_HUB_OFFLINE", True)
+    point_to("http://127.0.0.1:9", monkeypatch)
+    with pytest.raises(ResourceError, match="cannot be fetched"):
+        catalog.model_folder(ID)
+
+
+def test_a_whole_cached_model_needs_no_hub(hub_cache, monkeypatch):
+    point_to("http://127.0.0.1:9", monkeypatch)  # nobody listens on the discard port
+    folder = snapshot(hub_cache, config__json="{}", model__safetensors="weights")
+    assert catalog.model_folder(ID) == folder
+
+
+def test_half_a_cached_model_does_not_count(hub_cache, monkeypatch):
+    point_to("http://127.0.0.1:9", monkeypatch)
+    folder = snapshot(hub_cache, config__json="{}")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
+    )
+    (folder / "1.safetensors").write_text("x")
+    with pytest.raises(ResourceError, match="cannot be fetched"):
+        catalog.model_folder(ID)
+    (folder / "2.safetensors").write_text("x")
+    assert catalog.model_folder(ID) == folder
+
+
+def test_a_model_the_hub_does_not_have(hub_cache, monkeypatch):
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        point_to(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        with pytest.raises(NotFoundError, match="the hub has no model somebody/small-model"):
+            catalog.model_folder(ID)
+        server.shutdown()
+
+
+def test_names_of_data_sets():
+    with pytest.raises(UsageError, match="hub:owner/name"):
+        catalog.hub_dataset("hub:../../etc")
+    assert hub.is_id("a/b.c-d_e") and not hub.is_id("a/b/c") and not hub.is_id("../x") and not hub.is_id("plain")

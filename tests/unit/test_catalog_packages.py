@@ -1,0 +1,115 @@
+"""Downloads through a real pip, from an index that is a local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tunesmith.catalog import Entry, PinnedFile, cache, packages
+from tunesmith.errors import ResourceError
+from tunesmith.events import Event, Notice, Progress
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    (tmp_path / "index").mkdir()
+    return tmp_path / "index"
+
+
+def pinned(path: Path, package: str = "tuning-sample") -> PinnedFile:
+    data = path.read_bytes()
+    return PinnedFile(package, "1.0", path.name, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def entry(*files: PinnedFile) -> Entry:
+    return Entry("sample", "data", "a sample", "MIT", files, "nowhere:none")
+
+
+def make_wheel(index: Path) -> Path:
+    path = index / "tuning_sample-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tuning_sample/data.txt", "hello")
+        archive.writestr(
+            "tuning_sample-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tuning-sample\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "tuning_sample-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tuning_sample-1.0.dist-info/RECORD", "")
+    return path
+
+
+def test_a_wheel_arrives_and_is_fetched_once(index: Path):
+    file = pinned(make_wheel(index))
+    events: list[Event] = []
+    paths = packages.fetch(entry(file), events.append)
+    assert cache.sha256(paths[0]) == file.sha256
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert last.done == last.total == file.size_bytes
+    (index / file.filename).unlink()
+    assert packages.fetch(entry(file)) == paths  # kept: no index is needed any more
+    assert [path.name for path in packages.folder().iterdir()] == [file.filename]
+
+
+def test_a_source_archive_arrives_without_its_setup_being_run(index: Path, tmp_path: Path):
+    marker = tmp_path / "setup-was-run"
+    code = f"open({str(marker)!r}, 'w').close()\n"
+    code += "from setuptools import setup\nsetup(name='tuning-sample', version='1.0')\n"
+    path = index / "tuning-sample-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in (
+            ("setup.py", code),
+            ("PKG-INFO", "Metadata-Version: 1.0\nName: tuning-sample\nVersion: 1.0\n"),
+        ):
+            info = tarfile.TarInfo(f"tuning-sample-1.0/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    paths = packages.fetch(entry(pinned(path)))
+    assert paths[0].read_bytes() == path.read_bytes()
+    assert not marker.exists()
+
+
+def test_other_bytes_than_the_pinned_are_refused(index: Path):
+    file = pinned(make_wheel(index))
+    (index / file.filename).write_bytes((index / file.filename).read_bytes() + b"\0")
+    with pytest.raises(ResourceError, match=r"could not download tuning-sample 1\.0") as caught:
+        packages.fetch(entry(file))
+    assert file.sha256 in str(caught.value.fix)
+    assert list(packages.folder().iterdir()) == []
+
+
+def test_what_the_index_lacks_is_named(index: Path):
+    file = PinnedFile("tuning-sample", "1.0", "tuning_sample-1.0-py3-none-any.whl", "0" * 64, 10)
+    with pytest.raises(ResourceError, match="No matching distribution"):
+        packages.fetch(entry(file))
+
+
+def test_a_damaged_download_is_fetched_again(index: Path):
+    file = pinned(make_wheel(index))
+    packages.folder().mkdir(parents=True)
+    (packages.folder() / file.filename).write_bytes(b"half")
+    (packages.folder() / f".partial-{file.filename}").mkdir()
+    events: list[Event] = []
+    paths = packages.fetch(entry(file), events.append)
+    assert cache.sha256(paths[0]) == file.sha256
+    assert any(isinstance(event, Notice) and "damaged" in event.message for event in events)
+
+
+def test_only_large_downloads_are_discarded(index: Path, monkeypatch: pytest.MonkeyPatch):
+    sample = entry(pinned(make_wheel(index)))
+    path = packages.fetch(sample)[0]
+    packages.discard(sample)
+    assert path.exists()
+    monkeypatch.setattr(packages, "SMALL_BYTES", 10)
+    packages.discard(sample)
+    assert not path.exists()
