@@ -35,7 +35,7 @@ def shell_lines(first_word: str) -> list[Any]:
     return [
         pytest.param(shlex.split(line, comments=True), id=f"{place} {line.split('#')[0].strip()}")
         for place, text in blocks("bash")
-        for line in text.splitlines()
+        for line in text.replace("\\\n", " ").splitlines()
         if line.split(maxsplit=1)[:1] == [first_word]
     ]
 
