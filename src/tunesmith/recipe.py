@@ -237,11 +237,16 @@ class Evaluate(Part):
     """Step 5: what is measured, and against what."""
 
     baselines: list[Baseline] = Field(
-        default=["majority", "base", "few-shot", "features"],  # type: ignore[arg-type]  # parsed by Baseline
+        default=[
+            Baseline(kind="majority"),
+            Baseline(kind="base"),
+            Baseline(kind="few-shot"),
+            Baseline(kind="features"),
+        ],
         description="What to compare with. `larger: MODEL` adds a bigger base model, 0-shot and few-shot.",
     )
     limit: int | None = Field(
-        default=None, ge=10, description="Measure on at most this many test rows (chosen by content hash, the same for all)."
+        default=None, ge=10, description="Measure on at most this many test rows, the same for all."
     )
     resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
@@ -308,7 +313,7 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         if (kind == "none") != (recipe.method == "features") and kind is not None:
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
     if recipe.method == "features" and recipe.task != "text-classification":
-        problems.append(f"`method: features` fits a classifier; the task `{recipe.task}` has no labels: use `method: peft`")
+        problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and recipe.stages:
         problems.append("`method: features` has no stages: leave `stages` out")
     return problems

@@ -1,0 +1,28 @@
+"""Step 4: what is minimised. One module of this folder an objective.
+
+An objective never asks which parameters train, in which dtype, or on how many processes. It returns sums; only the
+loop divides, by the weight of the whole global batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from tunesmith.recipe import ObjectiveName
+
+if TYPE_CHECKING:
+    from tunesmith.objectives.base import Objective
+    from tunesmith.recipe import Training
+
+OBJECTIVES = {
+    "classify": "tunesmith.objectives.classify:Classify",
+    "supervised": "tunesmith.objectives.supervised:Supervised",
+}
+
+
+def make(name: ObjectiveName, settings: Training) -> Objective:
+    """An objective by its name in the recipe."""
+    path, _, attribute = OBJECTIVES[name].partition(":")
+    objective: Objective = getattr(importlib.import_module(path), attribute)(settings)
+    return objective

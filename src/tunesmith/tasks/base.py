@@ -39,7 +39,7 @@ class Task(Protocol):
     forms: tuple[tuple[Field, ...], ...]
     """Alternative sets of fields a row may have; the first that fits the columns is taken."""
     metric: str
-    """Name of the metric by which checkpoints are chosen; higher is better."""
+    """Name of the metric by which systems are compared; higher is better."""
     has_labels: bool
 
     def input_text(self, row: Row) -> str:

@@ -13,10 +13,10 @@ class TextClassification:
 
     name = "text-classification"
     what = "give each text one label out of a fixed set"
-    forms = (
+    forms: tuple[tuple[Field, ...], ...] = (
         (
-            Field("text", "the text to classify", ("text", "sentence", "content", "review", "body", "question", "input")),
-            Field("label", "its label", ("label", "labels", "category", "class", "target", "sentiment", "intent"), "label"),
+            Field("text", "the text to classify", ("text", "sentence", "content", "review", "question", "input")),
+            Field("label", "its label", ("label", "category", "class", "target", "sentiment", "intent"), "label"),
         ),
     )
     metric = "accuracy"

@@ -15,14 +15,14 @@ class TextGeneration:
 
     name = "text-generation"
     what = "write an answer to a prompt or a conversation"
-    forms = (
+    forms: tuple[tuple[Field, ...], ...] = (
         (Field("messages", "the conversation", ("messages", "conversation", "conversations"), "messages"),),
         (
             Field("prompt", "what the model is given", ("prompt", "instruction", "input", "question", "source")),
             Field("completion", "what it shall write", ("completion", "response", "output", "answer", "target")),
         ),
     )
-    metric = "loss"
+    metric = "rougeL"
     has_labels = False
 
     def input_text(self, row: Row) -> str:
@@ -64,7 +64,8 @@ class TextGeneration:
                 yield "messages-shape", f"message {number} must be an object with `role` and `content`"
                 return
             if turn["role"] not in ROLES:
-                yield "unknown-role", f"message {number} has the unknown role {turn['role']!r}; known: {', '.join(ROLES)}"
+                known = ", ".join(ROLES)
+                yield "unknown-role", f"message {number} has the unknown role {turn['role']!r}; known: {known}"
                 return
             if turn.get("content") is not None and not isinstance(turn["content"], str):
                 yield "messages-shape", f"the content of message {number} must be text"

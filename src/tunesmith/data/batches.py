@@ -1,0 +1,247 @@
+"""Examples as token arrays on disk, the order in which they are seen, and their batches.
+
+The order is a function of (seed, epoch) alone, so a data position is two numbers and going back to it costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tunesmith.data.render import Rendered
+from tunesmith.data.rows import Origin, Row
+from tunesmith.events import Listener, Notice, Progress, nobody
+
+if TYPE_CHECKING:
+    import torch
+
+POOL_EXAMPLES = 512
+"""Batches are cut from pools of about this many shuffled examples, sorted by length, so that little is padding."""
+
+_REPORT_EVERY = 500
+
+
+class TokenFile:
+    """Rendered examples as flat arrays in a folder, memory-mapped: the set may be larger than memory.
+
+    Attributes:
+        lengths: (N,) tokens of each example.
+        loss_weight: (N,) total loss weight of each example (1 for a class label).
+        origins: Where each example came from.
+    """
+
+    def __init__(self, folder: Path, origins: Sequence[Origin]) -> None:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.has_labels = bool(meta["has_labels"])
+        self.cut_examples = int(meta["cut_examples"])
+        self.origins = origins
+        self._offsets = np.fromfile(folder / "offsets.bin", dtype=np.int64)
+        self._labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
+        self._tokens = _map(folder / "tokens.bin", np.int32)
+        self._weights = _map(folder / "weights.bin", np.float32)
+        self.lengths = np.diff(self._offsets)
+        self.loss_weight = np.fromfile(folder / "loss_weight.bin", dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tokens(self, index: int) -> np.ndarray:
+        """Token ids of one example, (S,) int32."""
+        return self._tokens[self._offsets[index] : self._offsets[index + 1]]
+
+    def weights(self, index: int) -> np.ndarray:
+        """Loss weights of one example's tokens, (S,) float32."""
+        return self._weights[self._offsets[index] : self._offsets[index + 1]]
+
+    def label(self, index: int) -> int:
+        """Class index of one example."""
+        return int(self._labels[index])
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all examples, without padding."""
+        return int(self._offsets[-1])
+
+
+def write_tokens(
+    rows: Sequence[Row],
+    render: Callable[[Row], Rendered],
+    folder: Path,
+    *,
+    what: str = "rendering",
+    on_event: Listener = nobody,
+) -> TokenFile:
+    """Render rows into a :class:`TokenFile`. Examples that had to be cut are counted and announced.
+
+    Raises:
+        DataError: As ``render`` does, with the row's place.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    offsets, labels, loss_weight, cut = [0], [], [], 0
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "weights.bin").open("wb") as weights:
+        for number, row in enumerate(rows):
+            example = render(row)
+            np.asarray(example.input_ids, dtype=np.int32).tofile(tokens)
+            if example.loss_weights is not None:
+                np.asarray(example.loss_weights, dtype=np.float32).tofile(weights)
+            offsets.append(offsets[-1] + len(example.input_ids))
+            labels.append(-1 if example.label is None else example.label)
+            loss_weight.append(1.0 if example.loss_weights is None else float(sum(example.loss_weights)))
+            cut += example.cut_tokens > 0
+            if number % _REPORT_EVERY == 0:
+                on_event(Progress(what=what, done=number, total=len(rows)))
+    on_event(Progress(what=what, done=len(rows), total=len(rows)))
+    np.asarray(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
+    np.asarray(labels, dtype=np.int32).tofile(folder / "labels.bin")
+    np.asarray(loss_weight, dtype=np.float64).tofile(folder / "loss_weight.bin")
+    meta = {"has_labels": bool(labels) and labels[0] >= 0, "cut_examples": cut}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    if cut:
+        on_event(
+            Notice(
+                level="warning",
+                message=f"{cut} of {len(rows)} examples were too long and lost their tail ({what})",
+                fix="raise `data.max_length` if the model allows it, or shorten the texts",
+            )
+        )
+    return TokenFile(folder, _Origins(rows))
+
+
+@dataclass(frozen=True)
+class _Origins(Sequence[Origin]):
+    rows: Sequence[Row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Origin:  # type: ignore[override]  # slices are not needed
+        return self.rows[index].origin
+
+
+def _map(path: Path, dtype: type) -> np.ndarray:
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded rectangle of examples: B rows of S tokens.
+
+    Attributes:
+        input_ids: (B, S) int64, padded on the right.
+        attention_mask: (B, S) bool, false on padding.
+        loss_weights: (B, S) float32, weight of predicting each token; ``None`` with class labels.
+        labels: (B,) int64 class indices; ``None`` for text.
+        rows: Index of each example in its data set.
+        tokens: Real tokens, without padding.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    loss_weights: torch.Tensor | None
+    labels: torch.Tensor | None
+    rows: list[int]
+    tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            None if self.loss_weights is None else self.loss_weights.to(device, non_blocking=True),
+            None if self.labels is None else self.labels.to(device, non_blocking=True),
+            self.rows,
+            self.tokens,
+        )
+
+
+def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int = 1) -> Batch:
+    """Pad examples to one rectangle.
+
+    Args:
+        data: The examples.
+        rows: Which of them.
+        pad_id: Token that fills the rows; it carries no loss and is masked by length, never by its id.
+        multiple_of: The width is rounded up to a multiple of this, so that few different shapes occur.
+    """
+    import torch
+
+    width = max(int(data.lengths[row]) for row in rows)
+    width = math.ceil(width / multiple_of) * multiple_of
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    weights = None if data.has_labels else np.zeros((len(rows), width), dtype=np.float32)
+    for n, row in enumerate(rows):
+        length = int(data.lengths[row])
+        input_ids[n, :length] = data.tokens(row)
+        if weights is not None:
+            weights[n, :length] = data.weights(row)
+    lengths = data.lengths[list(rows)]
+    mask = np.arange(width)[None, :] < lengths[:, None]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask),
+        loss_weights=None if weights is None else torch.from_numpy(weights),
+        labels=torch.tensor([data.label(row) for row in rows]) if data.has_labels else None,
+        rows=list(rows),
+        tokens=int(lengths.sum()),
+    )
+
+
+def epoch_batches(
+    lengths: np.ndarray, *, seed: int, epoch: int, batch_size: int | None = None, batch_tokens: int | None = None
+) -> list[np.ndarray]:
+    """The global batches of one epoch: every example exactly once, in an order that (seed, epoch) alone decides.
+
+    Examples are shuffled, pooled, sorted by length within the pool and cut into batches; the batches are then
+    shuffled. A pool is never smaller than a batch, so large batches are drawn at random.
+
+    Args:
+        lengths: (N,) tokens of each example.
+        seed: The run's seed.
+        epoch: Counted from 0.
+        batch_size: Examples in a batch; or
+        batch_tokens: real tokens in a batch (at least one example).
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    mean = max(1.0, float(lengths.mean())) if len(lengths) else 1.0
+    examples = batch_size or max(1, int((batch_tokens or 1) / mean))
+    pool = examples * max(1, round(POOL_EXAMPLES / examples))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), pool):
+        chosen = order[start : start + pool]
+        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+        if batch_size:
+            batches += [chosen[n : n + batch_size] for n in range(0, len(chosen), batch_size)]
+        else:
+            batches += _cut_by_tokens(chosen, lengths, batch_tokens or 1)
+    return [batches[n] for n in random.permutation(len(batches))]
+
+
+def _cut_by_tokens(chosen: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut into the fewest runs of about equal token counts, none (but of a single example) over the budget."""
+    cuts, start, total = [], 0, 0
+    for n, row in enumerate(chosen):
+        if n > start and total + lengths[row] > budget:
+            cuts.append(chosen[start:n])
+            start, total = n, 0
+        total += int(lengths[row])
+    return [*cuts, chosen[start:]]
+
+
+def micro_batches(lengths: np.ndarray, batch: np.ndarray, micro_tokens: int) -> Iterator[np.ndarray]:
+    """Split a global batch into rectangles of at most ``micro_tokens`` tokens, padding included.
+
+    How a batch is split never changes its gradient (up to rounding): the loop divides by the whole batch's weight.
+    """
+    ordered = batch[np.argsort(-lengths[batch], kind="stable")]  # longest first: memory runs out at once or never
+    start = 0
+    while start < len(ordered):
+        rows = max(1, micro_tokens // max(1, int(lengths[ordered[start]])))
+        yield ordered[start : start + rows]
+        start += rows

@@ -1,0 +1,267 @@
+"""The one rendering: from a row to tokens and loss weights, for training, evaluation, few-shot prompts and serving.
+
+Training and serving meet at the answer's first token: what stands before it is rendered by the same template and cut
+at the same place, so the model is asked in service exactly what it was taught.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.rows import Origin, Row
+from tunesmith.errors import DataError
+from tunesmith.tasks.base import Message, Task
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}{% endfor %}"
+)
+"""For base models without a chat template: the texts, one under the other, with EOS behind each answer."""
+
+_FIRST_PLACEHOLDER = 0xF0000  # a plane of Unicode that is for private use: no text in the wild has it
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as the model sees it.
+
+    Attributes:
+        input_ids: Token ids, length S.
+        loss_weights: For each token, the weight of the loss of predicting it (S values); ``None`` for a class label.
+        label: Index of the class; ``None`` for generated text.
+        cut_tokens: How many tokens were cut off to fit.
+    """
+
+    input_ids: list[int]
+    loss_weights: list[float] | None = None
+    label: int | None = None
+    cut_tokens: int = 0
+
+
+Render = Callable[[Row], Rendered]
+
+
+def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], max_length: int) -> Render:
+    """Render rows for a model with a classification head: special tokens as the model wants them, and the label.
+
+    The returned function raises :class:`DataError` for a label that is not among ``labels``.
+    """
+    index = {label: number for number, label in enumerate(labels)}
+
+    def render(row: Row) -> Rendered:
+        input_ids, cut = encode_text(tokenizer, task.input_text(row), max_length)
+        label = task.target_text(row)
+        if label not in index:
+            raise DataError(
+                f"the label {label!r} does not occur in the training data",
+                where=str(row.origin),
+                fix=f"known labels: {', '.join(list(labels)[:10])}",
+            )
+        return Rendered(input_ids=input_ids, label=index[label], cut_tokens=cut)
+
+    return render
+
+
+def conversation_renderer(
+    renderer: ConversationRenderer, task: Task, labels: Sequence[str] | None, system_prompt: str | None = None
+) -> Render:
+    """Render rows for a model that writes the answer; the loss is on the answers.
+
+    The returned function raises :class:`DataError` if every token or no token of an example would carry loss.
+    """
+
+    def render(row: Row) -> Rendered:
+        messages = task.conversation(row, labels, system_prompt)
+        return renderer(messages, tools=row.fields.get("tools"), origin=row.origin)
+
+    return render
+
+
+def encode_text(tokenizer: Any, text: str, max_length: int) -> tuple[list[int], int]:
+    """Tokens of a bare text, cut to ``max_length`` with the model's own special tokens, and how many were cut.
+
+    Special tokens spelled out inside the text stay text: a user must not be able to write ``[SEP]``.
+    """
+    encoded = tokenizer(text, truncation=True, max_length=max_length, split_special_tokens=True)
+    wrapping = tokenizer.num_special_tokens_to_add()
+    cut = sum(len(part.ids) - wrapping for part in encoded.encodings[0].overflowing)
+    return list(encoded["input_ids"]), cut
+
+
+def eos_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
+    """All token ids that end an answer: the tokenizer's EOS and those of the generation config."""
+    ids = getattr(generation_config, "eos_token_id", None)
+    known = [ids] if isinstance(ids, int) else list(ids or [])
+    if tokenizer.eos_token_id is not None:
+        known.append(tokenizer.eos_token_id)
+    return sorted(set(known))
+
+
+class ConversationRenderer:
+    """Turns messages into tokens with a tokenizer's chat template.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers (character offsets are needed). Without a chat template it is
+            given :data:`PLAIN_TEMPLATE`, which is then saved with the model.
+        max_length: Longest example in tokens; the tail of a longer one is cut.
+        eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, eos_ids: Sequence[int] | None = None) -> None:
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.eos_ids = list(eos_ids or eos_token_ids(tokenizer))
+        self._to_placeholder = {text: chr(_FIRST_PLACEHOLDER + n) for n, text in enumerate(specials)}
+        self._from_placeholder = {mark: text for text, mark in self._to_placeholder.items()}
+        self._special = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)) or "(?!)")
+        self._placeholder = re.compile(f"[{''.join(self._from_placeholder)}]" if specials else "(?!)")
+
+    def __call__(self, messages: Sequence[Message], *, tools: Any = None, origin: Origin | None = None) -> Rendered:
+        """Tokens and loss weights of a whole conversation.
+
+        Every assistant turn carries loss with its ``weight`` (1 unless given), from its first token to the EOS that
+        ends it; EOS always carries loss, and is added where the template leaves it out.
+
+        Raises:
+            DataError: No token, or every token, would carry loss; or the template cannot be used on these messages.
+        """
+        where = str(origin) if origin else None
+        text = self._text(messages, tools, where)
+        answers = self._answers(messages, tools, text, where)
+        ids, offsets = self._tokens(text, [answer.start for answer in answers])
+        weights = [0.0] * len(ids)
+        for answer in answers:
+            inside = [n for n, (a, b) in enumerate(offsets) if b > answer.start and a < answer.limit]
+            ends = [n for n in inside if ids[n] in self.eos_ids]
+            for n in inside:
+                if n <= ends[0] if ends else offsets[n][0] < answer.end:
+                    weights[n] = answer.weight
+            if not ends and answer is answers[-1] and self.eos_ids:
+                ids.append(self.tokenizer.eos_token_id or self.eos_ids[0])
+                weights.append(answer.weight)
+        cut = max(0, len(ids) - self.max_length)
+        ids, weights = ids[: self.max_length], weights[: self.max_length]
+        if not any(weights):
+            raise DataError(
+                "no token of this example carries loss, so nothing can be learned from it"
+                + (f" (its first {self.max_length} tokens are all prompt)" if cut else ""),
+                where=where,
+                fix="raise `data.max_length`" if cut else "give it an answer with a weight over 0",
+            )
+        if all(weights):
+            raise DataError(
+                "every token of this example carries loss: there is no prompt before the answer",
+                where=where,
+                fix="give it a prompt; to learn from bare text use a language objective",
+            )
+        return Rendered(input_ids=ids, loss_weights=weights, cut_tokens=cut)
+
+    def prompt(self, messages: Sequence[Message], *, tools: Any = None) -> list[int]:
+        """Tokens of a conversation up to the point where the model begins its answer."""
+        text = self._text(messages, tools, None, add_generation_prompt=True)
+        return self._tokens(text, [])[0]
+
+    def _text(
+        self, messages: Sequence[Message], tools: Any, where: str | None, add_generation_prompt: bool = False
+    ) -> str:
+        """Apply the template, with every special token inside a content replaced by a placeholder."""
+        safe = [{k: (v if k == "role" else self._neutral(v)) for k, v in message.items()} for message in messages]
+        safe = [{**message, "content": message.get("content") or ""} for message in safe]
+        try:
+            return self.tokenizer.apply_chat_template(
+                safe, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a template is a program of the model's author and may raise anything
+            raise DataError(
+                f"the model's chat template refuses these messages: {error}",
+                where=where,
+                fix="most templates want an optional system message first, then user and assistant in turn",
+            ) from error
+
+    def _neutral(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._special.sub(lambda match: self._to_placeholder[match.group()], value)
+        if isinstance(value, list):
+            return [self._neutral(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._neutral(item) for key, item in value.items()}
+        return value
+
+    def _answers(self, messages: Sequence[Message], tools: Any, text: str, where: str | None) -> list[_Answer]:
+        """Where the assistant's turns with weight stand in the rendered text."""
+        answers: list[_Answer] = []
+        for number, message in enumerate(messages):
+            weight = float(message.get("weight", 1.0))
+            if message.get("role") != "assistant" or not weight:
+                continue
+            prefix = self._text(messages[:number], tools, where, add_generation_prompt=True)
+            if not text.startswith(prefix):
+                raise DataError(
+                    f"the model's chat template writes what stands before message {number + 1} differently once the "
+                    "answer is known, so training and serving would not see the same prompt",
+                    where=where,
+                    fix=f"give message {number + 1} `weight: 0`, or split the conversation before it",
+                )
+            last = number == len(messages) - 1
+            end = len(text) if last else _common_prefix(text, self._text(messages[: number + 1], tools, where))
+            if answers:
+                answers[-1].limit = min(answers[-1].limit, len(prefix))
+            answers.append(_Answer(start=len(prefix), end=end, limit=len(text), weight=weight))
+        return answers
+
+    def _tokens(self, text: str, starts: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenize a rendered text; no token crosses one of ``starts`` or the edge of a placeholder.
+
+        Returns:
+            Token ids and their character offsets in ``text``.
+        """
+        cuts = {0, len(text)}
+        for match in self._placeholder.finditer(text):
+            cuts |= {match.start(), match.end()}
+        ids, offsets = self._segments(text, sorted(cuts))
+        edges = {offset for span in offsets for offset in range(span[0] + 1, span[1])}
+        crossed = [start for start in starts if start in edges]
+        if crossed:  # rare: a merge over the boundary that serving, which tokenizes the prompt alone, cannot make
+            ids, offsets = self._segments(text, sorted(cuts | set(crossed)))
+        return ids, offsets
+
+    def _segments(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in itertools.pairwise(cuts):
+            part = text[start:end]
+            literal = self._from_placeholder.get(part)
+            encoded = self.tokenizer(
+                literal or part,
+                add_special_tokens=False,
+                split_special_tokens=literal is not None,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            ids += encoded["input_ids"]
+            offsets += [(start, end) if literal else (start + a, start + b) for a, b in encoded["offset_mapping"]]
+        return ids, offsets
+
+
+@dataclass
+class _Answer:
+    """Character positions of one assistant turn: it ends with the first EOS before ``limit``, or else at ``end``."""
+
+    start: int
+    end: int
+    limit: int
+    weight: float
+
+
+def _common_prefix(first: str, second: str) -> int:
+    """Length of the longest common prefix."""
+    shorter = min(len(first), len(second))
+    return next((n for n in range(shorter) if first[n] != second[n]), shorter)

@@ -1,0 +1,117 @@
+"""Heads on sentence encoders: they read the pooled vector that the encoder was trained to give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+Pooling = Literal["mean", "cls"]
+
+
+def pooling_of(folder: Path) -> Pooling | None:
+    """How a sentence encoder pools its tokens, from its own files; ``None`` if it is no such model."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean":
+        return "mean"
+    if config.get("pooling_mode_cls_token") or config.get("pooling_mode") == "cls":
+        return "cls"
+    return None
+
+
+def pool(hidden_BSd: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """One vector a row: the mean over its real tokens, or its first token. (B, S, d) -> (B, d)."""
+    if pooling == "cls":
+        return hidden_BSd[:, 0]
+    weights = mask_BS.to(hidden_BSd.dtype).unsqueeze(1)
+    return torch.bmm(weights, hidden_BSd).squeeze(1) / weights.sum(-1).clamp(min=1)
+
+
+class SentenceClassifier(nn.Module):
+    """An encoder, its own pooling, dropout and a linear head.
+
+    Saved as a sentence-transformers model with a final ``Dense`` module: the encoder is a plain transformers folder,
+    ``SentenceTransformer(folder).encode(texts)`` gives the logits.
+    """
+
+    def __init__(self, encoder: nn.Module, pooling: Pooling, hidden: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling: Pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden, num_labels)
+        # Small, so that all classes are about equally likely at first (BERT's own initialisation).
+        nn.init.normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The pooled sentence vectors, (B, d)."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return pool(hidden, attention_mask, self.pooling)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits, (B, C), in the dtype of the head."""
+        pooled = self.dropout(self.embed(input_ids, attention_mask))
+        return self.classifier(pooled.to(self.classifier.weight.dtype))
+
+    def save_head(self, folder: Path, max_length: int) -> None:
+        """Write pooling and head as sentence-transformers modules beside the encoder."""
+        width = self.classifier.in_features
+        _write_json(
+            folder / "modules.json",
+            [
+                _module(0, "", "sentence_transformers.models.Transformer"),
+                _module(1, "1_Pooling", "sentence_transformers.models.Pooling"),
+                _module(2, "2_Dense", "sentence_transformers.models.Dense"),
+            ],
+        )
+        _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+        _write_json(
+            folder / "1_Pooling" / "config.json",
+            {
+                "word_embedding_dimension": width,
+                "pooling_mode_cls_token": self.pooling == "cls",
+                "pooling_mode_mean_tokens": self.pooling == "mean",
+                "pooling_mode_max_tokens": False,
+                "pooling_mode_mean_sqrt_len_tokens": False,
+            },
+        )
+        _write_json(
+            folder / "2_Dense" / "config.json",
+            {
+                "in_features": width,
+                "out_features": self.classifier.out_features,
+                "bias": True,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            },
+        )
+        save_file(
+            {
+                "linear.weight": self.classifier.weight.detach().contiguous().cpu(),
+                "linear.bias": self.classifier.bias.detach().contiguous().cpu(),
+            },
+            folder / "2_Dense" / "model.safetensors",
+        )
+
+    def load_head(self, folder: Path) -> None:
+        """Read back what :meth:`save_head` wrote."""
+        tensors = load_file(folder / "2_Dense" / "model.safetensors")
+        with torch.no_grad():
+            self.classifier.weight.copy_(tensors["linear.weight"])
+            self.classifier.bias.copy_(tensors["linear.bias"])
+
+
+def _module(index: int, path: str, kind: str) -> dict[str, Any]:
+    return {"idx": index, "name": str(index), "path": path, "type": kind}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

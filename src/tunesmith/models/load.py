@@ -1,0 +1,221 @@
+"""Step 3: from a folder to a model that can answer or be tuned.
+
+Only safetensors are read, remote code stays off, and nothing is downloaded here: :mod:`tunesmith.catalog` did that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith.data.render import eos_token_ids
+from tunesmith.errors import ResourceError, UsageError
+from tunesmith.models import attention
+from tunesmith.models.heads import SentenceClassifier, pooling_of
+from tunesmith.models.model import Form, Model
+
+DEFAULT_MAX_LENGTH = 2048
+
+
+def load_config(folder: Path) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ResourceError: The folder holds no readable ``config.json``, or asks for code of its own.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ResourceError(
+            f"cannot read the model's configuration: {error}",
+            where=str(folder),
+            fix="a model folder needs config.json, tokenizer files and *.safetensors; models with code of their own "
+            "are refused",
+        ) from error
+
+
+def natural_form(config: Any) -> Form:
+    """Whether a model is made to generate (causal language models) or to be given a head (encoders).
+
+    Raises:
+        UsageError: It is neither.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if config.is_encoder_decoder:
+        raise UsageError(
+            f"{config.model_type} is an encoder-decoder model, which this version cannot tune",
+            fix="choose an encoder (BERT family) or a decoder (Llama family): `tunesmith catalog`",
+        )
+    if architecture.endswith("ForCausalLM"):
+        return "generate"
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "generate" if causal and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "classify"
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's fast tokenizer.
+
+    Raises:
+        ResourceError: There is none, or only a slow one (no character offsets).
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ResourceError(f"cannot load the tokenizer: {error}", where=str(folder)) from error
+    if not tokenizer.is_fast:
+        raise ResourceError(
+            "the model has only a slow tokenizer", where=str(folder), fix="convert it to tokenizer.json"
+        )
+    return tokenizer
+
+
+def default_max_length(folder: Path, config: Any) -> int:
+    """Longest example a model takes, at most 2,048 unless the recipe says otherwise."""
+    limits = [DEFAULT_MAX_LENGTH]
+    sentence = folder / "sentence_bert_config.json"
+    if sentence.is_file():
+        limits.append(int(json.loads(sentence.read_text(encoding="utf-8")).get("max_seq_length") or DEFAULT_MAX_LENGTH))
+    limits.append(int(getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH))
+    return min(limits)
+
+
+def load_model(
+    folder: Path,
+    *,
+    name: str,
+    form: Form | None = None,
+    labels: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    dropout: float | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> Model:
+    """Load a base model.
+
+    Args:
+        folder: A folder in transformers' format.
+        name: What to call it.
+        form: How it shall answer; default: what it is made for.
+        labels: Class names; with ``form="classify"`` a new head gets one output for each.
+        dtype: Of weights and activations. A new head is kept in fp32 at least: it is small and its logits matter.
+        device: Where to put it; default: the GPU if there is one.
+        dropout: Overrides every dropout probability of the model.
+        max_length: Longest example in tokens; default: :func:`default_max_length`.
+        seed: Decides the new head's weights.
+
+    Raises:
+        ResourceError: Files are missing or damaged.
+        UsageError: The model cannot answer in this form.
+    """
+    config = load_config(folder)
+    form = form or natural_form(config)
+    if dropout is not None:
+        _set_dropout(config, dropout)
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(seed)
+    network, heads = _build(folder, config, form, labels, dtype, tokenizer)
+    network.to(device or torch.device("cpu"))
+    network.eval()
+    model = Model(
+        network=network,
+        tokenizer=tokenizer,
+        form=form,
+        name=name,
+        folder=folder,
+        max_length=max_length or default_max_length(folder, config),
+        labels=list(labels) if labels else None,
+        eos_ids=eos_token_ids(tokenizer, getattr(network, "generation_config", None)),
+        head_names=heads,
+    )
+    return model
+
+
+def _build(
+    folder: Path, config: Any, form: Form, labels: Sequence[str] | None, dtype: torch.dtype, tokenizer: Any
+) -> tuple[nn.Module, tuple[str, ...]]:
+    import transformers
+
+    attention.register()
+    implementation = attention.NAME if not torch.cuda.is_available() else "sdpa"
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "trust_remote_code": False,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "attn_implementation": implementation,
+    }
+    wide = torch.promote_types(dtype, torch.float32)
+    pooling = pooling_of(folder)
+    try:
+        with _quiet():
+            if form == "generate":
+                return transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, **options), ()
+            if pooling:
+                pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
+                encoder = transformers.AutoModel.from_pretrained(folder, config=config, **options, **pooler)
+                classifier = SentenceClassifier(
+                    encoder, pooling, config.hidden_size, len(labels or [""]), _head_dropout(config)
+                )
+                classifier.classifier.to(wide)
+                return classifier, ("classifier",)
+            names = list(labels or ["0"])
+            config.num_labels = len(names)
+            config.id2label = dict(enumerate(names))
+            config.label2id = {label: n for n, label in enumerate(names)}
+            if config.pad_token_id is None:
+                config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+            network = transformers.AutoModelForSequenceClassification.from_pretrained(folder, config=config, **options)
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error
+    heads = tuple(n for n in ("classifier", "score") if hasattr(network, n))
+    return network, heads
+
+
+def _head_dropout(config: Any) -> float:
+    for name in ("classifier_dropout", "hidden_dropout_prob", "dropout"):
+        value = getattr(config, name, None)
+        if isinstance(value, float | int):
+            return float(value)
+    return 0.1
+
+
+def _set_dropout(config: Any, probability: float) -> None:
+    """Set every dropout probability that a configuration names (``hidden_dropout_prob``, ``attn_pdrop``, ...)."""
+    for name, value in list(vars(config).items()):
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float | int) and not isinstance(value, bool):
+            setattr(config, name, probability)
+    if getattr(config, "classifier_dropout", 0) is None:
+        config.classifier_dropout = probability
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and load reports off the terminal; what matters is said by events."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

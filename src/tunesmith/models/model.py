@@ -1,0 +1,125 @@
+"""A model as the rest of the house sees it: a network, its tokenizer, and what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from tunesmith.data.batches import Batch
+from tunesmith.models.heads import SentenceClassifier
+
+Form = Literal["classify", "generate"]
+"""How a model answers: with a classification head, or by writing text."""
+
+
+@dataclass
+class Model:
+    """A loaded network with everything that belongs to it.
+
+    Attributes:
+        network: The transformers model, a PEFT model around it, or a :class:`SentenceClassifier`.
+        tokenizer: Its fast tokenizer.
+        form: How it answers.
+        name: What the recipe called the base model.
+        folder: Where the base model was loaded from.
+        max_length: Longest example in tokens.
+        labels: Class names in the order of the head's outputs.
+        eos_ids: Token ids that end an answer.
+        head_names: Dotted names of the modules that are the task's head; new, and trained in any case.
+    """
+
+    network: nn.Module
+    tokenizer: Any
+    form: Form
+    name: str
+    folder: Path
+    max_length: int
+    labels: list[str] | None = None
+    eos_ids: list[int] = field(default_factory=list)
+    head_names: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point weight: that of the base."""
+        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+
+    @property
+    def pad_id(self) -> int:
+        """A token to fill rows with. Often EOS too, so padding is known by length, never by this id."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else (self.eos_ids[0] if self.eos_ids else 0))
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters, shared ones counted once."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters that training may change."""
+        return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors that training may change, in a fixed order."""
+        return ((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
+
+    def transformer(self) -> nn.Module:
+        """The transformers model itself, with adapters injected but without PEFT's wrapper or the sentence head."""
+        network: Any = self.network
+        if isinstance(network, SentenceClassifier):
+            network = network.encoder
+        return cast(nn.Module, network.get_base_model() if hasattr(network, "get_base_model") else network)
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's layers, from input to output: the largest list of modules of one class in it."""
+        lists = [
+            list(module)
+            for module in self.transformer().modules()
+            if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
+        ]
+        return max(lists, key=lambda layers: sum(p.numel() for m in layers for p in m.parameters()), default=[])
+
+    def class_logits(self, batch: Batch) -> torch.Tensor:
+        """Scores of the classes, (B, C) in at least fp32."""
+        output = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        return cast(torch.Tensor, logits if logits.dtype == torch.float64 else logits.float())
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Last hidden states of a causal model, (B, S, d).
+
+        The mask is left out: rows are padded on the right, so a causal model's real tokens never see the padding, and
+        without a mask the attention is cheaper.
+        """
+        return cast(
+            torch.Tensor,
+            decoder_of(self.transformer())(input_ids=batch.input_ids, use_cache=False).last_hidden_state,
+        )
+
+    def vocabulary_head(self) -> nn.Module:
+        """The module that maps hidden states to scores of the vocabulary."""
+        return cast(nn.Module, cast(Any, self.transformer()).get_output_embeddings())
+
+    def scores_are_plain(self) -> bool:
+        """Whether the vocabulary scores are just ``hidden @ weight.T``, so that a loss may compute them itself."""
+        config = cast(Any, self.transformer()).config
+        scaled = any(
+            getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        )
+        head = self.vocabulary_head()
+        return not scaled and type(head) is nn.Linear and head.bias is None
+
+
+def decoder_of(network: nn.Module) -> nn.Module:
+    """The part of a causal model below its vocabulary head."""
+    return cast(nn.Module, cast(Any, network).base_model)

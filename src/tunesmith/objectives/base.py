@@ -1,0 +1,44 @@
+"""What every objective gives the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from tunesmith.data.batches import Batch
+from tunesmith.models.model import Model
+
+
+@dataclass
+class LossSum:
+    """A loss before anything was divided.
+
+    Attributes:
+        total: Scalar, the weighted sum of the losses of a micro-batch's items (tokens or examples).
+        weight: The sum of those weights.
+        metrics: Further sums over the same items, divided by the same weight for the log (e.g. correct tokens).
+    """
+
+    total: torch.Tensor
+    weight: float
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What is minimised."""
+
+    name: str
+
+    def prepare(self, batch: Batch, sampler: Any) -> Batch:
+        """Turn a batch into what ``loss`` needs; objectives that learn from rollouts write them here."""
+        ...
+
+    def loss(self, model: Model, batch: Batch) -> LossSum:
+        """The summed loss of a micro-batch, differentiable in the model's trainable parameters."""
+        ...
+
+    def score(self, metrics: dict[str, float]) -> list[float]:
+        """Order of validation results: the greater list is the better one."""
+        ...

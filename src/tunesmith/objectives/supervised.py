@@ -1,0 +1,63 @@
+"""Cross-entropy of the tokens of wanted answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tunesmith.data.batches import Batch
+from tunesmith.models.model import Model
+from tunesmith.objectives.base import LossSum
+from tunesmith.objectives.cross_entropy import TokenLosses, linear_cross_entropy, token_cross_entropy
+from tunesmith.recipe import Training
+
+
+class Supervised:
+    """-log p(token | what stands before it), weighted and summed over the answers' tokens."""
+
+    name = "supervised"
+
+    def __init__(self, settings: Training) -> None:
+        self.label_smoothing = settings.label_smoothing
+
+    def prepare(self, batch: Batch, sampler: Any) -> Batch:
+        """Nothing to do."""
+        return batch
+
+    def loss(self, model: Model, batch: Batch) -> LossSum:
+        """Weighted sum over the loss-bearing tokens of (B, S). Metric: ``token_accuracy``."""
+        losses, weights_N, _ = token_losses(model, batch, self.label_smoothing)
+        return LossSum(
+            losses.total,
+            float(weights_N.sum(dtype=torch.float64)),
+            {"token_accuracy": torch.dot(losses.correct_N.to(weights_N.dtype), weights_N)},
+        )
+
+    def score(self, metrics: dict[str, float]) -> list[float]:
+        """The lower loss is better."""
+        return [-metrics["loss"]]
+
+
+def token_losses(
+    model: Model, batch: Batch, label_smoothing: float = 0.0
+) -> tuple[TokenLosses, torch.Tensor, torch.Tensor]:
+    """Losses of the tokens that carry weight, in row-major order of the batch.
+
+    Scores of the vocabulary are computed at those positions only.
+
+    Returns:
+        The losses of N tokens, their weights (N,), and the batch row each belongs to (N,).
+    """
+    assert batch.loss_weights is not None, "the data were rendered for another objective"
+    weights_BS = batch.loss_weights[:, 1:]
+    rows, columns = weights_BS.nonzero(as_tuple=True)
+    weights_N = weights_BS[rows, columns]
+    targets_N = batch.input_ids[rows, columns + 1]
+    if model.scores_are_plain():
+        hidden_Nd = model.hidden_states(batch)[rows, columns]
+        weight_Vd: Any = model.vocabulary_head().weight
+        return linear_cross_entropy(hidden_Nd, weight_Vd, targets_N, weights_N, label_smoothing), weights_N, rows
+    network: Any = model.network
+    logits_NV = network(input_ids=batch.input_ids, use_cache=False).logits[rows, columns]
+    return token_cross_entropy(logits_NV, targets_N, weights_N, label_smoothing), weights_N, rows

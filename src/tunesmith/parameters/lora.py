@@ -1,0 +1,59 @@
+"""Low-rank adapters through PEFT (Hu et al. 2021, arXiv 2106.09685), in PEFT's own format."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from tunesmith.errors import RecipeError
+from tunesmith.models.heads import SentenceClassifier
+from tunesmith.models.model import Model
+from tunesmith.parameters.head import train_head
+from tunesmith.recipe import LoRA
+
+
+def apply(model: Model, settings: LoRA) -> None:
+    """Freeze the base and add adapters; a new head trains beside them.
+
+    The adapters get the base's dtype: PEFT's own default, fp32 adapters on a bf16 base, would run their products in
+    fp32. The optimizer keeps fp32 masters instead.
+
+    Raises:
+        RecipeError: No module matches ``targets``.
+    """
+    import peft
+
+    wrapped = model.network.encoder if isinstance(model.network, SentenceClassifier) else model.network
+    if isinstance(model.network, SentenceClassifier):
+        task_type = peft.TaskType.FEATURE_EXTRACTION
+    else:
+        task_type = peft.TaskType.CAUSAL_LM if model.form == "generate" else peft.TaskType.SEQ_CLS
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast(int, settings.scale),
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        task_type=task_type,
+        base_model_name_or_path=str(model.folder),
+    )
+    model.network.requires_grad_(False)
+    try:
+        adapted: Any = peft.get_peft_model(cast(Any, wrapped), config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in wrapped.named_modules() if isinstance(m, nn.Linear)})
+        raise RecipeError(
+            f"no module of {model.name} matches the LoRA targets {settings.targets!r}",
+            where="parameters.targets",
+            fix=f"linear layers here: {', '.join(linear)}; or `all-linear`",
+        ) from error
+    if isinstance(model.network, SentenceClassifier):
+        model.network.encoder = adapted
+        train_head(model)
+    else:
+        model.network = adapted
+
+
+def learning_rate(form: str) -> float:
+    """2e-4 for decoders (QLoRA, arXiv 2305.14314, table 9); 5e-4 for encoders (LoRA's own GLUE runs, table 9)."""
+    return 5e-4 if form == "classify" else 2e-4

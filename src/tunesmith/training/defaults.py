@@ -1,0 +1,32 @@
+"""Defaults that depend on what is trained: filled in once, before the loop, and written beside its checkpoints."""
+
+from __future__ import annotations
+
+import torch
+
+from tunesmith import parameters
+from tunesmith.models.model import Form
+from tunesmith.recipe import Training
+
+BATCH_SIZE = {"classify": 32, "generate": 16}
+"""32: the upper of BERT's two (arXiv 1810.04805, A.3). 16: QLoRA's for 7-13 B models (arXiv 2305.14314, table 9)."""
+
+
+def with_defaults(settings: Training, *, kind: str, form: Form, device: torch.device, epoch_examples: int) -> Training:
+    """Fill in learning rate, batch size and the size of a forward pass where the recipe left them open.
+
+    Args:
+        settings: The stage's settings.
+        kind: Which parameters train.
+        form: How the model answers.
+        device: Where it runs.
+        epoch_examples: Examples in an epoch: small sets get smaller batches, so that an epoch has 20 updates or more.
+    """
+    updates: dict[str, object] = {}
+    if settings.learning_rate is None:
+        updates["learning_rate"] = parameters.learning_rate(kind, form)
+    if settings.batch_size is None and settings.batch_tokens is None:
+        updates["batch_size"] = max(4, min(BATCH_SIZE[form], epoch_examples // 20))
+    if settings.micro_tokens is None:
+        updates["micro_tokens"] = 16384 if device.type == "cuda" else 4096
+    return settings.model_copy(update=updates)

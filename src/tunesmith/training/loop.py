@@ -1,0 +1,481 @@
+"""The only loop: nothing else in the house calls ``backward`` or changes a weight.
+
+The order of things in one update: forward and backward of every micro-batch of the global batch (sums, not means),
+division by the weight of the *whole* batch, a check that loss and gradient are finite, clipping, and only then the
+optimizer. So loss and gradient do not depend on how the batch was split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from tunesmith.data.batches import Batch, TokenFile, collate, epoch_batches, micro_batches
+from tunesmith.errors import CheckpointError, InterruptedRun, NonFiniteError, ResourceError
+from tunesmith.events import (
+    CheckpointSaved,
+    Listener,
+    Notice,
+    StageFinished,
+    StageStarted,
+    Step,
+    Validated,
+    nobody,
+)
+from tunesmith.models.model import Model
+from tunesmith.objectives.base import Objective
+from tunesmith.recipe import Training
+from tunesmith.training import checkpoint
+from tunesmith.training.optimizer import MasterAdamW, Schedule
+
+WIDTH_MULTIPLE = 16
+"""Rows are padded to a multiple of this: matrix units want it, and few widths mean few compiled shapes."""
+
+
+@dataclass
+class Position:
+    """Everything that decides how a run goes on, besides tensors; saved as ``trainer.json``."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    micro_tokens: int = 0
+    best_step: int = 0
+    best_score: list[float] | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    validations_without_gain: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage's loop leaves: the model holds the best weights."""
+
+    steps: int
+    best_step: int
+    best_metrics: dict[str, float]
+    reason: str
+    seconds: float
+    tokens: int
+    peak_memory_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens trained on (no padding) over the time of the updates alone."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Trainer:
+    """One stage of tuning.
+
+    Args:
+        model: With exactly the parameters that shall change requiring gradients.
+        objective: What is minimised.
+        train: Examples to learn from.
+        validation: Examples to choose the best checkpoint by; ``None`` keeps the last one.
+        settings: All defaults filled in.
+        folder: The stage's folder; checkpoints go below it.
+        identity: What must be the same for a resume: data, recipe, versions.
+        name: The stage's name.
+        on_event: Told everything that happens.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        train: TokenFile,
+        validation: TokenFile | None,
+        settings: Training,
+        folder: Path,
+        *,
+        identity: dict[str, Any] | None = None,
+        name: str = "tune",
+        on_event: Listener = nobody,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.train = train
+        self.validation = validation if validation is not None and len(validation) else None
+        self.settings = settings
+        self.checkpoints = folder / "checkpoints"
+        self.identity = identity or {}
+        self.name = name
+        self.on_event = on_event
+        self.position = Position(micro_tokens=settings.micro_tokens or 4096)
+        self.optimizer = MasterAdamW(model.trainable(), settings)
+        self.steps = total_steps(train.lengths, settings)
+        self.schedule = Schedule(settings.learning_rate or 1e-4, self.steps, settings.warmup, settings.schedule)
+        self._epoch_batches: tuple[int, list[np.ndarray]] | None = None
+        self._stop = threading.Event()
+        self._memory = PeakMemory()
+
+    # --- the whole stage -----------------------------------------------------------------------------------------
+
+    def run(self) -> StageResult:
+        """Train to the end, going on from the newest valid checkpoint if there is one.
+
+        Raises:
+            InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved first.
+            NonFiniteError: Loss or gradient is not finite; the weights were not touched.
+            CheckpointError: The checkpoints belong to another recipe or other data.
+            ResourceError: Memory or disk does not suffice.
+        """
+        torch.manual_seed(self.settings.seed)
+        self._restore()
+        position = self.position
+        self.on_event(
+            StageStarted(
+                stage=self.name,
+                steps=self.steps,
+                first_step=position.step,
+                trainable_parameters=self.model.trainable_parameters,
+                total_parameters=self.model.total_parameters,
+            )
+        )
+        reason = "done" if self.settings.max_steps is None else "max_steps"
+        with self._signals():
+            for rows in self._remaining_batches():
+                self._update(rows)
+                if self._validate_if_due() and self._out_of_patience():
+                    reason = "early_stopping"
+                    break
+                if self._checkpoint_due():
+                    self._save()
+                if self._stop.is_set():
+                    self._save()
+                    raise InterruptedRun(
+                        f"stopped at step {position.step} of {self.steps}; everything up to here is saved"
+                    )
+        self._take_best()
+        result = StageResult(
+            steps=position.step,
+            best_step=position.best_step or position.step,
+            best_metrics=position.best_metrics,
+            reason=reason,
+            seconds=position.seconds,
+            tokens=position.tokens,
+            peak_memory_bytes=self._memory.bytes(),
+        )
+        self.on_event(
+            StageFinished(
+                stage=self.name,
+                step=result.steps,
+                best_step=result.best_step,
+                reason=reason,
+                seconds=result.seconds,
+                tokens=result.tokens,
+                tokens_per_second=result.tokens_per_second,
+                peak_memory_bytes=result.peak_memory_bytes,
+            )
+        )
+        return result
+
+    def _remaining_batches(self) -> Iterator[np.ndarray]:
+        """Global batches from the present position on; the position is that *after* the batch when it is worked on."""
+        position = self.position
+        while position.step < self.steps:
+            batches = self._batches(position.epoch)
+            while position.batch < len(batches) and position.step < self.steps:
+                rows = batches[position.batch]
+                position.batch += 1
+                yield rows
+            if position.batch >= len(batches):
+                position.epoch, position.batch = position.epoch + 1, 0
+
+    # --- one update ----------------------------------------------------------------------------------------------
+
+    def _update(self, rows: np.ndarray) -> None:
+        """Forward, backward and one change of the weights for a global batch."""
+        started = time.perf_counter()
+        self.model.network.train()
+        while True:
+            try:
+                total, weight, metrics, tokens = self._accumulate(rows)
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._halve_micro_batches(error, rows)
+        norm = float(torch.nn.utils.get_total_norm(self.optimizer.gradients())) / weight
+        loss = total / weight
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._refuse_non_finite(rows, loss)
+        clip = min(1.0, self.settings.max_grad_norm / (norm + 1e-6))
+        rate = self.schedule.at(self.position.step)
+        self.optimizer.step(rate, clip / weight)
+        self._report(rows, loss, metrics, weight, rate, norm, tokens, time.perf_counter() - started)
+
+    def _accumulate(self, rows: np.ndarray) -> tuple[float, float, dict[str, float], int]:
+        """Sum loss, weight, metrics and gradients over the micro-batches of one global batch."""
+        total, weight, tokens = 0.0, 0.0, 0
+        metrics: dict[str, float] = {}
+        for micro in micro_batches(self.train.lengths, rows, self.position.micro_tokens):
+            batch = self.objective.prepare(self._batch(self.train, micro), None)
+            loss = self.objective.loss(self.model, batch)
+            loss.total.backward()
+            self.optimizer.accumulate()
+            total += float(loss.total.detach())
+            weight += loss.weight
+            tokens += batch.tokens
+            for name, value in loss.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + float(value)
+        return total, weight, metrics, tokens
+
+    def _batch(self, data: TokenFile, rows: np.ndarray) -> Batch:
+        return collate(data, rows.tolist(), self.model.pad_id, WIDTH_MULTIPLE).to(self.model.device)
+
+    def _halve_micro_batches(self, error: RuntimeError, rows: np.ndarray) -> None:
+        """Out of memory: start the same global batch again in smaller pieces. Its gradient stays the same."""
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise error
+        self.optimizer.discard()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        longest = int(self.train.lengths[rows].max())
+        if self.position.micro_tokens <= longest:
+            raise ResourceError(
+                f"not enough memory even for one example of {longest} tokens at a time",
+                where=str(self.train.origins[int(rows[self.train.lengths[rows].argmax()])]),
+                fix="lower `data.max_length`, train fewer parameters (`method: peft`), or take a smaller model",
+            ) from error
+        self.position.micro_tokens = max(longest, self.position.micro_tokens // 2)
+        self.on_event(
+            Notice(
+                level="warning",
+                message=f"out of memory: going on with forward passes of {self.position.micro_tokens} tokens; "
+                "the global batch, and so the result, stays the same",
+                fix=f"set `training.micro_tokens: {self.position.micro_tokens}` to begin with it",
+            )
+        )
+
+    def _refuse_non_finite(self, rows: np.ndarray, loss: float) -> None:
+        """Name the examples whose own loss is not finite, and stop before the weights change."""
+        self.optimizer.discard()
+        guilty = []
+        with torch.no_grad():
+            for row in rows:
+                one = self.objective.loss(self.model, self._batch(self.train, np.asarray([row])))
+                if not math.isfinite(float(one.total)):
+                    guilty.append(str(self.train.origins[int(row)]))
+        places = ", ".join((guilty or [str(self.train.origins[int(row)]) for row in rows])[:10])
+        raise NonFiniteError(
+            f"the {'gradient' if math.isfinite(loss) else 'loss'} of update {self.position.step + 1} is not finite; "
+            f"the weights were not changed. {'Examples' if guilty else 'The batch held the examples'}: {places}",
+            where=places.split(", ")[0],
+            fix="look at these examples; lower `training.learning_rate`, or use `precision: fp32`",
+        )
+
+    def _report(
+        self,
+        rows: np.ndarray,
+        loss: float,
+        metrics: dict[str, float],
+        weight: float,
+        rate: float,
+        norm: float,
+        tokens: int,
+        seconds: float,
+    ) -> None:
+        position = self.position
+        position.step += 1
+        position.seconds += seconds
+        position.tokens += tokens
+        self.on_event(
+            Step(
+                stage=self.name,
+                step=position.step,
+                steps=self.steps,
+                epoch=position.epoch + position.batch / len(self._batches(position.epoch)),
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=tokens,
+                examples=len(rows),
+                seconds=seconds,
+                memory_bytes=self._memory.now(),
+                metrics={name: value / weight for name, value in metrics.items()},
+            )
+        )
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """The epoch's global batches, computed once an epoch."""
+        if self._epoch_batches is None or self._epoch_batches[0] != epoch:
+            self._epoch_batches = (epoch, batches_of_epoch(self.train.lengths, self.settings, epoch))
+        return self._epoch_batches[1]
+
+    # --- choosing ------------------------------------------------------------------------------------------------
+
+    def _validate_if_due(self) -> bool:
+        """Measure on the validation data at the end of an epoch, each ``eval_steps``, and at the end of the run."""
+        position = self.position
+        epoch_over = position.batch >= len(self._batches(position.epoch))
+        every = self.settings.eval_steps
+        due = position.step % every == 0 if every else epoch_over
+        if self.validation is None or not (due or position.step == self.steps):
+            return False
+        metrics = evaluate_loss(self.model, self.objective, self.validation, position.micro_tokens)
+        score = self.objective.score(metrics)
+        best = position.best_score is None or score > position.best_score
+        position.validations_without_gain = 0 if best else position.validations_without_gain + 1
+        if best:
+            position.best_score, position.best_step, position.best_metrics = score, position.step, metrics
+        self.on_event(Validated(stage=self.name, step=position.step, metrics=metrics, best=best))
+        self._save()
+        return True
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.position.validations_without_gain >= patience
+
+    def _take_best(self) -> None:
+        """Put the best weights into the model."""
+        best = self.position.best_step
+        if best and best != self.position.step:
+            path = self.checkpoints / f"step-{best:08d}"
+            self._load_weights(checkpoint.read(path).weights())
+
+    # --- keeping -------------------------------------------------------------------------------------------------
+
+    def _checkpoint_due(self) -> bool:
+        every = self.settings.checkpoint_steps
+        return every is not None and self.position.step % every == 0
+
+    def _save(self) -> None:
+        if (self.checkpoints / f"step-{self.position.step:08d}" / checkpoint.MANIFEST).exists():
+            return
+        saved = checkpoint.save(
+            self.checkpoints,
+            self.position.step,
+            weights={name: p.detach() for name, p in self.model.trainable()},
+            optimizer=self.optimizer.state() | checkpoint.random_state(),
+            trainer={"position": vars(self.position), "identity": self.identity},
+        )
+        keep = {self.position.best_step} if self.position.best_step else set()
+        checkpoint.prune(self.checkpoints, self.settings.keep_checkpoints, keep)
+        size = checkpoint.size(saved.path)
+        self.on_event(CheckpointSaved(stage=self.name, step=saved.step, path=str(saved.path), bytes=size))
+
+    def _restore(self) -> None:
+        found, skipped = checkpoint.newest(self.checkpoints)
+        for line in skipped:
+            self.on_event(Notice(level="warning", message=f"skipped a damaged checkpoint: {line}"))
+        if found is None:
+            return
+        check_identity(found.trainer["identity"], self.identity, str(found.path))
+        self.position = Position(**found.trainer["position"])
+        tensors = found.optimizer()
+        self._load_weights(found.weights())
+        self.optimizer.load_state(tensors)
+        checkpoint.set_random_state(tensors)
+        self.on_event(Notice(level="info", message=f"going on from step {self.position.step} of {self.steps}"))
+
+    def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.trainable():
+                parameter.copy_(weights[name])
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM let the update finish, save, and stop; a second SIGINT stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            if self._stop.is_set() and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop.set()
+
+        before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def total_steps(lengths: np.ndarray, settings: Training) -> int:
+    """Updates of the whole stage: ``max_steps``, or else epochs counted batch by batch, a part of one rounded up."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    steps, epochs = 0, settings.epochs
+    for epoch in range(math.ceil(epochs)):
+        share = min(1.0, epochs - epoch)
+        steps += math.ceil(share * len(batches_of_epoch(lengths, settings, epoch)))
+    return steps
+
+
+def batches_of_epoch(lengths: np.ndarray, settings: Training, epoch: int) -> list[np.ndarray]:
+    """The epoch's global batches under these settings."""
+    return epoch_batches(
+        lengths,
+        seed=settings.seed,
+        epoch=epoch,
+        batch_size=settings.batch_size,
+        batch_tokens=settings.batch_tokens,
+    )
+
+
+def evaluate_loss(model: Model, objective: Objective, data: TokenFile, micro_tokens: int) -> dict[str, float]:
+    """Mean loss and metrics of an objective over a whole set, without dropout or gradient."""
+    model.network.eval()
+    total, weight = 0.0, 0.0
+    metrics: dict[str, float] = {}
+    with torch.inference_mode():
+        for rows in micro_batches(data.lengths, np.arange(len(data)), micro_tokens):
+            batch = collate(data, rows.tolist(), model.pad_id, WIDTH_MULTIPLE).to(model.device)
+            loss = objective.loss(model, batch)
+            total += float(loss.total)
+            weight += loss.weight
+            for name, value in loss.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + float(value)
+    return {"loss": total / weight} | {name: value / weight for name, value in metrics.items()}
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Refuse to go on from a checkpoint of other data, another recipe or other library versions.
+
+    Raises:
+        CheckpointError: Names every difference.
+    """
+    keys = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if keys:
+        differences = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in keys)
+        raise CheckpointError(
+            f"this checkpoint does not belong to this run ({differences})",
+            where=where,
+            fix="restore what changed, or start a new run",
+        )
+
+
+class PeakMemory:
+    """Memory of this process: on the GPU if there is one, else resident memory."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._peak = 0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def now(self) -> int:
+        """Bytes at this moment."""
+        used = torch.cuda.memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
+        self._peak = max(self._peak, used)
+        return int(used)
+
+    def bytes(self) -> int:
+        """The most bytes seen."""
+        self.now()
+        return int(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._peak)

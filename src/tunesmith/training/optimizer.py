@@ -1,0 +1,125 @@
+"""AdamW with fp32 masters, and the schedule of its rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tunesmith.recipe import Training
+
+
+class MasterAdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) on wide copies of narrow parameters.
+
+    bf16 has 8 bits of precision: an update smaller than 1/256 of a weight would vanish. So weights narrower than fp32
+    get an fp32 master that the optimizer changes, and gradients of several micro-batches are added up in fp32 too.
+    Weights that are wide already are their own masters.
+
+    Args:
+        named_parameters: Names and tensors that train.
+        settings: Decay, betas and epsilon.
+    """
+
+    def __init__(self, named_parameters: Iterator[tuple[str, nn.Parameter]], settings: Training) -> None:
+        self.names: list[str] = []
+        self.parameters: list[nn.Parameter] = []
+        for name, parameter in named_parameters:
+            self.names.append(name)
+            self.parameters.append(parameter)
+        self.masters = [p if p.dtype in (torch.float32, torch.float64) else _master(p) for p in self.parameters]
+        decayed = [m for m in self.masters if m.ndim >= 2]
+        others = [m for m in self.masters if m.ndim < 2]
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=0.0,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            fused=True,
+        )
+
+    def accumulate(self) -> None:
+        """Move the gradients of one micro-batch onto the masters, in fp32."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is parameter or parameter.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.to(master.dtype)
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
+
+    def discard(self) -> None:
+        """Forget all gradients."""
+        for tensor in (*self.parameters, *self.masters):
+            tensor.grad = None
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The accumulated gradients."""
+        return [m.grad for m in self.masters if m.grad is not None]
+
+    def step(self, learning_rate: float, scale: float) -> None:
+        """Multiply the gradients by ``scale``, update the masters, copy them to the weights, forget the gradients."""
+        torch._foreach_mul_(self.gradients(), scale)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        narrow = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        if narrow:
+            with torch.no_grad():
+                torch._foreach_copy_([p for p, _ in narrow], [m for _, m in narrow])
+        self.discard()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Masters, moments and step counts as tensors by name."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                tensors[f"master.{name}"] = master.detach()
+            for key, value in self._adamw.state.get(master, {}).items():
+                tensors[f"{key}.{name}"] = value.detach().reshape(value.shape)
+        return tensors
+
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put back what :meth:`state` gave."""
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                with torch.no_grad():
+                    master.copy_(tensors[f"master.{name}"])
+            kept = {
+                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
+            }
+            if kept:
+                self._adamw.state[master] = {
+                    key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                    for key, value in kept.items()
+                }
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to(torch.float32), requires_grad=True)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate by update: a linear warm-up, then linear or cosine decay to zero, or constant."""
+
+    peak: float
+    steps: int
+    warmup: float
+    kind: str
+
+    def at(self, step: int) -> float:
+        """Rate of update ``step``, counted from 0."""
+        warm = math.ceil(self.warmup * self.steps)
+        if step < warm:
+            return self.peak * (step + 1) / warm
+        left = (self.steps - step) / max(1, self.steps - warm)
+        factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}[self.kind]
+        return self.peak * factor
