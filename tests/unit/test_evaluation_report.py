@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -152,8 +153,15 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-@pytest.mark.parametrize("make", [classification, lambda: classification(2), lambda: classification(30), generation])
-def test_the_page_is_whole_self_contained_and_runs_nothing(make, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportContent, Path]:
+    """A report with all its parts, and the folder it is in."""
+    content = classification()
+    return content, write_report(tmp_path_factory.mktemp("report"), content).parent
+
+
+@pytest.mark.parametrize("make", [lambda: classification(2), lambda: classification(30), generation])
+def test_the_page_is_whole_self_contained_and_runs_nothing(make: Callable[[], ReportContent], tmp_path: Path) -> None:
     content = make()
     page = Page(write_report(tmp_path / "new", content).read_text(encoding="utf-8"))
     assert page.open == []
@@ -166,8 +174,8 @@ def test_the_page_is_whole_self_contained_and_runs_nothing(make, tmp_path: Path)
     assert "".join(page.words).count(content.verdict) == 1
 
 
-def test_every_chart_speaks_and_follows_the_page(tmp_path: Path) -> None:
-    text = write_report(tmp_path, classification()).read_text(encoding="utf-8")
+def test_every_chart_speaks_and_follows_the_page(written: tuple[ReportContent, Path]) -> None:
+    text = (written[1] / "report.html").read_text(encoding="utf-8")
     charts = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
     assert len(charts) == 4
     for chart in charts:
@@ -182,10 +190,9 @@ def test_many_classes_are_listed_instead_of_drawn(tmp_path: Path) -> None:
     assert "Most frequent mix-ups" in text and "The ten hardest classes" in text
 
 
-def test_json_holds_what_the_page_says(tmp_path: Path) -> None:
-    content = classification()
-    write_report(tmp_path, content)
-    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+def test_json_holds_what_the_page_says(written: tuple[ReportContent, Path]) -> None:
+    content, folder = written
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert found["verdict"] == content.verdict
     assert [system["name"] for system in found["systems"]] == ["tuned", "base"]
     assert found["systems"][0]["metrics"]["accuracy"] == content.tuned.metrics["accuracy"].as_dict()
@@ -197,14 +204,17 @@ def test_json_holds_what_the_page_says(tmp_path: Path) -> None:
     assert found["data"]["warnings"][0]["where"] == ["train.csv:17", "train.csv:19"]
 
 
-def test_a_report_is_written_over_an_old_one_or_not_at_all(tmp_path: Path) -> None:
-    page = write_report(tmp_path, classification())
-    before = page.read_bytes()
-    bad = replace(classification(), model=object())  # type: ignore[arg-type]  # JSON cannot hold it
+def test_a_report_is_written_over_an_old_one_or_not_at_all(written: tuple[ReportContent, Path]) -> None:
+    content, folder = written
+    before = (folder / "report.json").read_bytes()
+    bad = replace(content, model=object())  # type: ignore[arg-type]  # JSON cannot hold it
     with pytest.raises(TypeError):
-        write_report(tmp_path, bad)
-    assert page.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+        write_report(folder, bad)
+    assert (folder / "report.json").read_bytes() == before
+    write_report(folder, replace(content, verdict="Another verdict."))
+    assert json.loads((folder / "report.json").read_bytes())["verdict"] == "Another verdict."
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    write_report(folder, content)
 
 
 def test_nothing_to_compare_with_and_nothing_trained(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Step 5: what the tuned model is worth, with intervals, against what one could have used without tuning."""
