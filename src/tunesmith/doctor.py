@@ -30,6 +30,8 @@ LEAST_MEMORY = 4e9  # bytes: full training of a model of some 100 M parameters
 HUB_SECONDS = 2.0
 PROBE_SIZE = 1024  # side of the square products
 PROBE_REPEATS = 8
+LARGE_TENSOR = 16 * 2**20  # numbers: 64 MB in fp32, more than glibc keeps of itself
+DEAR_MEMORY = 2.0
 CLEARLY_SLOWER = 0.9  # bf16 over fp32: single timings on a shared machine differ by some 10 %
 
 
@@ -172,16 +174,20 @@ def speed() -> dict[str, Any]:
     """Billions of floating-point operations a second of a square product, and the precision that follows."""
     import torch
 
+    from tunesmith.allocator import keep_freed_memory
     from tunesmith.models.precision import choose_dtype, default_device
 
     device = default_device()
     rates = {name: _product_rate(device, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    kept = keep_freed_memory()
     return {
         "device": device.type,
         "threads": torch.get_num_threads(),
         "fp32_gflops": round(rates["fp32"]),
         "bf16_gflops": round(rates["bf16"]),
         "bf16_over_fp32": round(rates["bf16"] / rates["fp32"], 2),
+        "fresh_over_kept_memory": round(_fresh_over_kept(), 1),
+        "allocator_tuned": kept,
         "precision": "bf16" if choose_dtype("auto", device) is torch.bfloat16 else "fp32",
     }
 
@@ -201,6 +207,22 @@ def _product_rate(device: Any, dtype: Any) -> float:
         wait()
         seconds.append(time.perf_counter() - started)
     return 2 * PROBE_SIZE**3 / min(seconds) / 1e9
+
+
+def _fresh_over_kept() -> float:
+    """How much longer it takes to fill a new large tensor than one that is there already."""
+    import torch
+
+    def seconds(make: Callable[[], Any]) -> float:
+        found = []
+        for _ in range(PROBE_REPEATS):
+            started = time.perf_counter()
+            make()
+            found.append(time.perf_counter() - started)
+        return min(found)
+
+    kept = torch.zeros(LARGE_TENSOR)
+    return seconds(lambda: torch.empty(LARGE_TENSOR).zero_()) / seconds(kept.zero_)
 
 
 def _about_speed(sections: dict[str, dict[str, Any]]) -> list[Finding]:
@@ -241,6 +263,16 @@ def _about_speed(sections: dict[str, dict[str, Any]]) -> list[Finding]:
                 f"torch uses {rates['threads']} threads on {machine['cores']} cores",
                 "threads that wait for one another on the same core make every product slower",
                 f"set OMP_NUM_THREADS={machine['cores']} before the start",
+            )
+        )
+    if rates["device"] == "cpu" and rates["fresh_over_kept_memory"] > DEAR_MEMORY:
+        findings.append(
+            Finding(
+                "warning",
+                f"filling new memory takes {rates['fresh_over_kept_memory']} times as long as filling kept memory",
+                "the C library gives large blocks back when they are freed, and each step faults them in again",
+                "start with GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
+                " (glibc), or use an allocator that keeps memory, such as jemalloc",
             )
         )
     if not machine["gpus"] and shutil.which("nvidia-smi"):

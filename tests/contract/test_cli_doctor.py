@@ -22,7 +22,8 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "hub": {"reachable": True, "seconds": 0.1},
     "speed": {
         "device": "cpu", "threads": 4, "fp32_gflops": 200, "bf16_gflops": 800,
-        "bf16_over_fp32": 4.0, "precision": "bf16"
+        "bf16_over_fp32": 4.0, "precision": "bf16",
+        "fresh_over_kept_memory": 1.0
     },
 }  # fmt: skip
 
@@ -50,6 +51,7 @@ def test_a_healthy_machine_has_no_findings() -> None:
         ("speed", {"bf16_over_fp32": 0.3, "precision": "fp32"}, "bf16 is slower than fp32"),
         ("speed", {"threads": 1}, "uses 1 threads, but 4 cores"),
         ("speed", {"threads": 16}, "16 threads on 4 cores"),
+        ("speed", {"fresh_over_kept_memory": 7.0}, "7.0 times as long"),
         ("hardware", {"memory_free_bytes": 1e9}, "1.0 GB of memory"),
         ("disk", {"here_free_bytes": 2e9}, "2.0 GB of disk are free in /here"),
         ("disk", {"cache_free_bytes": 2e9}, "2.0 GB of disk are free in /cache"),
