@@ -271,8 +271,8 @@ def _about_speed(sections: dict[str, dict[str, Any]]) -> list[Finding]:
                 "warning",
                 f"filling new memory takes {rates['fresh_over_kept_memory']} times as long as filling kept memory",
                 "the C library gives large blocks back when they are freed, and each step faults them in again",
-                "start with GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
-                " (glibc), or use an allocator that keeps memory, such as jemalloc",
+                "with glibc, set GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:"
+                "glibc.malloc.trim_threshold=17179869184; elsewhere use an allocator that keeps memory, such as jemalloc",
             )
         )
     if not machine["gpus"] and shutil.which("nvidia-smi"):

@@ -21,7 +21,8 @@ def methods(as_json: Json = False) -> None:
         print_json(rows)
     else:
         print_table(
-            ("method", "what it does", "when it is right", "objective", "parameters"), (row.values() for row in rows)
+            ("method", "what it does", "when it is right", "objective", "parameters"),
+            (list(row.values()) for row in rows),
         )
 
 
