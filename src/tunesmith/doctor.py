@@ -272,7 +272,7 @@ def _about_speed(sections: dict[str, dict[str, Any]]) -> list[Finding]:
                 f"filling new memory takes {rates['fresh_over_kept_memory']} times as long as filling kept memory",
                 "the C library gives large blocks back when they are freed, and each step faults them in again",
                 "with glibc, set GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:"
-                "glibc.malloc.trim_threshold=17179869184; elsewhere use an allocator that keeps memory, such as jemalloc",
+                "glibc.malloc.trim_threshold=17179869184; elsewhere take an allocator that keeps memory",
             )
         )
     if not machine["gpus"] and shutil.which("nvidia-smi"):
