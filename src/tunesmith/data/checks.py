@@ -37,7 +37,7 @@ def check_record(record: Record, choice: Choice, task: Task) -> tuple[Row, list[
             if fault is not None:
                 faults.append(fault)
     row = Row(fields, origin)
-    if not any(fault.severity == "error" for fault in faults):
+    if not faults or not any(fault.severity == "error" for fault in faults):
         faults += (Fault(code, message, origin) for code, message in task.problems(row))
     return row, faults
 

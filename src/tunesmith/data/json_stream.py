@@ -106,7 +106,8 @@ class JsonStream:
 
     def _bad(self, error: Exception) -> BadValue:
         if isinstance(error, json.JSONDecodeError):
-            return BadValue(error.msg, self.line + self._text.count("\n", self._position, error.pos))
+            line = self.line + self._text.count("\n", self._position, error.pos)
+            return BadValue(error.msg + (f" (the record begins on line {self.line})" if line > self.line else ""), line)
         return BadValue(str(error) or "nested too deeply", self.line)
 
     def _advance(self, characters: int) -> None:

@@ -93,7 +93,7 @@ def _slip(label: str, other: str, counts: Mapping[str, int]) -> str | None:
         return None
     if re.sub(r"\d", "", label) == re.sub(r"\d", "", other):
         return None
-    allowed = 0 if min(len(label), len(other)) < 4 else 1 if len(label) < 8 else 2
+    allowed = 0 if min(len(label), len(other)) < 3 else 1 if len(label) < 8 else 2
     if allowed and edit_distance(label.lower(), other.lower(), allowed) <= allowed:
         return "they differ by a letter or two"
     return None

@@ -40,7 +40,6 @@ Entries = NDArray[np.void]
 
 _CHUNK_ROWS = 65_536
 _FLUSH_BYTES = 2**20
-_MOST_BYTES = 2**32 - 1
 
 
 def normalised(text: str) -> str:
@@ -85,8 +84,7 @@ class Ledger:
         """
         if not self.files or self.files[-1] != origin.file:
             self.files.append(origin.file)
-        entry = (*values[:5], len(self.files) - 1, origin.line, *values[5:])
-        self._pending += _PACK(*entry[:4], *(min(value, _MOST_BYTES) for value in entry[4:]))
+        self._pending += _PACK(*values[:5], len(self.files) - 1, origin.line, *values[5:])
         self.num_rows += 1
         if len(self._pending) >= _FLUSH_BYTES:
             self._flush()

@@ -49,11 +49,12 @@ def signatures(texts: list[str]) -> NDArray[np.uint32]:
     for shift in range(SHINGLE):
         rolling = rolling * mixing + points[shift : shift + count]
     rolling ^= rolling >> np.uint64(31)
-    hashes = ((rolling * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32)).astype(np.uint32)
+    hashes = np.zeros(count + 1, np.uint32)  # one more, for the bound behind the last text to point at
+    hashes[:-1] = (rolling * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32)
     starts = np.cumsum(lengths) - lengths
     bounds = np.empty(2 * len(texts), np.int64)  # [first shingle, first that crosses into the next text] of each
     bounds[0::2] = starts
-    bounds[1::2] = np.minimum(starts + lengths - SHINGLE + 1, count - 1)
+    bounds[1::2] = starts + lengths - SHINGLE + 1
     result = np.empty((PERMUTATIONS, len(texts)), np.uint32)
     permuted = np.empty_like(hashes)
     for number in range(PERMUTATIONS):
@@ -103,7 +104,8 @@ class NearIndex:
             inputs, positions, values = sample.finish()
             if sample.seen > len(inputs):
                 sampled[PARTS[part]] = (len(inputs), sample.seen)
-            for column, array in zip(columns, (inputs, positions, values, np.full(len(inputs), part)), strict=True):
+            found: tuple[NDArray[Any], ...] = (inputs, positions, values, np.full(len(inputs), part))
+            for column, array in zip(columns, found, strict=True):
                 column.append(array)
         inputs, positions, values, parts = (np.concatenate(column) for column in columns)
         pairs = _similar(values)

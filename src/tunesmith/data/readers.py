@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,12 +67,12 @@ def _read_jsonl(source: Source, encoding: str) -> Iterator[Record | Fault]:
             continue
         origin, text = line
         try:
-            values = DECODER.decode(text)
+            values = DECODER.decode(text.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             document = origin.line == 1 and text.strip() in ("[", "{")
             yield Fault(
                 "bad-json",
-                f"not valid JSON: {str(error) or 'nested too deeply'}",
+                f"not valid JSON: {_reason(error)}",
                 origin,
                 fix="this looks like one JSON document: data.format=json" if document else "one JSON object a line",
                 raw=text,
@@ -79,6 +80,12 @@ def _read_jsonl(source: Source, encoding: str) -> Iterator[Record | Fault]:
             )
             continue
         yield _record(values, origin, text)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _record(values: Any, origin: Origin, raw: str | None = None) -> Record | Fault:

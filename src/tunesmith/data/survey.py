@@ -259,13 +259,12 @@ class Surveyor:
     def _count(self, part: int) -> None:
         read = self._survey.rows_read
         read[PARTS[part]] += 1
-        done = sum(read.values())
-        if done % _PROGRESS_ROWS == 0:
-            self._on_event(Progress(what="reading data", done=done, total=None))
+        if read[PARTS[part]] % _PROGRESS_ROWS == 0:
+            self._on_event(Progress(what="reading data", done=sum(read.values()), total=None))
 
 
 def _bad(faults: list[Fault]) -> bool:
-    return any(fault.severity == "error" for fault in faults)
+    return bool(faults) and any(fault.severity == "error" for fault in faults)  # mostly there is none: no generator
 
 
 def _header(source: Source, first: Origin | None) -> Origin:

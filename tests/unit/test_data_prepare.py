@@ -1,0 +1,259 @@
+"""The whole of step 2: rows, labels, fingerprint, report."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.data import prepare as preparing
+from tunesmith.data import survey
+from tunesmith.data.prepare import PreparedData, check, prepare
+from tunesmith.data.render import Rendered
+from tunesmith.data.row_file import RowFile
+from tunesmith.data.rows import Origin, Row
+from tunesmith.errors import DataError
+from tunesmith.events import Event, Notice
+from tunesmith.recipe import Recipe, parse
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets do not lie beside this checkout")
+
+
+def rows(count: int, labels: int = 2) -> list[dict[str, Any]]:
+    generator = random.Random(count)
+    return [
+        {"text": " ".join("".join(generator.choices("etaoinshrdlu", k=6)) for _ in range(8)), "label": n % labels}
+        for n in range(count)
+    ]
+
+
+def write(path: Path, content: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return path
+
+
+def recipe(train: Path, task: str = "text-classification", **data: Any) -> Recipe:
+    return parse({"task": task, "model": "none", "data": {"train": str(train), **data}})
+
+
+def texts(part: Any) -> list[str]:
+    return [row.fields["text"] for row in part]
+
+
+def test_rows_labels_and_report(tmp_path: Path) -> None:
+    content = rows(600, labels=12)
+    data = prepare(recipe(write(tmp_path / "a.jsonl", content)))
+    assert data.labels == [str(n) for n in range(12)]
+    assert sorted(texts(data.train) + texts(data.validation) + texts(data.test)) == sorted(r["text"] for r in content)
+    assert data.report.rows == {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+    assert data.train[3].origin.line == 1 + [r["text"] for r in content].index(data.train[3].fields["text"])
+    for part in (data.train, data.validation, data.test):
+        assert {row.fields["label"] for row in part} == set(data.labels)
+        assert [row.origin.line for row in part] == sorted(row.origin.line for row in part)
+    assert {name: sum(c.values()) for name, c in data.report.classes.items()} == data.report.rows
+    json.dumps(data.report.as_dict())
+
+
+def test_fingerprint_knows_content_order_and_sides(tmp_path: Path) -> None:
+    content = rows(100)
+    path = tmp_path / "a.jsonl"
+
+    def fingerprint(changed: list[dict[str, Any]], **data: Any) -> str:
+        return prepare(recipe(write(path, changed), **data)).fingerprint
+
+    first = fingerprint(content)
+    assert fingerprint(content) == first
+    assert fingerprint([dict(reversed(row.items())) for row in content]) == first  # order of keys means nothing
+    others = [
+        fingerprint([*content[:-1], {**content[-1], "label": "1 "}]),
+        fingerprint(content[::-1]),
+        fingerprint(content[1:]),
+        fingerprint(content, seed=1),
+        fingerprint(content, max_rows=50),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_large_sets_stay_on_disk_with_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", rows(300))
+    in_memory = prepare(recipe(path))
+    monkeypatch.setattr(preparing, "IN_MEMORY_BYTES", 1000)
+    on_disk = prepare(recipe(path), scratch=tmp_path)
+    assert isinstance(on_disk.train, RowFile)
+    assert isinstance(in_memory.train, list)
+    assert on_disk.train == in_memory.train
+    assert list(on_disk.test) == list(in_memory.test)
+    assert on_disk.fingerprint == in_memory.fingerprint
+    assert on_disk.train[-1] == in_memory.train[-1]
+    assert list(on_disk.train[5:20:3]) == in_memory.train[5:20:3]
+    assert in_memory.train[7] in on_disk.train
+    with pytest.raises(IndexError):
+        on_disk.train[len(on_disk.train)]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]  # temporary files have no name
+
+
+def test_row_file_without_rows() -> None:
+    empty = prepare_places(0)
+    assert list(empty) == []
+    assert empty == []
+
+
+def prepare_places(count: int) -> RowFile:
+    import numpy as np
+
+    from tunesmith.data.row_file import PLACE
+
+    return RowFile(b"", np.empty(count, PLACE), [])
+
+
+def test_own_validation_and_test_data_are_taken_whole(tmp_path: Path) -> None:
+    content = rows(300)
+    train, held, test = (write(tmp_path / f"{n}.jsonl", content[n * 100 : n * 100 + 100]) for n in range(3))
+    data = prepare(recipe(train, validation=[str(held)], test=str(test)))
+    assert data.report.rows == {"train": 100, "validation": 100, "test": 100}
+    assert texts(data.test) == [row["text"] for row in content[200:]]
+    mixed = prepare(recipe(train, validation=0.2, test=str(test)))
+    assert len(mixed.test) == 100
+    assert len(mixed.train) + len(mixed.validation) == 100
+    assert 15 <= len(mixed.validation) <= 25
+    without = prepare(recipe(train, validation=0.0, test=0.0))
+    assert without.report.rows == {"train": 100, "validation": 0, "test": 0}
+
+
+def test_labels_become_text(tmp_path: Path) -> None:
+    content = [{**row, "label": [True, 3, 4.0, "x"][n % 4]} for n, row in enumerate(rows(80))]
+    assert prepare(recipe(write(tmp_path / "a.jsonl", content))).labels == ["3", "4", "true", "x"]
+
+
+def test_generation_has_no_labels_and_no_contradictions(tmp_path: Path) -> None:
+    content = [{"prompt": row["text"], "completion": f"answer {n}"} for n, row in enumerate(rows(100))]
+    content += [{"prompt": content[0]["prompt"], "completion": "another answer"}]
+    data = prepare(recipe(write(tmp_path / "a.jsonl", content), "text-generation"))
+    assert data.labels is None
+    assert data.report.classes == {}
+    assert not [p for p in data.report.problems if p.code == "contradiction"]
+    together = [
+        part for part in (data.train, data.validation, data.test) for row in part if row.origin.line in (1, 101)
+    ]
+    assert len({id(part) for part in together}) == 1
+
+
+def test_guesses_warnings_and_rows_left_out_are_said_aloud(tmp_path: Path) -> None:
+    content = [{"Review": row["text"], "label": row["label"]} for row in rows(100)]
+    heard: list[Event] = []
+    prepare(recipe(write(tmp_path / "a.jsonl", [*content, content[0]]), max_rows=60), on_event=heard.append)
+    said = [f"{event.level}: {event.message}" for event in heard if isinstance(event, Notice)]
+    assert any("`text` from the column `Review` (guessed)" in line for line in said)
+    assert any(line.startswith("warning: duplicate") for line in said)
+    assert "info: 41 rows are not used (max_rows)" in said
+
+
+def render(row: Row) -> Rendered:
+    words = row.fields["text"].split()
+    if words[0] == "nothing":
+        raise DataError("no token of this example carries loss", where=str(row.origin), fix="give it an answer")
+    return Rendered(list(range(min(len(words), 12))), None, 0, max(0, len(words) - 12))
+
+
+def test_rendering_finds_truncation_and_rows_without_loss(tmp_path: Path) -> None:
+    content = rows(100)
+    content[30]["text"] = "nothing " + content[30]["text"]
+    content[40]["text"] = " ".join(str(n * n) for n in range(20))
+    path = write(tmp_path / "a.jsonl", content)
+    report = check(recipe(path), render=render)
+    problems = {p.code: p for p in report.problems}
+    assert (problems["no-loss"].severity, problems["no-loss"].where) == ("error", [Origin(str(path), 31)])
+    assert (problems["truncated"].severity, problems["truncated"].where) == ("warning", [Origin(str(path), 41)])
+    tokens = [report.lengths[part]["tokens"] for part in report.lengths]
+    assert sum(part["count"] for part in tokens) == 99
+    assert sum(part["cut_tokens"] for part in tokens) == 8
+    assert max(part["max"] for part in tokens) == 20
+    refused = check(recipe(path, truncate=False), render=render)
+    assert {p.code: p.severity for p in refused.problems}["too-long"] == "error"
+
+
+def test_only_a_sample_of_a_large_set_is_rendered_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "RENDER_SAMPLE", 50)
+    report = check(recipe(write(tmp_path / "a.jsonl", rows(1000))), render=render)
+    assert any("of 1,000 rows" in note for note in report.notes)
+    assert sum(part["tokens"]["count"] for part in report.lengths.values()) < 500
+
+
+def test_lengths_are_exact_where_they_are_short(tmp_path: Path) -> None:
+    content = [{"text": "x" * n, "label": n % 2} for n in range(1, 1001)]
+    lengths = check(recipe(write(tmp_path / "a.jsonl", content), validation=0.0, test=0.0)).lengths["train"][
+        "characters"
+    ]
+    assert lengths == {
+        "count": 1000, "mean": 501.5, "min": 2, "p50": 501, "p90": 901, "p95": 951, "p99": 991, "max": 1001,
+    }  # fmt: skip
+
+
+MEASURE = """
+import json, resource, sys
+from tunesmith.data import near_duplicates
+from tunesmith.data.prepare import check
+from tunesmith.recipe import parse
+near_duplicates.SAMPLE = dict.fromkeys(near_duplicates.SAMPLE, 2000)  # full with either file
+report = check(parse({"task": "text-classification", "model": "none", "data": {"train": sys.argv[1]}}))
+print(json.dumps([report.rows_read["train"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]))
+"""
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    base = [json.dumps(row) for row in rows(4000)]
+    used = {}
+    for copies in (5, 50):
+        path = tmp_path / f"{copies}.jsonl"
+        with path.open("w") as file:
+            for copy in range(copies):
+                shift = str.maketrans("etaoinsh", "".join(random.Random(copy).sample("ETAOINSH", 8)))
+                file.writelines(f"{line[:10]}{line[10:66].translate(shift)}{line[66:]}\n" for line in base)
+        command = [sys.executable, "-c", MEASURE, str(path)]
+        read, used[copies] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert read == copies * len(base)
+    assert used[50] - used[5] < 12, used  # MB; the larger file has 180,000 rows and 16 MB more
+
+
+@needs_shared
+@pytest.mark.shared_data
+def test_real_sets_are_read_without_errors() -> None:
+    polarity = [str(SHARED / "sentence_polarity" / f"rt-polarity.{end}") for end in ("pos", "neg")]
+    data = prepare(
+        parse(
+            {
+                "task": "text-classification",
+                "model": "none",
+                "data": {"train": polarity, "format": "text", "columns": {"label": "suffix"}},
+            }
+        )
+    )
+    assert data.labels == ["neg", "pos"]
+    assert sum(data.report.rows.values()) == 10_662
+    assert not data.report.errors
+    banking = check(recipe(SHARED / "banking77" / "train.csv", test=str(SHARED / "banking77" / "test.csv")))
+    assert banking.rows_read == {"train": 10_003, "test": 3_080}
+    assert not banking.errors
+    leak = next(p for p in banking.problems if p.code == "leakage")
+    assert (leak.count, leak.where[0].line) == (7, 556)
+    assert len(banking.classes["train"]) == 77
+
+
+def test_same_result_in_another_process(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(50))
+    here: PreparedData = prepare(recipe(path))
+    code = (
+        "import sys; from tunesmith.data.prepare import prepare; from tunesmith.recipe import parse\n"
+        "data = {'task': 'text-classification', 'model': 'none', 'data': {'train': sys.argv[1]}}\n"
+        "print(prepare(parse(data)).fingerprint)"
+    )
+    there = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert there.stdout.strip() == here.fingerprint

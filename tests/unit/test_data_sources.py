@@ -1,0 +1,209 @@
+"""Every format gives the same rows with the right places."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.data.json_stream import BadValue, JsonStream
+from tunesmith.data.problems import Fault
+from tunesmith.data.readers import Record, read
+from tunesmith.data.sources import Source, find_sources
+from tunesmith.errors import DataError
+from tunesmith.events import Event, Notice
+
+ROWS = [
+    {"text": "plain", "label": "a"},
+    {"text": 'commas, "quotes" and\nnew\r\nlines', "label": "b"},
+    {"text": "ünïcödé ☃ \u2028 done", "label": "c"},
+]
+
+
+def as_csv(delimiter: str) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, ["text", "label"], delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(ROWS)
+    return out.getvalue()
+
+
+CONTENT = {
+    "jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
+    "ndjson": "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS),
+    "json": json.dumps(ROWS, indent=1),
+    "csv": as_csv(","),
+    "tsv": as_csv("\t"),
+}
+
+
+def records(path: Path, encoding: str = "utf-8") -> list[Record]:
+    found = [item for source in find_sources([str(path)]) for item in read(source, encoding)]
+    assert not [item for item in found if isinstance(item, Fault)]
+    return [item for item in found if isinstance(item, Record)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("suffix", CONTENT)
+def test_text_formats_agree(tmp_path: Path, suffix: str, packed: bool) -> None:
+    data = CONTENT[suffix].encode()
+    path = tmp_path / f"rows.{suffix}{'.gz' if packed else ''}"
+    path.write_bytes(gzip.compress(data) if packed else data)
+    found = records(path)
+    assert [record.values for record in found] == ROWS
+    lines = {"json": [2, 6, 10], "csv": [2, 3, 6], "tsv": [2, 3, 6]}.get(suffix, [1, 2, 3])
+    assert [record.origin.line for record in found] == lines
+    assert {record.origin.file for record in found} == {str(path)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"])
+@pytest.mark.parametrize("suffix", ["ndjson", "csv", "json"])
+def test_other_encodings(tmp_path: Path, suffix: str, encoding: str) -> None:
+    text = {
+        "ndjson": '{"text": "naïve"}\n{"text": "é"}',
+        "csv": "text\nnaïve\né\n",
+        "json": '[{"text": "naïve"}, {"text": "é"}]',
+    }
+    path = tmp_path / f"rows.{suffix}"
+    path.write_bytes(text[suffix].encode(encoding))
+    assert [record.values["text"] for record in records(path, encoding)] == ["naïve", "é"]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [*ROWS, {"text": None, "label": "d"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=2)
+    found = records(tmp_path / "rows.parquet")
+    assert [record.values for record in found] == rows
+    assert [record.origin.line for record in found] == [1, 2, 3, 4]
+
+
+def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(CONTENT["jsonl"])
+    found = records(path)
+    assert [record.values for record in found] == ROWS
+    assert [record.origin.line for record in found] == [1, 2, 3]
+
+
+def test_folder_names_label_documents(tmp_path: Path) -> None:
+    for label, name, text in (("pos", "1.txt", "fine\n\nday\n"), ("pos", "2.txt", "good"), ("neg", "1.txt", "bad")):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / name).write_text(text)
+    (tmp_path / "README.txt").write_text("what this is")
+    heard: list[Event] = []
+    sources = find_sources([str(tmp_path)], on_event=heard.append)
+    found = [item for source in sources for item in read(source, "utf-8")]
+    assert [(r.values["text"], r.values["label"]) for r in found if isinstance(r, Record)] == [
+        ("bad", "neg"),
+        ("fine\n\nday\n", "pos"),
+        ("good", "pos"),
+    ]
+    assert [event.message for event in heard if isinstance(event, Notice)] == ["not read, as no data: README.txt"]
+
+
+def test_folder_of_documents_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    (tmp_path / ".hidden.txt").write_text("no")
+    found = records(tmp_path)
+    assert [record.values for record in found] == [{"text": "one\ntwo", "file": "a", "folder": tmp_path.name}]
+
+
+def test_text_file_is_a_row_a_line_with_its_name_as_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rt.pos"
+    path.write_text("fine\n\nday\n")
+    (source,) = find_sources([str(path)], file_format="text")
+    found = [item for item in read(source, "utf-8") if isinstance(item, Record)]
+    assert [(r.values["text"], r.values["suffix"], r.origin.line) for r in found] == [
+        ("fine", "pos", 1),
+        ("day", "pos", 3),
+    ]
+
+
+def test_folder_and_pattern_of_data_files_come_sorted(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "notes.md"):
+        (tmp_path / name).write_text("x")
+    names = [Path(source.name).name for source in find_sources([str(tmp_path)])]
+    assert names == ["a.jsonl", "b.jsonl", "c.csv"]
+    assert [Path(s.name).name for s in find_sources([f"{tmp_path}/*.jsonl"])] == ["a.jsonl", "b.jsonl"]
+    assert [Path(s.name).name for s in find_sources([str(tmp_path)], file_format="csv")] == ["c.csv"]
+
+
+def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere/a.*nowhere/b"):
+        find_sources(["nowhere/a.csv", "nowhere/b.csv"])
+    with pytest.raises(DataError, match="format cannot be told"):
+        (tmp_path / "data.xyz").write_text("x")
+        find_sources([str(tmp_path / "data.xyz")])
+    with pytest.raises(DataError, match="no data files"):
+        (tmp_path / "empty").mkdir()
+        find_sources([str(tmp_path / "empty")])
+
+
+def test_catalog_data_need_no_path() -> None:
+    (source,) = find_sources(["python-reference"])
+    first = next(iter(read(source, "utf-8")))
+    assert isinstance(first, Record)
+    assert first.values["text"]
+
+
+def test_hub_data_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[str] = []
+
+    def hub_dataset(name: str) -> Any:
+        asked.append(name)
+        return datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+
+    monkeypatch.setattr("tunesmith.catalog.hub_dataset", hub_dataset)
+    (source,) = find_sources(["hub:somebody/reviews:test"])
+    assert source == Source("hub:somebody/reviews:test", "hub")
+    found = [item for item in read(source, "utf-8") if isinstance(item, Record)]
+    assert asked == ["somebody/reviews:test"]
+    assert [record.values for record in found] == ROWS
+    assert [str(record.origin) for record in found][-1] == "hub:somebody/reviews:test:3"
+
+
+def test_line_without_end_is_refused_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.data.lines.LONGEST_RECORD", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "short"}\n{"text": "' + "x" * 2000 + '"}\n{"text": "after"}\n')
+    found = list(read(Source(str(path), "jsonl", path), "utf-8"))
+    assert isinstance(found[1], Fault)
+    assert (found[1].code, found[1].whole_file) == ("record-too-long", True)
+    assert len(found) == 2
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(json_values, max_size=6), st.integers(1, 7), st.sampled_from([None, 1]))
+def test_json_stream_reads_what_json_reads(values: list[Any], size: int, indent: int | None) -> None:
+    text = json.dumps(values, indent=indent)
+    stream = JsonStream(text[n : n + size] for n in range(0, len(text), size))
+    assert stream.value() == values
+    assert stream.peek() == ""
+    assert stream.line == text.count("\n") + 1
+
+
+@given(json_values, st.integers(1, 7), st.data())
+def test_json_stream_refuses_what_is_cut(value: Any, size: int, data: st.DataObject) -> None:
+    text = json.dumps([value])
+    text = text[: data.draw(st.integers(0, len(text) - 1))]
+    stream = JsonStream(text[n : n + size] for n in range(0, len(text), size))
+    with pytest.raises(BadValue):
+        stream.value()
