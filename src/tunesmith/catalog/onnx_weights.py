@@ -1,8 +1,7 @@
 """Weights out of an ONNX graph, under the names of the PyTorch module it was exported from.
 
 Reads just enough of the protobuf wire format for that; ONNX itself is a heavy package to ask for because of one model.
-Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3,
-wire format: https://protobuf.dev/programming-guides/encoding/
+The field numbers are those of ``onnx.proto3``, the wire format is protobuf's ("Encoding" in its guide).
 """
 
 from __future__ import annotations

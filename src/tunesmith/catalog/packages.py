@@ -132,7 +132,7 @@ def _answering_backend(staging: Path, file: PinnedFile) -> Path:
     """Write a build backend that gives pip the metadata that we pinned, instead of running the archive's own.
 
     The archives in the table have no ``pyproject.toml``, for which PEP 517 prescribes ``setuptools.build_meta``;
-    this one is found first on ``PYTHONPATH``. https://peps.python.org/pep-0517/
+    this one is found first on ``PYTHONPATH``.
     """
     backend = staging / "backend"
     (backend / "setuptools").mkdir(parents=True)

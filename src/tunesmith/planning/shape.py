@@ -1,0 +1,112 @@
+"""The network of a stage without its weights, and the numbers that the arithmetic of a step depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.recipe import Parameters
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.models.model import Form, Model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic of a step depends on.
+
+    Attributes:
+        layers: Number of transformer layers L.
+        trained_layers: How many of them, counted from the output, a gradient passes through.
+        layer_weights: Weights of all linear layers inside the layers, without adapters.
+        trained_weights: Those of them that train.
+        adapter_weights: Parameters of adapters (P).
+        head_weights: Weights of the vocabulary's head (V x d); 0 for classes.
+        hidden: d.
+        feed_forward: ff.
+        attention: H x h.
+        heads: H.
+        causal: Whether a token sees only earlier ones.
+    """
+
+    layers: int
+    trained_layers: int
+    layer_weights: int
+    trained_weights: int
+    adapter_weights: int
+    head_weights: int
+    hidden: int
+    feed_forward: int
+    attention: int
+    heads: int
+    causal: bool
+
+
+def skeleton(
+    folder: Path, config: Any, tokenizer: Any, form: Form, labels: Sequence[str] | None, settings: Parameters
+) -> Model:
+    """The network that a stage trains, with adapters and head but on the meta device: shapes without memory."""
+    import torch
+    import transformers
+
+    from tunesmith import parameters
+    from tunesmith.models.heads import SentenceClassifier, pooling_of
+    from tunesmith.models.model import Model
+
+    pooling = pooling_of(folder)
+    network: torch.nn.Module
+    heads: tuple[str, ...] = ()
+    with torch.device("meta"):
+        if form == "generate":
+            network = transformers.AutoModelForCausalLM.from_config(config)
+        elif pooling:
+            pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
+            encoder = transformers.AutoModel.from_config(config, **pooler)
+            network = SentenceClassifier(encoder, pooling, config.hidden_size, len(labels or [""]), 0.0)
+            heads = ("classifier",)
+        else:
+            config.num_labels = len(labels or [""])
+            network = transformers.AutoModelForSequenceClassification.from_config(config)
+            heads = tuple(name for name in ("classifier", "score") if hasattr(network, name))
+        model = Model(network, tokenizer, form, folder.name, folder, 0, list(labels) if labels else None, [], heads)
+        if settings.kind == "none":
+            network.requires_grad_(False)
+        else:
+            parameters.apply(model, settings)
+    return model
+
+
+def shape_of(model: Model, config: Any) -> Shape:
+    """Count what the arithmetic needs, layer by layer."""
+    from torch import nn
+
+    blocks = model.blocks()
+    trained = [any(p.requires_grad for p in block.parameters()) for block in blocks]
+    linear = [
+        module.weight
+        for block in blocks
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    ]
+    adapters = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" in name)
+    head = sum(p.numel() for p in model.vocabulary_head().parameters()) if model.form == "generate" else 0
+    heads = int(config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    feed_forward = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    return Shape(
+        layers=len(blocks),
+        trained_layers=len(blocks) - trained.index(True) if any(trained) else 0,
+        layer_weights=sum(weight.numel() for weight in linear),
+        trained_weights=sum(weight.numel() for weight in linear if weight.requires_grad),
+        adapter_weights=adapters,
+        head_weights=head,
+        hidden=int(config.hidden_size),
+        feed_forward=feed_forward,
+        attention=heads * width,
+        heads=heads,
+        causal=model.form == "generate",
+    )
