@@ -15,15 +15,17 @@ PRODUCTS = (0.8, 0.4)
 PASSES = {"cpu": (80.0, 350.0), "cuda": (10.0, 60.0)}
 """How often a layer's activations (d + ff values a token) cross the memory bus in a step beside the products.
 
-Fitted on two AMX cores to SmolLM2-135M with LoRA (759 tokens/s, 1,135 compiled) and MiniLM-L6 in full (2,754 with
-dropout, 3,912 without); the figures for GPUs are estimates, not fitted to any measurement.
+Chosen so that four speeds measured on two AMX cores (2,400 GFLOP/s, 25 GB/s) lie inside the range: SmolLM2-135M with
+LoRA (759 tokens/s, 1,135 compiled), MiniLM-L6 in full (2,754 with dropout, 3,912 without). The figures for GPUs are
+estimates, checked against no measurement.
 """
 FORWARD_SHARE = 1 / 3
 """Part of those crossings that a forward pass alone makes."""
 KEPT = ((9.0, 4.0), (25.0, 8.0))
 """Values kept a token and layer for the backward pass, in units of d and ff, at least and at most.
 
-Measured after a forward pass in bf16: MiniLM-L6 in full 9 d + 4 ff, SmolLM2-135M with LoRA 24 d + 4 ff.
+Resident memory after a forward pass in bf16 came to about 9 d + 4 ff for MiniLM-L6 in full, and 16 to 24 d + 4 ff for
+SmolLM2-135M with LoRA (two runs; the allocator's share is in it).
 """
 KEPT_SCORES = {True: (0.8, 1.2), False: (1.0, 3.2)}
 """The same for attention weights, in units of H x S: for causal models (0.83 measured) and for others, which usually
