@@ -439,12 +439,9 @@ def _as_recipe_error(error: ValidationError, source: str | None, lines: dict[tup
         return RecipeError(f"unknown key `{key}`{more}", where=where, fix=fix)
     if problem["type"] == "missing":
         return RecipeError(f"`{key}` is missing{more}", where=where, fix=f"add `{path[-1]}: ...`")
-    message = problem["msg"].removeprefix("Value error, ")
-    fix = None
-    if ": use " in message:
-        message, _, remedy = message.partition(": use ")
-        fix = f"use {remedy}"
-    return RecipeError(f"`{key}`: {message}{more}" if key else f"{message}{more}", where=where, fix=fix)
+    message, _, remedy = problem["msg"].removeprefix("Value error, ").partition(": use ")
+    text = f"`{key}`: {message}{more}" if key else f"{message}{more}"
+    return RecipeError(text, where=where, fix=f"use {remedy}" if remedy else None)
 
 
 def _keys_at(path: tuple[str, ...]) -> list[str]:

@@ -38,14 +38,10 @@ def check(
     if drop_bad is not None:
         choices = RecipeChoices(choices.file, [*choices.overrides, "data.drop_bad=true"])
     recipe = choices.recipe()
-    from tunesmith import progress
-    from tunesmith.data import prepare
+    from tunesmith import checking, progress
 
     with progress.shown() as on_event:
-        if drop_bad is None:
-            report = prepare.check(recipe, on_event=on_event)
-        else:
-            report = prepare.prepare(recipe, on_event=on_event, dropped_to=drop_bad, stop_on_errors=False).report
+        report = checking.check(recipe, dropped_to=drop_bad, on_event=on_event)
     if as_json:
         print_json(report.as_dict())
     else:

@@ -122,6 +122,7 @@ def run(arguments: Sequence[str]) -> int:
 
     With ``--debug`` before the command (or ``TUNESMITH_DEBUG=1``) the traceback is printed too.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries draw bars of their own, over ours and into logs
     command = typer.main.get_command(app)
     try:
         code = command.main(list(arguments), prog_name="tunesmith", standalone_mode=False)

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,13 +34,28 @@ def predict(
     from tunesmith.runs import open_run
 
     opened = open_run(run)
-    for rows in _batches(_rows(file), batch):
-        for prediction in opened.predict(rows):
+    name = "stdin" if file is None or str(file) == "-" else str(file)
+    for numbered in _batches(_rows(file), batch):
+        with _named_lines(name, [line for line, _ in numbered]):
+            predictions = opened.predict([row for _, row in numbered])
+        for prediction in predictions:
             print_json(prediction.as_dict())
 
 
-def _rows(file: Path | None) -> Iterator[dict[str, Any] | str]:
-    """Rows of a file or of stdin; blank lines are left out.
+@contextmanager
+def _named_lines(name: str, lines: list[int]) -> Iterator[None]:
+    """Let an error about the n-th row of a batch (``input:n``) name the file and its line instead."""
+    try:
+        yield
+    except DataError as error:
+        batch, _, number = (error.where or "").rpartition(":")
+        if batch == "input" and number.isdigit() and 0 < int(number) <= len(lines):
+            error.where = f"{name}:{lines[int(number) - 1]}"
+        raise
+
+
+def _rows(file: Path | None) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Rows of a file or of stdin with their lines, counted from 1; blank lines are left out.
 
     Raises:
         DataError: A line looks like a JSON object and is none.
@@ -51,16 +67,16 @@ def _rows(file: Path | None) -> Iterator[dict[str, Any] | str]:
         yield from _parsed(lines, str(file))
 
 
-def _parsed(lines: Iterable[str], name: str) -> Iterator[dict[str, Any] | str]:
+def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text:
             continue
         if not text.startswith("{"):
-            yield text
+            yield number, text
             continue
         try:
-            yield json.loads(text)
+            yield number, json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"not valid JSON: {error.msg} at column {error.colno}",

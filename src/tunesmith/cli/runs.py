@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunesmith.cli.output import Json, Run, interval_text, print_json, print_table
 from tunesmith.cli.tuning import print_run
+from tunesmith.errors import RecipeError
+
+if TYPE_CHECKING:
+    from tunesmith.runs import Run as StoredRun
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="The folder that holds the runs.")]
@@ -26,37 +30,31 @@ def list_them(root: Root = Path("runs"), as_json: Json = False) -> None:
     """List the runs of a folder, newest first."""
     from tunesmith.runs import list_runs
 
-    runs = list_runs(root)
+    rows = [_row(run) for run in list_runs(root)]
     if as_json:
-        print_json(
-            [
-                {
-                    "run": run.id,
-                    "path": run.path,
-                    "status": run.status,
-                    "task": run.recipe.task,
-                    "model": run.recipe.model,
-                    "method": run.recipe.method,
-                    "metrics": {name: interval.as_dict() for name, interval in run.metrics.items()},
-                }
-                for run in runs
-            ]
-        )
+        print_json(rows)
         return
     print_table(
         ("run", "status", "task", "model", "method", "result"),
         (
             (
-                run.id,
-                run.status,
-                run.recipe.task,
-                run.recipe.model,
-                run.recipe.method,
-                next((f"{name} {interval_text(value)}" for name, value in run.metrics.items()), ""),
+                *(row[name] for name in ("run", "status", "task", "model", "method")),
+                next((f"{name} {interval_text(value)}" for name, value in row["metrics"].items()), ""),
             )
-            for run in runs
+            for row in rows
         ),
     )
+
+
+def _row(run: StoredRun) -> dict[str, Any]:
+    """A run's line; a run whose recipe cannot be read (of another version, say) is listed all the same."""
+    row: dict[str, Any] = {"run": run.id, "path": str(run.path), "status": run.status}
+    try:
+        recipe = run.recipe
+    except RecipeError as error:
+        return row | {"task": None, "model": None, "method": None, "metrics": {}, "problem": error.what}
+    metrics = {name: interval.as_dict() for name, interval in run.metrics.items()}
+    return row | {"task": recipe.task, "model": recipe.model, "method": recipe.method, "metrics": metrics}
 
 
 @app.command("show")

@@ -67,4 +67,4 @@ def print_run(run: Run, *, as_json: bool) -> None:
         ),
     )
     stdout().print(summary["verdict"], style="bold", markup=False, soft_wrap=True)
-    print_pairs((("run", run.path), ("model", run.path / "model"), ("report", run.report())))
+    print_pairs((("run", run.path), ("model", run.model_folder), ("report", run.report())))

@@ -17,7 +17,7 @@ from torch import nn
 from tunesmith.data.render import eos_token_ids
 from tunesmith.errors import ResourceError, UsageError
 from tunesmith.models import attention
-from tunesmith.models.heads import SentenceClassifier, pooling_of
+from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of
 from tunesmith.models.model import Form, Model
 
 DEFAULT_MAX_LENGTH = 2048
@@ -106,6 +106,7 @@ def load_model(
     dropout: float | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    pooling: Pooling | None = None,
 ) -> Model:
     """Load a base model.
 
@@ -114,11 +115,13 @@ def load_model(
         name: What to call it.
         form: How it shall answer; default: what it is made for.
         labels: Class names; with ``form="classify"`` a new head gets one output for each.
-        dtype: Of weights and activations. A new head is kept in fp32 at least: it is small and its logits matter.
+        dtype: Of weights and activations. A head on a sentence encoder is kept in fp32 at least.
         device: Where to put it; default: the GPU if there is one.
         dropout: Overrides every dropout probability of the model.
         max_length: Longest example in tokens; default: :func:`default_max_length`.
         seed: Decides the new head's weights.
+        pooling: Read the head from tokens pooled in this way; default: as the encoder's own files say, else the
+            classification class that transformers has for the model.
 
     Raises:
         ResourceError: Files are missing or damaged.
@@ -130,7 +133,8 @@ def load_model(
         _set_dropout(config, dropout)
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
-    network, heads = _build(folder, config, form, labels, dtype, tokenizer)
+    pooling = pooling or pooling_of(folder)
+    network, heads = _build(folder, config, form, labels, dtype, tokenizer, pooling)
     network.to(device or torch.device("cpu"))
     network.eval()
     model = Model(
@@ -148,7 +152,13 @@ def load_model(
 
 
 def _build(
-    folder: Path, config: Any, form: Form, labels: Sequence[str] | None, dtype: torch.dtype, tokenizer: Any
+    folder: Path,
+    config: Any,
+    form: Form,
+    labels: Sequence[str] | None,
+    dtype: torch.dtype,
+    tokenizer: Any,
+    pooling: Pooling | None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     import transformers
 
@@ -162,7 +172,6 @@ def _build(
         "attn_implementation": implementation,
     }
     wide = torch.promote_types(dtype, torch.float32)
-    pooling = pooling_of(folder)
     try:
         with _quiet():
             if form == "generate":

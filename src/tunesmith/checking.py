@@ -1,0 +1,77 @@
+"""Checking data before a run: with the model's own tokens where the model is here, by characters where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.events import Listener, Notice, nobody
+from tunesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tunesmith.data.problems import CheckReport
+    from tunesmith.data.render import Rendered
+    from tunesmith.data.rows import Row
+
+
+def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener = nobody) -> CheckReport:
+    """Find everything that is wrong with a recipe's data.
+
+    Args:
+        recipe: Its task, data and model are read. A model that is not on this machine is not fetched for a check: then
+            lengths are in characters, and what would be cut, or would carry no loss, stays unknown, which is said.
+        dropped_to: Where rows with errors are written, with the reason; with ``data.drop_bad`` only.
+        on_event: Told about guessed columns and progress.
+
+    Raises:
+        DataError: A file does not exist, so there is nothing to check.
+    """
+    from tunesmith.data import prepare
+
+    render = _renderer(recipe, on_event)
+    if dropped_to is None:
+        return prepare.check(recipe, render=render, on_event=on_event)
+    prepared = prepare.prepare(recipe, render=render, on_event=on_event, dropped_to=dropped_to, stop_on_errors=False)
+    return prepared.report
+
+
+def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:
+    """Rows as the model will see them, but for the label, which a check does not know yet."""
+    from tunesmith.data.render import ConversationRenderer, Rendered, conversation_renderer, encode_text
+    from tunesmith.models.load import default_max_length, load_config, load_tokenizer, natural_form
+    from tunesmith.tasks import TASKS
+
+    folder = _here(recipe.model)
+    if folder is None:
+        on_event(
+            Notice(
+                level="info",
+                message=f"{recipe.model} is not on this machine, so lengths are in characters",
+                fix=f"`tunesmith catalog get {recipe.model}`, or give a model's folder",
+            )
+        )
+        return None
+    task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
+    max_length = recipe.data.max_length or default_max_length(folder, config)
+    if task.has_labels and natural_form(config) == "classify":
+
+        def without_label(row: Row) -> Rendered:
+            input_ids, cut = encode_text(tokenizer, task.input_text(row), max_length)
+            return Rendered(input_ids=input_ids, cut_tokens=cut)
+
+        return without_label
+    return conversation_renderer(ConversationRenderer(tokenizer, max_length), task, None, recipe.system_prompt)
+
+
+def _here(model: str) -> Path | None:
+    """The model's folder, if it can be read without fetching or converting anything."""
+    from tunesmith import catalog
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return catalog.model_folder(model)
+    cached = any(entry.name == model and entry.kind == "model" for entry in catalog.entries()) and catalog.is_cached(
+        model
+    )
+    return catalog.model_folder(model) if cached else None

@@ -1,0 +1,187 @@
+"""How each kind of system answers test rows: the tuned model, prompts with and without examples, frozen features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.render import ConversationRenderer, encode_text
+from tunesmith.data.rows import Row
+from tunesmith.evaluation.features import LinearHead, fit_linear_head
+from tunesmith.evaluation.outputs import Outputs
+from tunesmith.events import Listener, nobody
+from tunesmith.models import inference
+from tunesmith.models.model import Model
+from tunesmith.recipe import Generation
+from tunesmith.tasks.base import Message, Task
+
+SIMILARITY_SCALE = 20.0
+"""Cosines times this are logits: the scale with which sentence-transformers trains its encoders."""
+
+Shots = Callable[[Row], Sequence[Row]]
+"""Which examples to show before a row."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all systems share in one evaluation."""
+
+    task: Task
+    labels: list[str] | None
+    system_prompt: str | None
+    generation: Generation
+    seed: int = 0
+    on_event: Listener = nobody
+
+
+def answer(
+    model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None = None, *, score_references: bool = True
+) -> Outputs:
+    """Answers of a model to rows, by its head or by writing.
+
+    Args:
+        model: Any model that can do the task.
+        rows: With their right answers, which the model does not see.
+        setting: What all systems share.
+        shots: Examples to put into each prompt.
+        score_references: For written answers: also say how likely the right ones were (``nats``).
+    """
+    started = time.perf_counter()
+    if model.form == "classify":
+        examples = [encode_text(model.tokenizer, setting.task.input_text(row), model.max_length)[0] for row in rows]
+        probabilities = inference.class_probabilities(model, examples, on_event=setting.on_event)
+        return _outputs(started, examples, probabilities=probabilities)
+    renderer = ConversationRenderer(model.tokenizer, prompt_limit(model), model.eos_ids)
+    conversations = [_with_shots(row, setting, shots) for row in rows]
+    prompts = [
+        renderer.prompt(turns[:-1], tools=row.fields.get("tools"))
+        for turns, row in zip(conversations, rows, strict=True)
+    ]
+    if setting.labels is not None:
+        choices = [_answer_tokens(model, label) for label in setting.labels]
+        probabilities = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
+        return _outputs(started, prompts, probabilities=probabilities)
+    written = inference.generate(
+        model,
+        prompts,
+        max_new_tokens=setting.generation.max_new_tokens,
+        temperature=setting.generation.temperature,
+        seed=setting.seed,
+        on_event=setting.on_event,
+    )
+    texts = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    read = sum(len(prompt) for prompt in prompts)
+    if not score_references:
+        return Outputs(texts=texts, prompt_tokens=read, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started  # scoring the references is our question, not the system's work
+    rendered = [renderer(turns, tools=row.fields.get("tools")) for turns, row in zip(conversations, rows, strict=True)]
+    nats = inference.answer_nats(
+        model, [r.input_ids for r in rendered], [r.loss_weights or [] for r in rendered], on_event=setting.on_event
+    )
+    sizes = np.asarray([max(1, len(setting.task.target_text(row).encode())) for row in rows], dtype=np.float64)
+    return Outputs(texts=texts, nats=nats, reference_bytes=sizes, prompt_tokens=read, seconds=seconds)
+
+
+def prompt_limit(model: Model) -> int:
+    """Longest prompt with examples: what the model's positions allow, not the length that training was cut to."""
+    config: Any = model.transformer().config
+    return int(getattr(config, "max_position_embeddings", None) or model.max_length)
+
+
+def _answer_tokens(model: Model, label: str) -> list[int]:
+    """A label as the model would write it: its tokens and the EOS behind it."""
+    tokens = list(model.tokenizer(label, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return [*tokens, *model.eos_ids[-1:]]
+
+
+def _with_shots(row: Row, setting: Setting, shots: Shots | None) -> list[Message]:
+    """The row's conversation with worked examples before it, which carry no loss."""
+    own = setting.task.conversation(row, setting.labels, setting.system_prompt)
+    if shots is None:
+        return [*own[:-1], {**own[-1], "weight": 1.0}]
+    opening = own[:1] if own and own[0]["role"] == "system" else []
+    examples = [
+        {**turn, "weight": 0.0}
+        for shot in shots(row)
+        for turn in setting.task.conversation(shot, setting.labels, None)
+        if turn["role"] != "system"
+    ]
+    return [*opening, *examples, *own[len(opening) : -1], {**own[-1], "weight": 1.0}]
+
+
+def by_label_similarity(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
+    """Zero-shot with a sentence encoder: the label whose name lies nearest to the text."""
+    started = time.perf_counter()
+    labels = setting.labels or []
+    examples = encode_rows(model, rows, setting.task)
+    names = [encode_text(model.tokenizer, label.replace("_", " "), model.max_length)[0] for label in labels]
+    found = inference.embeddings(model, examples, on_event=setting.on_event)
+    probabilities = _by_cosine(found, inference.embeddings(model, names))
+    return _outputs(started, examples, probabilities=probabilities)
+
+
+def by_nearest_centroid(model: Model, rows: Sequence[Row], shots: Sequence[Row], setting: Setting) -> Outputs:
+    """Few-shot with a sentence encoder: the label whose examples' mean lies nearest to the text."""
+    started = time.perf_counter()
+    labels = setting.labels or []
+    examples = encode_rows(model, rows, setting.task)
+    shown = inference.embeddings(model, encode_rows(model, shots, setting.task))
+    of_shot = np.asarray([labels.index(setting.task.target_text(shot)) for shot in shots])
+    shown /= np.linalg.norm(shown, axis=1, keepdims=True)
+    centroids = np.stack([shown[of_shot == number].mean(0) for number in range(len(labels))])
+    probabilities = _by_cosine(inference.embeddings(model, examples, on_event=setting.on_event), centroids)
+    return _outputs(started, examples, probabilities=probabilities)
+
+
+def by_features(head: LinearHead, model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
+    """A fitted linear head on the frozen model's embeddings."""
+    started = time.perf_counter()
+    examples = encode_rows(model, rows, setting.task)
+    features = inference.embeddings(model, examples, on_event=setting.on_event)
+    return _outputs(started, examples, probabilities=head.probabilities(features))
+
+
+def fit_features(model: Model, train: Sequence[Row], validation: Sequence[Row], setting: Setting) -> LinearHead:
+    """Fit that head: the penalty is chosen on the validation rows."""
+    labels = {label: number for number, label in enumerate(setting.labels or [])}
+
+    def features_of(rows: Sequence[Row]) -> tuple[np.ndarray, list[int]]:
+        found = inference.embeddings(model, encode_rows(model, rows, setting.task), on_event=setting.on_event)
+        return found, [labels[setting.task.target_text(row)] for row in rows]
+
+    features, classes = features_of(train)
+    return fit_linear_head(features, classes, len(labels), features_of(validation) if len(validation) else None)
+
+
+def encode_rows(model: Model, rows: Sequence[Row], task: Task) -> list[list[int]]:
+    """The texts of rows as tokens."""
+    return [encode_text(model.tokenizer, task.input_text(row), model.max_length)[0] for row in rows]
+
+
+def majority(train: Sequence[Row], rows: Sequence[Row], setting: Setting) -> Outputs:
+    """Always the commonest label of the training data; its shares are the probabilities."""
+    labels = setting.labels or []
+    counts = np.zeros(len(labels))
+    for row in train:
+        counts[labels.index(setting.task.target_text(row))] += 1
+    return Outputs(probabilities=np.tile(counts / counts.sum(), (len(rows), 1)))
+
+
+def _by_cosine(vectors: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    anchors = anchors / np.linalg.norm(anchors, axis=1, keepdims=True)
+    scores = np.exp(SIMILARITY_SCALE * (vectors @ anchors.T))
+    result: np.ndarray = scores / scores.sum(axis=1, keepdims=True)
+    return result
+
+
+def _outputs(started: float, examples: Sequence[Sequence[int]], *, probabilities: np.ndarray) -> Outputs:
+    return Outputs(
+        probabilities=probabilities,
+        prompt_tokens=sum(len(ids) for ids in examples),
+        seconds=time.perf_counter() - started,
+    )

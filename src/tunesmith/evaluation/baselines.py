@@ -1,0 +1,194 @@
+"""What the tuned model is compared with, on the same test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tunesmith.data.rows import Row
+from tunesmith.evaluation import answering
+from tunesmith.evaluation.answering import Setting, Shots
+from tunesmith.evaluation.comparison import System
+from tunesmith.evaluation.metrics import measure
+from tunesmith.evaluation.outputs import Outputs
+from tunesmith.events import Evaluated, Notice, Phase
+from tunesmith.models.heads import pooling_of
+from tunesmith.models.load import load_config, load_model, natural_form
+from tunesmith.models.model import Model
+from tunesmith.recipe import Baseline, Evaluate
+
+if TYPE_CHECKING:
+    from tunesmith.data.prepare import PreparedData
+
+DEFAULT_SHOTS = 5
+
+
+def run_baselines(
+    wanted: Sequence[Baseline],
+    base: tuple[str, Path],
+    larger: dict[str, Path],
+    data: PreparedData,
+    rows: Sequence[Row],
+    setting: Setting,
+    settings: Evaluate,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[System]:
+    """Measure each baseline that fits the task.
+
+    Args:
+        wanted: From the recipe.
+        base: Name and folder of the untuned base model.
+        larger: Name -> folder of the larger models.
+        data: Training rows for shots, shares and features; validation rows for choices.
+        rows: The test rows.
+        setting: What all systems share.
+        settings: Intervals.
+        dtype: For loading models.
+        device: For loading models.
+    """
+    shots = next((b.shots for b in wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
+    kinds: set[str] = {baseline.kind for baseline in wanted}
+    references = [setting.task.target_text(row) for row in rows]
+
+    def system(name: str, title: str, what: str, outputs: Outputs, parameters: int) -> System:
+        metrics = measure(setting.task.has_labels, outputs, references, setting.labels, settings)
+        setting.on_event(
+            Evaluated(system=name, metrics={n: i.as_dict() for n, i in metrics.items()}, seconds=outputs.seconds)
+        )
+        return System(name, title, what, outputs, metrics, parameters=parameters)
+
+    if "majority" in kinds and setting.task.has_labels:
+        yield system(
+            "majority",
+            "Majority class",
+            "always gives the commonest label of the training data",
+            answering.majority(data.train, rows, setting),
+            0,
+        )
+    models = [(base[0], base[1], "")] + [(name, folder, f"{name}-") for name, folder in larger.items()]
+    for name, folder, prefix in models:
+        own = kinds if not prefix else {"base", "few-shot"}
+        if not own & {"base", "few-shot", "features"}:
+            continue
+        setting.on_event(Phase(step="evaluate", message=f"baselines of {name}"))
+        asked = _prompted if natural_form(load_config(folder)) == "generate" else _embedded
+        model = _load(name, folder, setting, dtype, device)
+        if model is None:
+            setting.on_event(
+                Notice(level="info", message=f"{name} has no sentence vectors: no zero-shot baseline of it")
+            )
+        else:
+            for key, title, what, outputs in asked(model, own, shots, data, rows, setting):
+                yield system(prefix + key, title, what, outputs, model.total_parameters)
+        if "features" in own and setting.task.has_labels and not prefix:
+            frozen = model or load_model(
+                folder, name=name, form="classify", labels=setting.labels, dtype=dtype, device=device, pooling="mean"
+            )
+            head = answering.fit_features(frozen, data.train, data.validation, setting)
+            yield system(
+                "features",
+                f"{name}, frozen features",
+                "logistic regression on the untuned model's vectors, fitted on the same training rows",
+                answering.by_features(head, frozen, rows, setting),
+                frozen.total_parameters,
+            )
+        del model
+
+
+Asked = Iterator[tuple[str, str, str, Outputs]]
+
+
+def _load(name: str, folder: Path, setting: Setting, dtype: torch.dtype, device: torch.device) -> Model | None:
+    """The untuned model in its own form; ``None`` for an encoder that was never taught to compare texts."""
+    if natural_form(load_config(folder)) == "generate":
+        return load_model(folder, name=name, form="generate", dtype=dtype, device=device)
+    if pooling_of(folder) is None:
+        return None
+    return load_model(folder, name=name, form="classify", labels=setting.labels, dtype=dtype, device=device)
+
+
+def _prompted(
+    model: Model, kinds: set[str], k: int, data: PreparedData, rows: Sequence[Row], setting: Setting
+) -> Asked:
+    """A generating model, asked in words."""
+    how = "the likeliest label by the model's own likelihood" if setting.labels else "greedy answers"
+    if "base" in kinds:
+        what = f"the untuned model, asked without examples; {how}"
+        yield "base", f"{model.name}, 0 shots", what, answering.answer(model, rows, setting)
+    if "few-shot" in kinds and len(data.train):
+        fixed = random_shots(data.train, k, setting)
+        what = f"the untuned model with {{}} in the prompt; {how}"
+        yield (
+            f"few-shot-{k}-random",
+            f"{model.name}, {k} random shots",
+            what.format(f"the same {len(fixed)} examples"),
+            answering.answer(model, rows, setting, lambda row: fixed),
+        )
+        yield (
+            f"few-shot-{k}-nearest",
+            f"{model.name}, {k} nearest shots",
+            what.format(f"the {k} training examples most like each row (TF-IDF cosine)"),
+            answering.answer(model, rows, setting, nearest_shots(data.train, rows, k, setting)),
+        )
+
+
+def _embedded(
+    model: Model, kinds: set[str], k: int, data: PreparedData, rows: Sequence[Row], setting: Setting
+) -> Asked:
+    """A sentence encoder, asked by distance."""
+    if "base" in kinds:
+        what = "the untuned encoder: the label whose name lies nearest to the text"
+        yield "base", f"{model.name}, 0 shots", what, answering.by_label_similarity(model, rows, setting)
+    if "few-shot" in kinds and len(data.train):
+        shown = shots_per_label(data.train, k, setting)
+        what = f"the untuned encoder: the label whose {k} examples' mean lies nearest to the text"
+        outputs = answering.by_nearest_centroid(model, rows, shown, setting)
+        yield f"few-shot-{k}", f"{model.name}, {k} shots a label", what, outputs
+
+
+def random_shots(train: Sequence[Row], k: int, setting: Setting) -> list[Row]:
+    """The same k examples for every row, drawn by the seed; with labels in turn, so that k >= C shows each."""
+    order = np.random.default_rng([setting.seed, 1]).permutation(len(train)).tolist()
+    if setting.labels is None:
+        return [train[n] for n in order[:k]]
+    waiting: dict[str, list[Row]] = {label: [] for label in setting.labels}
+    for n in order:
+        bucket = waiting[setting.task.target_text(train[n])]
+        if len(bucket) < k:
+            bucket.append(train[n])
+    ranks = [(depth, rows[depth]) for rows in waiting.values() for depth in range(len(rows))]
+    chosen = [row for _, row in sorted(ranks, key=lambda pair: pair[0])][:k]
+    return [chosen[n] for n in np.random.default_rng([setting.seed, 2]).permutation(len(chosen))]
+
+
+def shots_per_label(train: Sequence[Row], k: int, setting: Setting) -> list[Row]:
+    """Up to k examples of each label, drawn by the seed."""
+    taken = {label: 0 for label in setting.labels or []}
+    chosen = []
+    for n in np.random.default_rng([setting.seed, 1]).permutation(len(train)).tolist():
+        label = setting.task.target_text(train[n])
+        if taken[label] < k:
+            taken[label] += 1
+            chosen.append(train[n])
+    return chosen
+
+
+def nearest_shots(train: Sequence[Row], rows: Sequence[Row], k: int, setting: Setting) -> Shots:
+    """For each row the k training examples most like it, the likest last (nearest to the question)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    known = vectorizer.fit_transform([setting.task.input_text(row) for row in train])
+    asked = vectorizer.transform([setting.task.input_text(row) for row in rows])
+    similarity = (asked @ known.T).tocsr()
+    found: dict[str, list[int]] = {}
+    for n, row in enumerate(rows):
+        line = similarity.getrow(n)
+        best = line.indices[np.argsort(-line.data, kind="stable")[:k]].tolist()
+        found[row.key] = best[::-1]
+    return lambda row: [train[n] for n in found[row.key]]

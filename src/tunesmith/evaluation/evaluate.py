@@ -1,0 +1,253 @@
+"""Step 5: measure the tuned model and its rivals on the same rows, and write down what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import catalog, environment, runs
+from tunesmith.data.prepare import PreparedData
+from tunesmith.data.rows import Row
+from tunesmith.evaluation import answering, comparison, report
+from tunesmith.evaluation.baselines import run_baselines
+from tunesmith.evaluation.comparison import Comparison, System
+from tunesmith.evaluation.metrics import measure, predictions
+from tunesmith.events import Evaluated, Listener, Notice, Phase, Step, Validated
+from tunesmith.recipe import Baseline, Recipe
+from tunesmith.tasks import TASKS
+
+if TYPE_CHECKING:
+    from tunesmith.pipeline import Trained
+
+WRITTEN_LIMIT = 200
+"""Test rows on which written answers are measured unless the recipe says otherwise: writing is slow."""
+
+
+def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trained, tell: Listener) -> str:
+    """Measure, compare, and write ``summary.json``, ``predictions.jsonl``, ``report.json`` and ``report.html``.
+
+    Returns:
+        The verdict.
+    """
+    from tunesmith.models.precision import choose_dtype, default_device
+
+    started = time.time()
+    task = TASKS[recipe.task]
+    rows = _test_rows(recipe, data, tell)
+    references = [task.target_text(row) for row in rows]
+    settings = recipe.evaluate
+    setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    tell(Phase(step="evaluate", message=f"the tuned model on {len(rows)} test rows"))
+    outputs = answering.answer(trained.model, rows, setting)
+    metrics = measure(task.has_labels, outputs, references, data.labels, settings)
+    tell(Evaluated(system="tuned", metrics={n: i.as_dict() for n, i in metrics.items()}, seconds=outputs.seconds))
+    tuned = System(
+        "tuned",
+        f"{recipe.model}, tuned ({recipe.method})",
+        "the model that this run made",
+        outputs,
+        metrics,
+        parameters=trained.facts["total_parameters"],
+        trainable_parameters=trained.facts["trainable_parameters"],
+        training_seconds=trained.seconds,
+    )
+    larger = {b.model: catalog.model_folder(b.model, on_event=tell) for b in _larger(settings.baselines)}
+    device = default_device()
+    others = list(
+        run_baselines(
+            settings.baselines,
+            (recipe.model, catalog.model_folder(recipe.model, on_event=tell)),
+            larger,
+            data,
+            rows,
+            setting,
+            settings,
+            choose_dtype(recipe.precision, device),
+            device,
+        )
+    )
+    comparisons = comparison.compare(tuned, others, references, data.labels, settings)
+    verdict = comparison.verdict(tuned, others, comparisons)
+    _keep_answers(folder, recipe, rows, references, tuned, data.labels)
+    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    summary = _summary(folder, recipe, trained, tuned, others, verdict, sum(seconds.values()))
+    content = _content(folder, recipe, data, rows, references, tuned, others, comparisons, verdict, seconds, summary)
+    report.write_report(folder, content)
+    runs.write_json(folder / "summary.json", summary)
+    return verdict
+
+
+def _test_rows(recipe: Recipe, data: PreparedData, tell: Listener) -> list[Row]:
+    """The rows to measure on: the test rows, or as many as the limit allows, chosen by their content."""
+    rows: Sequence[Row] = data.test
+    part = "test"
+    if not len(rows):
+        rows, part = data.validation, "validation"
+        message = "there are no test rows: measuring on the validation rows, on which the checkpoint was chosen"
+        tell(Notice(level="warning", message=message, fix="give `data.test` a share or a file"))
+    limit = recipe.evaluate.limit or (None if TASKS[recipe.task].has_labels else WRITTEN_LIMIT)
+    if limit is None or len(rows) <= limit:
+        return list(rows)
+    tell(Notice(level="info", message=f"measuring on {limit} of {len(rows)} {part} rows (`evaluate.limit`)"))
+    return sorted(rows, key=lambda row: row.key)[:limit]
+
+
+def _larger(baselines: Sequence[Baseline]) -> list[Any]:
+    return [baseline for baseline in baselines if baseline.kind == "larger"]
+
+
+def _keep_answers(
+    folder: Path,
+    recipe: Recipe,
+    rows: Sequence[Row],
+    references: Sequence[str],
+    tuned: System,
+    labels: list[str] | None,
+) -> None:
+    task, outputs = TASKS[recipe.task], tuned.outputs
+    if outputs.texts is not None:
+        answers = outputs.texts
+    else:
+        answers = [(labels or [])[n] for n in predictions(outputs, labels or [])]
+    runs.write_answers(
+        folder,
+        [
+            runs.StoredAnswer(
+                key=row.key,
+                where=str(row.origin),
+                input=task.input_text(row),
+                reference=references[n],
+                answer=answers[n],
+                probabilities=None if outputs.probabilities is None else outputs.probabilities[n].tolist(),
+                nats=None if outputs.nats is None else float(outputs.nats[n]),
+                reference_bytes=None if outputs.reference_bytes is None else float(outputs.reference_bytes[n]),
+            )
+            for n, row in enumerate(rows)
+        ],
+    )
+
+
+def _summary(
+    folder: Path,
+    recipe: Recipe,
+    trained: Trained,
+    tuned: System,
+    others: Sequence[System],
+    verdict: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """The object that scripts read: its keys are stable."""
+    return {
+        "run": str(folder),
+        "task": recipe.task,
+        "method": recipe.method,
+        "metrics": {name: interval.as_dict() for name, interval in tuned.metrics.items()},
+        "baselines": {o.name: {name: i.as_dict() for name, i in o.metrics.items()} for o in others},
+        "verdict": verdict,
+        "tokens_per_second": trained.facts["tokens_per_second"],
+        "seconds": seconds,
+        "tuning_seconds": trained.seconds,
+        "peak_memory_bytes": trained.facts["peak_memory_bytes"],
+        "trainable_parameters": trained.facts["trainable_parameters"],
+        "total_parameters": trained.facts["total_parameters"],
+        "tokens": trained.facts["tokens"],
+    }
+
+
+def _content(
+    folder: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    rows: Sequence[Row],
+    references: Sequence[str],
+    tuned: System,
+    others: Sequence[System],
+    comparisons: Sequence[Comparison],
+    verdict: str,
+    seconds: dict[str, float],
+    summary: dict[str, Any],
+) -> report.ReportContent:
+    task = TASKS[recipe.task]
+    steps, validations = _curves(folder)
+    return report.ReportContent(
+        run=folder.resolve().name,
+        task=recipe.task,
+        model=recipe.model,
+        method=recipe.method,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        verdict=verdict,
+        settings=recipe.evaluate,
+        tuned=tuned,
+        others=others,
+        comparisons=comparisons,
+        inputs=[task.input_text(row) for row in rows],
+        references=references,
+        origins=[str(row.origin) for row in rows],
+        labels=data.labels,
+        steps=steps,
+        validations=validations,
+        validation_metric="accuracy" if task.has_labels else None,
+        data=_data_summary(recipe, data),
+        cost=report.Cost(
+            seconds=seconds,
+            tokens=summary["tokens"],
+            tokens_per_second=summary["tokens_per_second"],
+            peak_memory_bytes=summary["peak_memory_bytes"],
+        ),
+        reproduction=report.Reproduction(
+            recipe_yaml=recipe.to_yaml(),
+            command="tunesmith tune recipe.yaml",
+            seed=recipe.training.seed,
+            versions=environment.versions(),
+            machine=environment.machine(),
+            data_fingerprint=data.fingerprint,
+        ),
+    )
+
+
+def _curves(folder: Path) -> tuple[list[Step], list[Validated]]:
+    """Steps and validations from the run's own log; a step done twice (after a kill) counts once."""
+    steps: dict[tuple[str, int], Step] = {}
+    validations: dict[tuple[str, int], Validated] = {}
+    for event in runs.read_events(folder):
+        kind = event.pop("type")
+        if kind == "step":
+            steps[event["stage"], event["step"]] = Step(**event)
+        elif kind == "validated":
+            validations[event["stage"], event["step"]] = Validated(**event)
+    return list(steps.values()), list(validations.values())
+
+
+def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
+    found = data.report
+    files = [
+        report.DataFile(name, part, found.rows.get(part, 0), _size(name))
+        for part, names in (
+            ("train", recipe.data.train),
+            ("validation", recipe.data.validation),
+            ("test", recipe.data.test),
+        )
+        if isinstance(names, list)
+        for name in names
+    ]
+    balance: dict[str, dict[str, int]] = {}
+    for part, counts in found.classes.items():
+        for label, count in counts.items():
+            balance.setdefault(label, {})[part] = count
+    return report.DataSummary(
+        files=files,
+        rows=found.rows,
+        balance=balance,
+        warnings=[
+            report.DataWarning(p.message, [str(origin) for origin in p.where], p.count, p.fix, p.severity)
+            for p in found.problems
+        ],
+        notes=found.notes,
+    )
+
+
+def _size(name: str) -> int | None:
+    path = Path(name)
+    return path.stat().st_size if path.is_file() else None

@@ -1,0 +1,64 @@
+"""Applying a tuned model to new rows: the rendering is that of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.data.rows import Origin, Row
+from tunesmith.errors import DataError
+from tunesmith.evaluation import answering
+from tunesmith.models.model import Model
+from tunesmith.models.saving import ArtefactNotes
+from tunesmith.recipe import Generation
+from tunesmith.runs import Prediction
+from tunesmith.tasks import TASKS, Task
+
+
+def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation: Generation) -> list[Prediction]:
+    """Answers of a model to texts or dictionaries.
+
+    Raises:
+        DataError: A row lacks the task's input field; its number is the place.
+    """
+    task = TASKS[notes.task]
+    wanted = [_as_row(value, number, task) for number, value in enumerate(rows, 1)]
+    if not wanted:
+        return []
+    setting = answering.Setting(task, notes.labels, notes.system_prompt, generation)
+    outputs = answering.answer(model, wanted, setting, score_references=False)
+    if outputs.texts is not None:
+        return [Prediction(text) for text in outputs.texts]
+    assert outputs.probabilities is not None
+    labels = notes.labels or []
+    found = []
+    for line in outputs.probabilities.tolist():
+        best = max(range(len(labels)), key=line.__getitem__)
+        found.append(Prediction(labels[best], line[best], dict(zip(labels, line, strict=True))))
+    return found
+
+
+def _as_row(value: Any, number: int, task: Task) -> Row:
+    """A row with an empty answer, which the rendering cuts off again."""
+    origin = Origin("input", number)
+    fields = dict(value) if isinstance(value, dict) else _from_text(value, task)
+    if "messages" in fields:
+        turns = list(fields["messages"])
+        if turns and turns[-1].get("role") != "assistant":
+            turns.append({"role": "assistant", "content": ""})
+        return Row({**fields, "messages": turns}, origin)
+    for form in task.forms:
+        if form[0].name in fields:
+            empty = {field.name: "" for field in form[1:]}
+            return Row({**empty, **fields}, origin)
+    names = " or ".join(f"`{form[0].name}`" for form in task.forms)
+    raise DataError(
+        f"the row has no {names}", where=str(origin), fix=f"fields of this row: {', '.join(fields) or 'none'}"
+    )
+
+
+def _from_text(value: Any, task: Task) -> dict[str, Any]:
+    name = task.forms[-1][0].name
+    if name == "messages":
+        return {"messages": [{"role": "user", "content": str(value)}]}
+    return {name: str(value)}

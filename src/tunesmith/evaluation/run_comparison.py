@@ -1,0 +1,96 @@
+"""Finished runs against each other, row by row, from the answers that each has kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tunesmith.errors import UsageError
+from tunesmith.evaluation.comparison import Comparison, System, compare
+from tunesmith.evaluation.metrics import measure
+from tunesmith.evaluation.outputs import Outputs
+from tunesmith.runs import Run, StoredAnswer, read_answers
+from tunesmith.tasks import TASKS
+
+
+def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]:
+    """Compare the first run with each other one by the task's primary metric.
+
+    Returns:
+        The metric's name, one dictionary a run, and a verdict in one sentence.
+
+    Raises:
+        UsageError: The runs are of different tasks or were measured on different rows.
+    """
+    first = opened[0]
+    answers = [read_answers(run) for run in opened]
+    rows = {(a.key, a.reference) for a in answers[0]}
+    for run, stored in zip(opened, answers, strict=True):
+        if run.recipe.task != first.recipe.task:
+            raise UsageError(f"{run.id} is of the task {run.recipe.task}, {first.id} of {first.recipe.task}")
+        if {(a.key, a.reference) for a in stored} != rows:
+            raise UsageError(
+                f"{run.id} and {first.id} were measured on different test rows, so they cannot be compared",
+                fix="give both the same `data.test` (and `data.seed`), or measure them again with "
+                "`tunesmith eval RUN --data FILE`",
+            )
+    task, settings = TASKS[first.recipe.task], first.recipe.evaluate
+    labels = (
+        sorted({a.reference for a in answers[0]} | {a.answer for s in answers for a in s}) if task.has_labels else None
+    )
+    ordered = [sorted(stored, key=lambda a: (a.key, a.reference)) for stored in answers]
+    references = [a.reference for a in ordered[0]]
+    systems = []
+    for run, stored in zip(opened, ordered, strict=True):
+        outputs = _outputs(stored, labels)
+        name = f"{run.id} ({run.recipe.model}, {run.recipe.method})"
+        metrics = measure(task.has_labels, outputs, references, labels, settings)
+        systems.append(System(run.id, name, "a tuned run", outputs, metrics))
+    found = compare(systems[0], systems[1:], references, labels, settings)
+    metric = found[0].metric
+    table: list[dict[str, Any]] = [{"name": systems[0].title, "value": systems[0].metrics[metric].as_dict()}]
+    for system, against in zip(systems[1:], found, strict=True):
+        table.append(
+            {
+                "name": system.title,
+                "value": system.metrics[metric].as_dict(),
+                "difference": _negated(against),
+                "p": against.p_adjusted,
+                "outcome": {"beats": "worse than the first", "loses to": "better than the first"}.get(
+                    against.outcome, against.outcome
+                ),
+            }
+        )
+    return metric, table, _verdict(systems, found, metric)
+
+
+def _outputs(stored: Sequence[StoredAnswer], labels: list[str] | None) -> Outputs:
+    if labels is None:
+        return Outputs(
+            texts=[a.answer for a in stored],
+            nats=np.asarray([a.nats or 0.0 for a in stored]),
+            reference_bytes=np.asarray([a.reference_bytes or 1.0 for a in stored]),
+        )
+    chosen = np.zeros(
+        (len(stored), len(labels))
+    )  # what each run answered; its own probabilities may have other columns
+    for n, a in enumerate(stored):
+        chosen[n, labels.index(a.answer)] = 1.0
+    return Outputs(probabilities=chosen)
+
+
+def _negated(against: Comparison) -> dict[str, float]:
+    """The other minus the first: how the table reads."""
+    d = against.difference
+    return {"value": -d.value, "low": -d.high, "high": -d.low}
+
+
+def _verdict(systems: Sequence[System], found: Sequence[Comparison], metric: str) -> str:
+    best = max(systems, key=lambda s: s.metrics[metric].value)
+    text = f"{best.title} has the best {metric}: {best.metrics[metric]}."
+    undecided = [c.title for c in found if c.outcome == "no difference shown"]
+    if undecided:
+        text += f" No difference is shown between {systems[0].title} and {', '.join(undecided)}."
+    return text

@@ -1,0 +1,45 @@
+"""The one order of transforms: load, head, parameters, compile. Nothing else puts a model together for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tunesmith import parameters
+from tunesmith.models.load import load_model
+from tunesmith.models.model import Form, Model
+from tunesmith.recipe import Data, Parameters, Training
+
+
+def build_for_training(
+    folder: Path,
+    *,
+    name: str,
+    form: Form,
+    labels: Sequence[str] | None,
+    choice: Parameters,
+    training: Training,
+    data: Data,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Model:
+    """A model with a head if the task wants one, and exactly the chosen parameters requiring gradients.
+
+    (Compiling comes last, when the number of updates is known: :mod:`tunesmith.models.compiling`.)
+    """
+    model = load_model(
+        folder,
+        name=name,
+        form=form,
+        labels=labels if form == "classify" else None,
+        dtype=dtype,
+        device=device,
+        dropout=training.dropout,
+        max_length=data.max_length,
+        seed=training.seed,
+    )
+    torch.manual_seed(training.seed)
+    parameters.apply(model, choice)
+    return model

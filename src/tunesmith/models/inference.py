@@ -1,0 +1,334 @@
+"""Asking a model: class probabilities, likelihoods of given answers, written answers, embeddings.
+
+Rows are worked on longest first, in rectangles of a bounded number of tokens, and come back in their own order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from tunesmith.data.batches import Batch
+from tunesmith.events import Listener, Progress, nobody
+from tunesmith.models.heads import SentenceClassifier, pool
+from tunesmith.models.model import Model, decoder_of
+
+TOKENS_A_PASS = 4096
+"""Tokens of one forward pass, padding included."""
+
+TokenLists = Sequence[Sequence[int]]
+
+
+def class_probabilities(
+    model: Model, examples: TokenLists, *, what: str = "classifying", on_event: Listener = nobody
+) -> np.ndarray:
+    """Softmax of the head's scores, (N, C) float64, for N tokenized texts."""
+
+    def ask(batch: Batch) -> torch.Tensor:
+        return torch.softmax(model.class_logits(batch).double(), dim=-1)
+
+    return _map_batches(model, examples, ask, len(model.labels or [""]), what, on_event)
+
+
+def embeddings(
+    model: Model, examples: TokenLists, *, what: str = "embedding", on_event: Listener = nobody
+) -> np.ndarray:
+    """One vector a text, (N, d) float64: the sentence encoder's own pooling, else the mean over the tokens."""
+
+    def ask(batch: Batch) -> torch.Tensor:
+        if isinstance(model.network, SentenceClassifier):
+            return model.network.embed(batch.input_ids, batch.attention_mask)
+        hidden = decoder_of(model.transformer())(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state
+        return pool(hidden, batch.attention_mask, "mean")
+
+    width = int(cast(Any, model.transformer()).config.hidden_size)
+    return _map_batches(model, examples, ask, width, what, on_event)
+
+
+def answer_nats(
+    model: Model,
+    examples: TokenLists,
+    weights: Sequence[Sequence[float]],
+    *,
+    what: str = "scoring answers",
+    on_event: Listener = nobody,
+) -> np.ndarray:
+    """Negative log likelihood, in nats, of the tokens of each example that carry weight; (N,) float64."""
+    from tunesmith.objectives.supervised import token_losses
+
+    def ask(batch: Batch) -> torch.Tensor:
+        carried = np.zeros(tuple(batch.input_ids.shape), dtype=np.float32)
+        for n, row in enumerate(batch.rows):
+            carried[n, : len(weights[row])] = weights[row]
+        weighed = Batch(**{**vars(batch), "loss_weights": torch.from_numpy(carried).to(batch.input_ids.device)})
+        losses, weight_N, rows_N = token_losses(model, weighed)
+        sums = torch.zeros(len(batch.rows), dtype=torch.float64, device=losses.losses_N.device)
+        return sums.index_add_(0, rows_N, (losses.losses_N * weight_N).double()).unsqueeze(1)
+
+    return _map_batches(model, examples, ask, 1, what, on_event)[:, 0]
+
+
+def _map_batches(
+    model: Model,
+    examples: TokenLists,
+    ask: Callable[[Batch], torch.Tensor],
+    width: int,
+    what: str,
+    on_event: Listener,
+) -> np.ndarray:
+    result = np.zeros((len(examples), width))
+    model.network.eval()
+    done = 0
+    with torch.inference_mode():
+        for rows in _rectangles([len(e) for e in examples]):
+            result[rows] = ask(_padded(model, examples, rows)).double().cpu().numpy()
+            done += len(rows)
+            on_event(Progress(what=what, done=done, total=len(examples)))
+    return result
+
+
+def _rectangles(lengths: Sequence[int], overhead: int = 0) -> Iterator[list[int]]:
+    """Indices in groups of about equal length; ``overhead`` tokens are added to each row."""
+    order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
+    start = 0
+    while start < len(order):
+        rows = max(1, TOKENS_A_PASS // max(1, lengths[order[start]] + overhead))
+        yield order[start : start + rows]
+        start += rows
+
+
+def _padded(model: Model, examples: TokenLists, rows: list[int]) -> Batch:
+    lengths = np.asarray([len(examples[row]) for row in rows])
+    ids = np.full((len(rows), int(lengths.max())), model.pad_id, dtype=np.int64)
+    for n, row in enumerate(rows):
+        ids[n, : lengths[n]] = examples[row]
+    mask = np.arange(ids.shape[1])[None, :] < lengths[:, None]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), None, None, rows, int(lengths.sum())).to(model.device)
+
+
+# --- choosing among given answers ------------------------------------------------------------------------------------
+
+
+def choice_probabilities(
+    model: Model,
+    prompts: TokenLists,
+    choices: TokenLists,
+    *,
+    what: str = "scoring labels",
+    on_event: Listener = nobody,
+) -> np.ndarray:
+    """Probability of each of C given answers after each of N prompts, normalised over the answers.
+
+    An answer's score is the likelihood of all its tokens (with the EOS that ends it). All answers stand in one row
+    behind the prompt, at the same positions, each seeing the prompt and itself only, so a row costs one forward pass
+    whatever C is. What all prompts begin with is computed once.
+
+    Args:
+        model: A causal model.
+        prompts: N token lists.
+        choices: C token lists, each not empty.
+        what: For the progress bar.
+        on_event: Told the progress.
+
+    Returns:
+        (N, C) float64.
+    """
+    model.network.eval()
+    tails = _Tails.of(choices)
+    shared = _common_start(prompts)
+    scores = np.zeros((len(prompts), len(choices)))
+    done = 0
+    with torch.inference_mode():
+        prefix = _Prefix.of(model, prompts[0][:shared])
+        own = [list(prompt[shared:]) for prompt in prompts]
+        for rows in _rectangles([len(ids) for ids in own], overhead=len(tails.ids) + shared // 8):
+            scores[rows] = _score_rows(model, [own[row] for row in rows], tails, prefix)
+            done += len(rows)
+            on_event(Progress(what=what, done=done, total=len(prompts)))
+    scores -= scores.max(axis=1, keepdims=True)
+    likelihoods = np.exp(scores)
+    return cast(np.ndarray, likelihoods / likelihoods.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class _Tails:
+    """The answers laid out in one row, without their last tokens (nothing follows those).
+
+    ``ids``, ``owner`` and ``depth`` have one value a laid-out token; ``targets`` has one ``(choice, source, token)``
+    for every token of every answer, ``source`` being the laid-out token that predicts it, -1 for the prompt's last.
+    """
+
+    ids: list[int]
+    owner: list[int]
+    depth: list[int]
+    targets: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, choices: TokenLists) -> _Tails:
+        ids: list[int] = []
+        owner: list[int] = []
+        depth: list[int] = []
+        targets: list[tuple[int, int, int]] = []
+        for choice, tokens in enumerate(choices):
+            source = -1
+            for position, token in enumerate(tokens):
+                targets.append((choice, source, token))
+                if position < len(tokens) - 1:
+                    source = len(ids)
+                    ids.append(token)
+                    owner.append(choice)
+                    depth.append(position)
+        return cls(ids, owner, depth, targets)
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """Keys and values of the tokens that all prompts begin with."""
+
+    length: int
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def of(cls, model: Model, ids: Sequence[int]) -> _Prefix:
+        from transformers import DynamicCache
+
+        if not ids:
+            return cls(0, [])
+        cache = DynamicCache()
+        tokens = torch.tensor([list(ids)], device=model.device)
+        decoder_of(model.transformer())(input_ids=tokens, past_key_values=cache, use_cache=True)
+        return cls(len(ids), [(layer.keys, layer.values) for layer in cast(Any, cache.layers)])
+
+    def cache(self, rows: int) -> Any:
+        """A fresh cache that holds the prefix for a number of rows."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self.layers):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+        return cache
+
+
+def _score_rows(model: Model, own: list[list[int]], tails: _Tails, prefix: _Prefix) -> np.ndarray:
+    """Log likelihoods of the choices behind some rows, (B, C)."""
+    lengths = torch.tensor([len(ids) for ids in own], device=model.device)
+    width = int(lengths.max()) + len(tails.ids)
+    ids = torch.full((len(own), width), model.pad_id, dtype=torch.long, device=model.device)
+    for n, row in enumerate(own):
+        ids[n, : len(row) + len(tails.ids)] = torch.tensor(row + tails.ids, device=model.device)
+    place, owner = _layout(lengths, width, tails)
+    hidden_BSd = decoder_of(model.transformer())(
+        input_ids=ids,
+        attention_mask=_masks(model, place, owner, prefix.length),
+        position_ids=place + prefix.length,
+        past_key_values=prefix.cache(len(own)),
+        use_cache=True,
+    ).last_hidden_state
+    sources = torch.tensor([source for _, source, _ in tails.targets], device=model.device)
+    columns = lengths[:, None] + torch.where(sources < 0, -1, sources)[None, :]  # (B, T)
+    needed_BTd = torch.take_along_dim(hidden_BSd, columns[:, :, None].expand(-1, -1, hidden_BSd.shape[-1]), dim=1)
+    tokens = torch.tensor([token for _, _, token in tails.targets], device=model.device)
+    log_p_BT = _token_log_probabilities(model, needed_BTd, tokens)
+    result = torch.zeros(len(own), 1 + max(c for c, _, _ in tails.targets), dtype=torch.float64)
+    choice = torch.tensor([c for c, _, _ in tails.targets])
+    return result.index_add_(1, choice, log_p_BT.cpu()).numpy()
+
+
+def _layout(lengths: torch.Tensor, width: int, tails: _Tails) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position (B, S) of each token in its own text, and its owner: -1 the prompt, a choice, or -2 padding."""
+    column = torch.arange(width, device=lengths.device).expand(len(lengths), -1)
+    behind = column - lengths[:, None]
+    index = behind.clamp(0, max(0, len(tails.ids) - 1))
+    owners = torch.tensor(tails.owner or [-2], device=lengths.device)[index]
+    depths = torch.tensor(tails.depth or [0], device=lengths.device)[index]
+    inside = behind < 0
+    owner = torch.where(inside, -1, torch.where(behind < len(tails.ids), owners, -2))
+    place = torch.where(inside, column, lengths[:, None] + depths)
+    return place, owner
+
+
+def _masks(model: Model, place: torch.Tensor, owner: torch.Tensor, prefix: int) -> Any:
+    """Who may see whom, (B, 1, S, prefix + S) bool: earlier tokens of the prompt and of the same answer."""
+    batch, width = place.shape
+    earlier = place[:, None, :] <= place[:, :, None]
+    related = (owner[:, None, :] == -1) | (owner[:, None, :] == owner[:, :, None])
+    allowed = torch.cat([earlier.new_ones(batch, width, prefix), earlier & related], dim=2)[:, None]
+    config = cast(Any, model.transformer()).config
+    window = getattr(config, "sliding_window", None)
+    if not window or "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return allowed
+    keys = torch.cat([torch.arange(prefix, device=place.device).expand(batch, -1), place + prefix], dim=1)
+    near = (place[:, :, None] + prefix - keys[:, None, :]) < window
+    return {"full_attention": allowed, "sliding_attention": allowed & near[:, None]}
+
+
+def _token_log_probabilities(model: Model, hidden_BTd: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
+    """Log probability of T given tokens at T positions of each row, (B, T) float64."""
+    head = model.vocabulary_head()
+    cap = getattr(cast(Any, model.transformer()).config, "final_logit_softcapping", None)
+    rows = []
+    for hidden_Td in hidden_BTd:  # one row at a time: the scores of a whole batch may be large
+        scores_TV = head(hidden_Td).float()
+        if cap:
+            scores_TV = torch.tanh(scores_TV / cap) * cap
+        rows.append(torch.log_softmax(scores_TV, -1).gather(1, tokens_T[:, None])[:, 0].double())
+    return torch.stack(rows)
+
+
+def _common_start(prompts: TokenLists) -> int:
+    """How many tokens all prompts share from the start, leaving each at least one of its own."""
+    shortest = min(len(prompt) for prompt in prompts) - 1
+    first = prompts[0]
+    return next((n for n in range(shortest) if any(p[n] != first[n] for p in prompts)), max(0, shortest))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def generate(
+    model: Model,
+    prompts: TokenLists,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    what: str = "writing answers",
+    on_event: Listener = nobody,
+) -> list[list[int]]:
+    """Write an answer behind each prompt, up to its EOS (which is not returned).
+
+    Rows are padded on the left. Greedy at temperature 0; else sampled, the same for the same seed and batch.
+    """
+    model.network.eval()
+    answers: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    network: Any = model.transformer()
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        for rows in _rectangles([len(p) for p in prompts], overhead=max_new_tokens):
+            width = max(len(prompts[row]) for row in rows)
+            ids = torch.tensor([[model.pad_id] * (width - len(prompts[r])) + list(prompts[r]) for r in rows])
+            mask = torch.tensor([[0] * (width - len(prompts[r])) + [1] * len(prompts[r]) for r in rows])
+            written = network.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=model.eos_ids,
+                pad_token_id=model.pad_id,
+            )[:, width:].tolist()
+            for row, tokens in zip(rows, written, strict=True):
+                end = next((n for n, token in enumerate(tokens) if token in model.eos_ids), len(tokens))
+                answers[row] = tokens[:end]
+            done += len(rows)
+            on_event(Progress(what=what, done=done, total=len(prompts)))
+    return answers

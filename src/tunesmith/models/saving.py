@@ -1,0 +1,134 @@
+"""The artefact of a run: what plain transformers, PEFT and sentence-transformers load, and what we read back.
+
+Beside the weights lies ``tunesmith.json`` with what those formats have no place for: the task, how the model answers,
+the order of the labels. Nothing needs it but :func:`load_artefact`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from tunesmith.errors import NotFoundError, ResourceError
+from tunesmith.models.heads import Pooling, SentenceClassifier
+from tunesmith.models.load import load_model
+from tunesmith.models.model import Form, Model
+
+NOTES = "tunesmith.json"
+
+
+@dataclass(frozen=True)
+class ArtefactNotes:
+    """The content of ``tunesmith.json``."""
+
+    task: str
+    form: Form
+    base: str
+    base_folder: str
+    labels: list[str] | None
+    max_length: int
+    adapter: bool
+    pooling: Pooling | None
+    system_prompt: str | None
+    dtype: str
+
+
+def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str | None) -> None:
+    """Write a tuned model to ``folder``, in the precision in which it was measured.
+
+    With adapters only these (and the head) are written, in PEFT's format; else the whole model in transformers'. A
+    sentence encoder gets its pooling and head as sentence-transformers modules.
+
+    Raises:
+        ResourceError: The disk is full or not writable.
+    """
+    network: Any = model.network
+    sentence = network if isinstance(network, SentenceClassifier) else None
+    wrapped = sentence.encoder if sentence else network
+    adapter = hasattr(wrapped, "peft_config")
+    notes = ArtefactNotes(
+        task=task,
+        form=model.form,
+        base=model.name,
+        base_folder=str(model.folder),
+        labels=model.labels,
+        max_length=model.max_length,
+        adapter=adapter,
+        pooling=sentence.pooling if sentence else None,
+        system_prompt=system_prompt,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        cast(Any, wrapped).save_pretrained(folder)
+        if sentence:
+            sentence.save_head(folder, model.max_length)
+        model.tokenizer.save_pretrained(folder)
+        (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write the model: {error}", where=str(folder), fix="free some disk space, then `tunesmith resume`"
+        ) from error
+
+
+def read_notes(folder: Path) -> ArtefactNotes:
+    """Read ``tunesmith.json``.
+
+    Raises:
+        NotFoundError: The folder holds no tuned model.
+    """
+    try:
+        return ArtefactNotes(**json.loads((folder / NOTES).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise NotFoundError(
+            f"no tuned model here: {error}", where=str(folder), fix="name a finished run: `tunesmith runs list`"
+        ) from error
+
+
+def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[Model, ArtefactNotes]:
+    """Load what :func:`save_artefact` wrote, ready to answer.
+
+    Raises:
+        NotFoundError: The folder holds no tuned model.
+        ResourceError: Files are missing or damaged; for an adapter, the base model is no longer where it was.
+    """
+    notes = read_notes(folder)
+    base = Path(notes.base_folder) if notes.adapter else folder
+    if not base.is_dir():
+        raise ResourceError(
+            f"the base model of this adapter, {notes.base}, is no longer at {base}",
+            where=str(folder),
+            fix=f"fetch it again with `tunesmith catalog get {notes.base}`",
+        )
+    model = load_model(
+        base,
+        name=notes.base,
+        form=notes.form,
+        labels=notes.labels,
+        dtype=getattr(torch, notes.dtype),
+        device=device,
+        max_length=notes.max_length,
+        pooling=notes.pooling,
+    )
+    if notes.adapter:
+        _add_adapter(model, folder)
+    if isinstance(model.network, SentenceClassifier):
+        model.network.load_head(folder)
+    model.network.eval()
+    return model, notes
+
+
+def _add_adapter(model: Model, folder: Path) -> None:
+    from peft import PeftModel
+
+    sentence = model.network if isinstance(model.network, SentenceClassifier) else None
+    wrapped: Any = sentence.encoder if sentence else model.network
+    adapted = PeftModel.from_pretrained(wrapped, folder, autocast_adapter_dtype=False)
+    if sentence:
+        sentence.encoder = adapted
+    else:
+        model.network = adapted

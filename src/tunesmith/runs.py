@@ -1,0 +1,296 @@
+"""The run directory: the one truth about a run, which every face reads.
+
+Layout: ``recipe.yaml``, ``environment.json``, ``plan.json``, ``events.jsonl``, ``metrics.jsonl``,
+``stages/1-<name>/checkpoints/``, ``model/``, ``predictions.jsonl``, ``summary.json``, ``report.json``, ``report.html``.
+Files are written whole or not at all; logs only grow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import recipe as recipes
+from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.events import Event, Progress
+from tunesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tunesmith.evaluation.intervals import Interval
+    from tunesmith.models.model import Model
+    from tunesmith.models.saving import ArtefactNotes
+
+DEFAULT_ROOT = Path("runs")
+
+
+def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
+    """A folder name that says what and when, and that no other run has."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return root / f"{stamp}-{recipe.task}-{recipe.method}-{secrets.token_hex(2)}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ResourceError: The disk is full or not writable.
+    """
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staging.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise ResourceError(
+            f"cannot write {path.name}: {error}", where=str(path), fix="free some disk space"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+class EventLog:
+    """Appends events to ``events.jsonl``, and the numbers of steps and validations to ``metrics.jsonl``."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = folder / "events.jsonl"
+        self._metrics = folder / "metrics.jsonl"
+
+    def __call__(self, event: Event) -> None:
+        """Write one event; progress of small things is not worth a line."""
+        if isinstance(event, Progress):
+            return
+        line = event.as_dict()
+        _append(self._events, line)
+        if line["type"] in ("step", "validated"):
+            _append(self._metrics, line)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_events(folder: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run; a last line that was cut by a kill is left out."""
+    path = folder / "events.jsonl"
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of a tuned model.
+
+    Attributes:
+        answer: The label, or the written text.
+        probability: Of the label; ``None`` for text.
+        probabilities: Label -> probability; ``None`` for text.
+    """
+
+    answer: str
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The prediction as a line of ``tunesmith predict``."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class Run:
+    """A run on disk. Nothing is loaded before it is asked for.
+
+    Args:
+        path: The run's folder.
+
+    Raises:
+        NotFoundError: There is no run in this folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "recipe.yaml").is_file():
+            raise NotFoundError(
+                "no run here: recipe.yaml is missing", where=str(path), fix="list the runs with `tunesmith runs list`"
+            )
+        self._loaded: tuple[Model, ArtefactNotes] | None = None
+
+    @property
+    def id(self) -> str:
+        """Name of the run's folder."""
+        return self.path.resolve().name
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, as it was run."""
+        return recipes.load(self.path / "recipe.yaml")
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``interrupted``, ``failed``, ``started``: the last word of its events."""
+        status = "started"
+        for event in read_events(self.path):
+            if event["type"] == "run_started":
+                status = "started"
+            elif event["type"] == "run_finished":
+                status = "finished"
+            elif event["type"] == "run_failed":
+                status = "interrupted" if event["interrupted"] else "failed"
+        return status
+
+    @property
+    def metrics(self) -> dict[str, Interval]:
+        """Metrics of the tuned model on the test rows; empty before the run is finished."""
+        return _intervals(self._summary().get("metrics", {}))
+
+    @property
+    def baselines(self) -> dict[str, dict[str, Interval]]:
+        """The same of each system it was compared with."""
+        return {name: _intervals(metrics) for name, metrics in self._summary().get("baselines", {}).items()}
+
+    @property
+    def verdict(self) -> str:
+        """Whether tuning paid off, in one sentence; empty before the run is finished."""
+        return str(self._summary().get("verdict", ""))
+
+    @property
+    def model_folder(self) -> Path:
+        """What users load: a PEFT adapter or a full model."""
+        return self.path / "model"
+
+    def summary(self) -> dict[str, Any]:
+        """What ``tunesmith tune --json`` prints.
+
+        Raises:
+            UsageError: The run is not finished.
+        """
+        summary = self._summary()
+        if not summary:
+            raise UsageError(
+                f"the run is not finished ({self.status})",
+                where=str(self.path),
+                fix=f"tunesmith resume {self.path}",
+            )
+        return summary
+
+    def report(self) -> Path:
+        """The path of ``report.html``."""
+        return self.path / "report.html"
+
+    def predict(self, rows: Sequence[Any], *, max_new_tokens: int | None = None) -> list[Prediction]:
+        """Answer rows with the tuned model.
+
+        Args:
+            rows: Texts, or dictionaries with the task's input fields (``text``, ``prompt`` or ``messages``).
+            max_new_tokens: Longest answer of a generating model; default: as in the recipe.
+
+        Raises:
+            NotFoundError: The run has no model yet.
+            DataError: A row lacks the input field.
+        """
+        from tunesmith.evaluation.predicting import predict
+
+        if self._loaded is None:
+            from tunesmith.models.precision import default_device
+            from tunesmith.models.saving import load_artefact
+
+            self._loaded = load_artefact(self.model_folder, device=default_device())
+        generation = self.recipe.evaluate.generation
+        if max_new_tokens is not None:
+            generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
+        return predict(*self._loaded, rows, generation)
+
+    def _summary(self) -> dict[str, Any]:
+        path = self.path / "summary.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.status})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the verdict and where the report is."""
+        from html import escape
+
+        return f"<b>{escape(self.verdict or self.status)}</b><br><code>{escape(str(self.report()))}</code>"
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run by its folder, or by its name below ``runs/``.
+
+    Raises:
+        NotFoundError: There is no such run.
+    """
+    below = DEFAULT_ROOT / str(path)
+    if not (Path(path) / "recipe.yaml").is_file() and (below / "recipe.yaml").is_file():
+        return Run(below)
+    return Run(path)
+
+
+def list_runs(root: str | Path = DEFAULT_ROOT) -> list[Run]:
+    """The runs of a folder, newest first."""
+    root = Path(root)
+    folders = [path.parent for path in root.glob("*/recipe.yaml")] if root.is_dir() else []
+    return [Run(path) for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def remove(run: Run) -> None:
+    """Delete a run's folder for good."""
+    shutil.rmtree(run.path)
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """One test row with what the tuned model said: a line of ``predictions.jsonl``."""
+
+    key: str
+    where: str
+    input: str
+    reference: str
+    answer: str
+    probabilities: list[float] | None
+    nats: float | None
+    reference_bytes: float | None
+
+
+def write_answers(folder: Path, answers: Sequence[StoredAnswer]) -> None:
+    """Keep the tuned model's answers, so that runs can be compared row by row later."""
+    lines = [json.dumps(asdict(stored), ensure_ascii=False) for stored in answers]
+    write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+
+
+def read_answers(run: Run) -> list[StoredAnswer]:
+    """Read them back.
+
+    Raises:
+        UsageError: The run is not finished.
+    """
+    path = run.path / "predictions.jsonl"
+    if not path.is_file():
+        raise UsageError("the run has no predictions yet", where=str(run.path), fix=f"tunesmith resume {run.path}")
+    return [StoredAnswer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _intervals(values: dict[str, dict[str, float]]) -> dict[str, Interval]:
+    from tunesmith.evaluation.intervals import Interval
+
+    return {name: Interval(**value) for name, value in values.items()}
