@@ -314,8 +314,8 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
     if recipe.method == "features" and recipe.task != "text-classification":
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
-    if recipe.method == "features" and recipe.stages:
-        problems.append("`method: features` has no stages: leave `stages` out")
+    if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has
+        problems.append("`method: features` is a single fit and has no stages: use it without `stages`")
     return problems
 
 

@@ -31,6 +31,15 @@ def test_a_shipped_recipe_uses_names_of_the_catalog(path: Path) -> None:
     assert all(known.get(b.model) == "model" for b in recipe.evaluate.baselines if b.model)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_what_a_run_keeps_of_a_shipped_recipe_can_be_read_again(path: Path, tmp_path: Path) -> None:
+    resolved = load(path).resolved()
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text(resolved.to_yaml(), encoding="utf-8")
+    assert load(kept) == resolved
+    assert load(kept).resolved() == resolved
+
+
 def test_every_method_has_a_recipe() -> None:
     assert {load(path).method for path in RECIPES} == set(METHODS)
 

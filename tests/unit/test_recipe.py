@@ -88,7 +88,7 @@ def test_a_missing_key_says_which() -> None:
         ({"objective": "supervised", "parameters": {"kind": "head"}}, "trains a classification head"),
         ({"parameters": {"kind": "none"}}, "belong together"),
         ({"method": "features", "parameters": {"kind": "lora"}}, "belong together"),
-        ({"method": "features", "stages": [{"name": "one"}]}, "has no stages"),
+        ({"method": "features", "stages": [{"name": "one"}, {"name": "two"}]}, "has no stages"),
         ({"training": {"batch_size": 8, "batch_tokens": 512}}, "not both"),
     ],
 )
