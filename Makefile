@@ -27,7 +27,7 @@ demo: $(STAMP) ## the main job: a small tuned model against a base model six tim
 	$(BIN)/tunesmith tune recipes/demo-features.yaml --run-dir $(DEMO)/features
 	@echo
 	$(BIN)/tunesmith compare $(DEMO)/full $(DEMO)/peft $(DEMO)/features
-	@echo "report: $(CURDIR)/$(DEMO)/full/report.html"
+	$(BIN)/tunesmith runs show $(DEMO)/full
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest

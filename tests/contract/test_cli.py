@@ -306,7 +306,7 @@ def test_without_recipe_or_flags_the_error_says_what_to_give() -> None:
 def test_prediction_rows_are_json_or_plain_text(tmp_path: Path) -> None:
     file = tmp_path / "in.txt"
     file.write_text('\ufeff{"text": "a"}\n\nplain words\n', encoding="utf-8")
-    assert list(predicting._rows(file)) == [{"text": "a"}, "plain words"]
+    assert list(predicting._rows(file)) == [(1, {"text": "a"}), (3, "plain words")]
 
 
 def test_a_bad_prediction_row_names_its_line(tmp_path: Path) -> None:
