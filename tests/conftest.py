@@ -12,14 +12,16 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub; the tests of the hub set it themselves
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = (
+_WORDS = (
     "the a film movie plot actor scene great good fine lovely bad dull awful poor and is was with very quite not what "
-    "capital of france spain italy paris madrid rome question answer please tell me more system user assistant positive "
-    "negative classify text label one"
-).split()
+    "capital of france spain italy paris madrid rome question answer please tell me more system user assistant "
+    "positive negative classify text label one"
+)
+WORDS = _WORDS.split()
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

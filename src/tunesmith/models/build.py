@@ -33,7 +33,7 @@ def build_for_training(
         folder,
         name=name,
         form=form,
-        labels=labels if form == "classify" else None,
+        labels=labels,
         dtype=dtype,
         device=device,
         dropout=training.dropout,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ResourceError(f"cannot load the tokenizer: {error}", where=str(folder)) from error
@@ -173,7 +174,7 @@ def _build(
     }
     wide = torch.promote_types(dtype, torch.float32)
     try:
-        with _quiet():
+        with quiet():
             if form == "generate":
                 return transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, **options), ()
             if pooling:
@@ -215,15 +216,17 @@ def _set_dropout(config: Any, probability: float) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and load reports off the terminal; what matters is said by events."""
+def quiet() -> Iterator[None]:
+    """Keep the libraries' bars, load reports and deprecations off the terminal; what matters is said by events."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

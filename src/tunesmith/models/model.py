@@ -28,7 +28,7 @@ class Model:
         name: What the recipe called the base model.
         folder: Where the base model was loaded from.
         max_length: Longest example in tokens.
-        labels: Class names in the order of the head's outputs.
+        labels: Class names, in the order of the head's outputs or of the answers to choose from.
         eos_ids: Token ids that end an answer.
         head_names: Dotted names of the modules that are the task's head; new, and trained in any case.
     """

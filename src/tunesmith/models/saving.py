@@ -15,7 +15,7 @@ import torch
 
 from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier
-from tunesmith.models.load import load_model
+from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
 
 NOTES = "tunesmith.json"
@@ -64,7 +64,8 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        cast(Any, wrapped).save_pretrained(folder)
+        with quiet():
+            cast(Any, wrapped).save_pretrained(folder)
         if sentence:
             sentence.save_head(folder, model.max_length)
         model.tokenizer.save_pretrained(folder)
@@ -127,7 +128,8 @@ def _add_adapter(model: Model, folder: Path) -> None:
 
     sentence = model.network if isinstance(model.network, SentenceClassifier) else None
     wrapped: Any = sentence.encoder if sentence else model.network
-    adapted = PeftModel.from_pretrained(wrapped, folder, autocast_adapter_dtype=False)
+    with quiet():
+        adapted = PeftModel.from_pretrained(wrapped, folder, autocast_adapter_dtype=False)
     if sentence:
         sentence.encoder = adapted
     else:

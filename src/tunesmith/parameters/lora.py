@@ -8,6 +8,7 @@ from torch import nn
 
 from tunesmith.errors import RecipeError
 from tunesmith.models.heads import SentenceClassifier
+from tunesmith.models.load import quiet
 from tunesmith.models.model import Model
 from tunesmith.parameters.head import train_head
 from tunesmith.recipe import LoRA
@@ -39,7 +40,8 @@ def apply(model: Model, settings: LoRA) -> None:
     )
     model.network.requires_grad_(False)
     try:
-        adapted: Any = peft.get_peft_model(cast(Any, wrapped), config, autocast_adapter_dtype=False)
+        with quiet():
+            adapted: Any = peft.get_peft_model(cast(Any, wrapped), config, autocast_adapter_dtype=False)
     except ValueError as error:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in wrapped.named_modules() if isinstance(m, nn.Linear)})
         raise RecipeError(
