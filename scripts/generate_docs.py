@@ -162,9 +162,9 @@ def cli_page() -> str:
     lines = [
         "# Command reference\n",
         NOTE,
-        "Data goes to stdout, progress to stderr. Every command takes `--json`: then stdout holds JSON only, and an error",
-        'is one object `{"error": {"code", "what", "where", "fix"}}`. `tunesmith --debug COMMAND` shows the traceback of',
-        "an error.\n",
+        "Data goes to stdout, progress to stderr. Every command takes `--json`: then stdout holds JSON only, and an",
+        'error is one object `{"error": {"code", "what", "where", "fix"}}`. `tunesmith --debug COMMAND` shows the',
+        "traceback of an error.\n",
         row("exit code", "meaning"),
         row("---", "---"),
         *(
