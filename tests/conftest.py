@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub; the tests of the hub set it themselves
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny tensors on a busy machine: spinning threads cost 4x
 
 CHATML = (
     "{% for message in messages %}"

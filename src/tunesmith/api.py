@@ -49,6 +49,7 @@ def tune(
     tree = {"task": task, "model": model, "method": method, **keys}
     chosen = recipes.parse(tree | {"data": {"train": []} | dict(keys.get("data", {}))})
     folder = Path(run_dir) if run_dir is not None else runs.new_run_folder(chosen)
+    runs.refuse_occupied(folder)  # before rows in memory are written over those of the run that is there
     train = _files(data, folder)
     chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update={"train": train})})
     if on_event is not None:

@@ -9,17 +9,20 @@ import json
 import os
 import secrets
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from tunesmith import catalog, environment, runs
 from tunesmith.data.prepare import PreparedData, prepare
-from tunesmith.errors import InterruptedRun, TunesmithError, UsageError
+from tunesmith.errors import InterruptedRun, ResourceError, TunesmithError, UsageError
 from tunesmith.events import Event, Listener, Notice, Phase, RunFailed, RunFinished, RunStarted, nobody
 from tunesmith.recipe import NoParameters, ObjectiveName, Recipe, Stage
 from tunesmith.runs import EventLog, Run
@@ -43,13 +46,7 @@ def run(recipe: Recipe, *, run_dir: str | Path | None = None, on_event: Listener
     """
     recipe = recipe.resolved()
     folder = Path(run_dir) if run_dir is not None else runs.new_run_folder(recipe)
-    if (folder / "recipe.yaml").exists():
-        raise UsageError(
-            "there is a run in this folder already",
-            where=str(folder),
-            fix=f"go on with it by `tunesmith resume {folder}`, remove it by `tunesmith runs rm {folder}`, or name "
-            "another folder",
-        )
+    runs.refuse_occupied(folder)
     if not recipe.data.train:
         raise UsageError("there is nothing to train on", where="data.train", fix="name a file: `data: {train: FILE}`")
     runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
@@ -117,7 +114,7 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
     started = time.time()
     log = EventLog(folder)
     tell = _both(log, on_event)
-    with _only_process(folder), _told_of_failure(tell, folder):
+    with _only_process(folder), _told_of_failure(tell, folder), _terminated_like_interrupted():
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
         prepared = _prepare(recipe, folder, tell)
         tell(Phase(step="model", message=f"base model {recipe.model}"))
@@ -361,6 +358,8 @@ def _refuse_foreign_checkpoint(place: Path, identity: dict[str, Any]) -> None:
 
 def _in_one_move(final: Path, write: Callable[[Path], None]) -> None:
     """Fill a staging folder and rename it: the final name never holds half a model."""
+    for leftover in final.parent.glob(f".{final.name}-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     staging = final.with_name(f".{final.name}-{secrets.token_hex(4)}")
     try:
         write(staging)
@@ -387,22 +386,44 @@ def _only_process(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _told_of_failure(tell: Listener, folder: Path) -> Iterator[None]:
     """Whatever ends a run early is its last event."""
+
+    def last_event(error: dict[str, str | None], interrupted: bool = False) -> None:
+        with contextlib.suppress(ResourceError):  # on a full disk the first error is the one to show
+            tell(RunFailed(error=error, interrupted=interrupted))
+
     try:
         yield
     except InterruptedRun as error:
         error.fix = f"tunesmith resume {folder}"
-        tell(RunFailed(error=error.as_dict(), interrupted=True))
+        last_event(error.as_dict(), interrupted=True)
         raise
     except KeyboardInterrupt as error:
         stopped = InterruptedRun("stopped before the next checkpoint", fix=f"tunesmith resume {folder}")
-        tell(RunFailed(error=stopped.as_dict(), interrupted=True))
+        last_event(stopped.as_dict(), interrupted=True)
         raise stopped from error
     except TunesmithError as error:
-        tell(RunFailed(error=error.as_dict()))
+        last_event(error.as_dict())
         raise
     except Exception as error:
-        tell(RunFailed(error={"code": "crash", "what": f"{type(error).__name__}: {error}", "where": None, "fix": None}))
+        last_event({"code": "crash", "what": f"{type(error).__name__}: {error}", "where": None, "fix": None})
         raise
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM outside the loop (which has a handler of its own) ends a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _both(first: Listener, second: Listener) -> Listener:

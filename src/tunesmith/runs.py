@@ -57,6 +57,21 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
+def refuse_occupied(folder: Path) -> None:
+    """A folder holds one run.
+
+    Raises:
+        UsageError: There is one already.
+    """
+    if (folder / "recipe.yaml").exists():
+        raise UsageError(
+            "there is a run in this folder already",
+            where=str(folder),
+            fix=f"go on with it by `tunesmith resume {folder}`, remove it by `tunesmith runs rm {folder}`, or name "
+            "another folder",
+        )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
@@ -69,6 +84,8 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._events = folder / "events.jsonl"
         self._metrics = folder / "metrics.jsonl"
+        for path in (self._events, self._metrics):
+            _end_last_line(path)
 
     def __call__(self, event: Event) -> None:
         """Write one event; progress of small things is not worth a line."""
@@ -81,16 +98,29 @@ class EventLog:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ResourceError(f"cannot write to the log: {error}", where=str(path), fix="free some disk space") from error
+
+
+def _end_last_line(path: Path) -> None:
+    """A kill may have cut the last line; what is written next must not be glued to it."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run; a last line that was cut by a kill is left out."""
+    """The events of a run; a line that was cut by a kill is left out."""
     path = folder / "events.jsonl"
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:  # the cut may go through a character
         for line in lines:
             try:
                 yield json.loads(line)

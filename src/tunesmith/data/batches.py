@@ -234,14 +234,23 @@ def _cut_by_tokens(chosen: np.ndarray, lengths: np.ndarray, budget: int) -> list
     return [*cuts, chosen[start:]]
 
 
-def micro_batches(lengths: np.ndarray, batch: np.ndarray, micro_tokens: int) -> Iterator[np.ndarray]:
+def micro_batches(
+    lengths: np.ndarray, batch: np.ndarray, micro_tokens: int, multiple_of: int = 1
+) -> Iterator[np.ndarray]:
     """Split a global batch into rectangles of at most ``micro_tokens`` tokens, padding included.
 
     How a batch is split never changes its gradient (up to rounding): the loop divides by the whole batch's weight.
+
+    Args:
+        lengths: (N,) tokens of each example of the set.
+        batch: Indices of the batch's examples.
+        micro_tokens: The most tokens of a rectangle of more than one row.
+        multiple_of: As for :func:`collate`, which rounds the width up.
     """
     ordered = batch[np.argsort(-lengths[batch], kind="stable")]  # longest first: memory runs out at once or never
     start = 0
     while start < len(ordered):
-        rows = max(1, micro_tokens // max(1, int(lengths[ordered[start]])))
+        width = math.ceil(max(1, int(lengths[ordered[start]])) / multiple_of) * multiple_of
+        rows = max(1, micro_tokens // width)
         yield ordered[start : start + rows]
         start += rows

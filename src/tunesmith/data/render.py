@@ -6,7 +6,9 @@ at the same place, so the model is asked in service exactly what it was taught.
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,11 @@ PLAIN_TEMPLATE = (
     "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}{% endfor %}"
 )
 """For base models without a chat template: the texts, one under the other, with EOS behind each answer."""
+
+TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
+"""The day that templates are told is today (the default of Llama 3's own). Llama 3.2 and others write the date into
+the system message: with the real one, a model tuned today would be asked something else tomorrow, and a run that is
+resumed after midnight would go on with other tokens."""
 
 _FIRST_PLACEHOLDER = 0xF0000  # a plane of Unicode that is for private use: no text in the wild has it
 
@@ -107,14 +114,15 @@ class ConversationRenderer:
 
     Args:
         tokenizer: A fast tokenizer of transformers (character offsets are needed). Without a chat template it is
-            given :data:`PLAIN_TEMPLATE`, which is then saved with the model.
+            given :data:`PLAIN_TEMPLATE` (behind BOS, if it puts one before bare texts), which is then saved with
+            the model.
         max_length: Longest example in tokens; the tail of a longer one is cut.
         eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, eos_ids: Sequence[int] | None = None) -> None:
         if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
+            tokenizer.chat_template = "{{ bos_token }}" * _adds_bos(tokenizer) + PLAIN_TEMPLATE
         specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -131,7 +139,8 @@ class ConversationRenderer:
         ends it; EOS always carries loss, and is added where the template leaves it out.
 
         Raises:
-            DataError: No token, or every token, would carry loss; or the template cannot be used on these messages.
+            DataError: No token, or every token, would carry loss; a weight is no number of 0 or more; or the template
+                cannot be used on these messages.
         """
         where = str(origin) if origin else None
         text = self._text(messages, tools, where)
@@ -172,12 +181,17 @@ class ConversationRenderer:
     def _text(
         self, messages: Sequence[Message], tools: Any, where: str | None, add_generation_prompt: bool = False
     ) -> str:
-        """Apply the template, with every special token inside a content replaced by a placeholder."""
-        safe = [{k: (v if k == "role" else self._neutral(v)) for k, v in message.items()} for message in messages]
-        safe = [{**message, "content": message.get("content") or ""} for message in safe]
+        """Apply the template, with every special token that the data spell out replaced by a placeholder."""
+        # Columnar formats fill absent keys with None, which templates take for present (`'tool_calls' in message`).
+        given = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        safe = [{"content": "", **self._neutral(message)} for message in given]
         try:
             return self.tokenizer.apply_chat_template(
-                safe, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                safe,
+                tools=self._neutral(tools),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=TEMPLATE_DATE.strftime,
             )
         except Exception as error:  # a template is a program of the model's author and may raise anything
             raise DataError(
@@ -199,7 +213,7 @@ class ConversationRenderer:
         """Where the assistant's turns with weight stand in the rendered text."""
         answers: list[_Answer] = []
         for number, message in enumerate(messages):
-            weight = float(message.get("weight", 1.0))
+            weight = _weight(message, number, where)
             if message.get("role") != "assistant" or not weight:
                 continue
             prefix = self._text(messages[:number], tools, where, add_generation_prompt=True)
@@ -259,6 +273,27 @@ class _Answer:
     end: int
     limit: int
     weight: float
+
+
+def _weight(message: Message, number: int, where: str | None) -> float:
+    """The loss weight of a message: 1 unless it says otherwise."""
+    given = message.get("weight")
+    try:
+        weight = 1.0 if given is None else float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        raise DataError(
+            f"the weight of message {number + 1} is {given!r}",
+            where=where,
+            fix="give a number of 0 or more, or leave it out (1)",
+        )
+    return weight
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts BOS before a bare text, as the model saw its texts in pre-training."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _common_prefix(first: str, second: str) -> int:

@@ -62,7 +62,7 @@ def answer(
         for turns, row in zip(conversations, rows, strict=True)
     ]
     if setting.labels is not None:
-        choices = [_answer_tokens(model, label) for label in setting.labels]
+        choices = [_answer_tokens(renderer, label) for label in setting.labels]
         probabilities = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
         return _outputs(started, prompts, probabilities=probabilities)
     written = inference.generate(
@@ -92,10 +92,11 @@ def prompt_limit(model: Model) -> int:
     return int(getattr(config, "max_position_embeddings", None) or model.max_length)
 
 
-def _answer_tokens(model: Model, label: str) -> list[int]:
-    """A label as the model would write it: its tokens and the EOS behind it."""
-    tokens = list(model.tokenizer(label, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    return [*tokens, *model.eos_ids[-1:]]
+def _answer_tokens(renderer: ConversationRenderer, label: str) -> list[int]:
+    """A label as training writes it: whatever the template puts before it, its tokens, and the EOS behind it."""
+    question = {"role": "user", "content": "?"}
+    rendered = renderer([question, {"role": "assistant", "content": label}])
+    return [token for token, weight in zip(rendered.input_ids, rendered.loss_weights or [], strict=True) if weight]
 
 
 def _with_shots(row: Row, setting: Setting, shots: Shots | None) -> list[Message]:

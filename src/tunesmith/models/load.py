@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -149,6 +149,9 @@ def load_model(
         eos_ids=eos_token_ids(tokenizer, getattr(network, "generation_config", None)),
         head_names=heads,
     )
+    if form == "classify" and pooling is None and natural_form(config) == "generate":
+        # A decoder's stock classifier reads the last token that is not padding, which it knows by this id alone.
+        cast(Any, network).config.pad_token_id = model.pad_id
     return model
 
 
@@ -189,8 +192,6 @@ def _build(
             config.num_labels = len(names)
             config.id2label = dict(enumerate(names))
             config.label2id = {label: n for n, label in enumerate(names)}
-            if config.pad_token_id is None:
-                config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
             network = transformers.AutoModelForSequenceClassification.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError) as error:
         raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 
 from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier
@@ -70,7 +71,7 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
             sentence.save_head(folder, model.max_length)
         model.tokenizer.save_pretrained(folder)
         (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ResourceError(
             f"cannot write the model: {error}", where=str(folder), fix="free some disk space, then `tunesmith resume`"
         ) from error

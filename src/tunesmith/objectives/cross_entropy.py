@@ -49,6 +49,8 @@ def linear_cross_entropy(
         weights_N: Weight of each position in the total.
         label_smoothing: Mass moved from the target to all words.
     """
+    if not torch.is_grad_enabled():  # the function below would see weights that train, and compute their gradient
+        hidden_Nd, weight_Vd = hidden_Nd.detach(), weight_Vd.detach()
     return TokenLosses(*_LinearCrossEntropy.apply(hidden_Nd, weight_Vd, targets_N, weights_N, label_smoothing))
 
 

@@ -28,11 +28,19 @@ _PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One complete checkpoint folder."""
+    """One complete checkpoint folder.
+
+    Attributes:
+        path: The folder.
+        step: Updates done.
+        trainer: Position, best value so far and identity.
+        needs: The step of another checkpoint that the end of the run will need: the best so far.
+    """
 
     path: Path
     step: int
     trainer: dict[str, Any]
+    needs: int | None = None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Tensors of the parameters that train."""
@@ -50,6 +58,7 @@ def save(
     weights: dict[str, torch.Tensor],
     optimizer: dict[str, torch.Tensor],
     trainer: dict[str, Any],
+    needs: int | None = None,
 ) -> Checkpoint:
     """Write ``folder/step-00000120`` by the contract above.
 
@@ -59,17 +68,19 @@ def save(
         weights: The parameters that train, by name.
         optimizer: Everything else that is a tensor.
         trainer: Position, best value so far and identity, as plain values.
+        needs: The step of another checkpoint without which this one is of no use.
 
     Raises:
         ResourceError: The disk is full or not writable; nothing is left under the final name.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
+    final = at(folder, step)
     staging = folder / f".staging-{uuid.uuid4().hex[:8]}"
     try:
         staging.mkdir(parents=True)
         save_file({k: v.contiguous().cpu() for k, v in weights.items()}, staging / "model.safetensors")
         save_file({k: v.contiguous().cpu() for k, v in optimizer.items()}, staging / "optimizer.safetensors")
-        (staging / "trainer.json").write_text(json.dumps({"step": step, **trainer}, indent=1), encoding="utf-8")
+        notes = {"step": step, "needs": needs, **trainer}
+        (staging / "trainer.json").write_text(json.dumps(notes, indent=1), encoding="utf-8")
         files = sorted(path.name for path in staging.iterdir())
         manifest = {"files": {name: _flushed_sha256(staging / name) for name in files}}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -86,17 +97,30 @@ def save(
             where=str(folder),
             fix="free some disk space, then go on with `tunesmith resume`; earlier checkpoints are intact",
         ) from error
-    return Checkpoint(final, step, trainer)
+    return Checkpoint(final, step, trainer, needs)
+
+
+def at(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"{_PREFIX}{step:08d}"
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint, and a line for each newer one that had to be skipped."""
+    """The newest valid checkpoint, and a line for each newer one that had to be skipped.
+
+    One whose best predecessor is damaged is skipped too: from an older one the way leads over the best again.
+    """
     skipped: list[str] = []
     for path in sorted(folder.glob(f"{_PREFIX}*"), reverse=True):
         try:
-            return read(path), skipped
+            found = read(path)
+            if found.needs is not None and found.needs != found.step:
+                read(at(folder, found.needs))
+            return found, skipped
         except CheckpointError as error:
-            skipped.append(f"{path.name}: {error.what}")
+            place = Path(error.where or path).relative_to(folder).parts[0]
+            needed = f" (the best one, without which {path.name} is of no use)" if place != path.name else ""
+            skipped.append(f"{place}: {error.what}{needed}")
     return None, skipped
 
 
@@ -116,7 +140,7 @@ def read(path: Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"not a complete checkpoint: {error}", where=str(path)) from error
-    return Checkpoint(path, int(trainer["step"]), trainer)
+    return Checkpoint(path, int(trainer["step"]), trainer, trainer.get("needs"))
 
 
 def prune(folder: Path, keep: int, protected: set[int]) -> None:

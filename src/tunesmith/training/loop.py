@@ -119,6 +119,7 @@ class Trainer:
         self.optimizer = MasterAdamW(model.trainable(), settings)
         self.steps = total_steps(train.lengths, settings)
         self.schedule = Schedule(settings.learning_rate or 1e-4, self.steps, settings.warmup, settings.schedule)
+        self._kept_step = -1  # the step whose checkpoint this process wrote or read: it need not be written again
         self._epoch_batches: tuple[int, list[np.ndarray]] | None = None
         self._stop = threading.Event()
         self._memory = PeakMemory()
@@ -146,20 +147,7 @@ class Trainer:
                 total_parameters=self.model.total_parameters,
             )
         )
-        reason = "done" if self.settings.max_steps is None else "max_steps"
-        with self._signals():
-            for rows in self._remaining_batches():
-                self._update(rows)
-                if self._validate_if_due() and self._out_of_patience():
-                    reason = "early_stopping"
-                    break
-                if self._checkpoint_due():
-                    self._save()
-                if self._stop.is_set():
-                    self._save()
-                    raise InterruptedRun(
-                        f"stopped at step {position.step} of {self.steps}; everything up to here is saved"
-                    )
+        reason = self._update_until_the_end()
         self._take_best()
         result = StageResult(
             steps=position.step,
@@ -183,6 +171,24 @@ class Trainer:
             )
         )
         return result
+
+    def _update_until_the_end(self) -> str:
+        """All updates that are left, with their validations and checkpoints. Returns why they ended."""
+        position = self.position
+        with self._signals():
+            if self._out_of_patience():  # killed between the early stop and the end of the run
+                return "early_stopping"
+            for rows in self._remaining_batches():
+                self._update(rows)
+                if self._validate_if_due() and self._out_of_patience():
+                    return "early_stopping"
+                if self._checkpoint_due() or self._stop.is_set():
+                    self._save()
+                if self._stop.is_set():
+                    raise InterruptedRun(
+                        f"stopped at step {position.step} of {self.steps}; everything up to here is saved"
+                    )
+        return "done" if self.settings.max_steps is None else "max_steps"
 
     def _remaining_batches(self) -> Iterator[np.ndarray]:
         """Global batches from the present position on; the position is that *after* the batch when it is worked on."""
@@ -221,7 +227,7 @@ class Trainer:
         """Sum loss, weight, metrics and gradients over the micro-batches of one global batch."""
         total, weight, tokens = 0.0, 0.0, 0
         metrics: dict[str, float] = {}
-        for micro in micro_batches(self.train.lengths, rows, self.position.micro_tokens):
+        for micro in micro_batches(self.train.lengths, rows, self.position.micro_tokens, WIDTH_MULTIPLE):
             batch = self.objective.prepare(self._batch(self.train, micro), None)
             loss = self.objective.loss(self.model, batch)
             loss.total.backward()
@@ -343,17 +349,18 @@ class Trainer:
         """Put the best weights into the model."""
         best = self.position.best_step
         if best and best != self.position.step:
-            path = self.checkpoints / f"step-{best:08d}"
-            self._load_weights(checkpoint.read(path).weights())
+            self._load_weights(checkpoint.read(checkpoint.at(self.checkpoints, best)).weights())
 
     # --- keeping -------------------------------------------------------------------------------------------------
 
     def _checkpoint_due(self) -> bool:
-        every = self.settings.checkpoint_steps
-        return every is not None and self.position.step % every == 0
+        """Each ``checkpoint_steps`` and at the end; without validations, which save too, at the end of each epoch."""
+        position, every = self.position, self.settings.checkpoint_steps
+        epoch_over = self.validation is None and position.batch >= len(self._batches(position.epoch))
+        return (position.step % every == 0 if every else epoch_over) or position.step == self.steps
 
     def _save(self) -> None:
-        if (self.checkpoints / f"step-{self.position.step:08d}" / checkpoint.MANIFEST).exists():
+        if self.position.step == self._kept_step:
             return
         saved = checkpoint.save(
             self.checkpoints,
@@ -361,9 +368,11 @@ class Trainer:
             weights={name: p.detach() for name, p in self.model.trainable()},
             optimizer=self.optimizer.state() | checkpoint.random_state(),
             trainer={"position": vars(self.position), "identity": self.identity},
+            needs=self.position.best_step or None,
         )
         keep = {self.position.best_step} if self.position.best_step else set()
         checkpoint.prune(self.checkpoints, self.settings.keep_checkpoints, keep)
+        self._kept_step = saved.step
         size = checkpoint.size(saved.path)
         self.on_event(CheckpointSaved(stage=self.name, step=saved.step, path=str(saved.path), bytes=size))
 
@@ -375,6 +384,7 @@ class Trainer:
             return
         check_identity(found.trainer["identity"], self.identity, str(found.path))
         self.position = Position(**found.trainer["position"])
+        self._kept_step = found.step
         tensors = found.optimizer()
         self._load_weights(found.weights())
         self.optimizer.load_state(tensors)
@@ -434,7 +444,7 @@ def evaluate_loss(model: Model, objective: Objective, data: TokenFile, micro_tok
     total, weight = 0.0, 0.0
     metrics: dict[str, float] = {}
     with torch.inference_mode():
-        for rows in micro_batches(data.lengths, np.arange(len(data)), micro_tokens):
+        for rows in micro_batches(data.lengths, np.arange(len(data)), micro_tokens, WIDTH_MULTIPLE):
             batch = collate(data, rows.tolist(), model.pad_id, WIDTH_MULTIPLE).to(model.device)
             loss = objective.loss(model, batch)
             total += float(loss.total)
