@@ -24,12 +24,12 @@ from tunesmith import catalog, environment, runs
 from tunesmith.data.prepare import PreparedData, prepare
 from tunesmith.errors import InterruptedRun, ResourceError, TunesmithError, UsageError
 from tunesmith.events import Event, Listener, Notice, Phase, RunFailed, RunFinished, RunStarted, nobody
-from tunesmith.recipe import NoParameters, ObjectiveName, Recipe, Stage
+from tunesmith.recipe import NoParameters, Recipe, Stage
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
 
 if TYPE_CHECKING:
-    from tunesmith.models.model import Form, Model
+    from tunesmith.models.model import Model
     from tunesmith.training.loop import StageResult
 
 
@@ -119,7 +119,10 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
         prepared = _prepare(recipe, folder, tell)
         tell(Phase(step="model", message=f"base model {recipe.model}"))
         base = catalog.model_folder(recipe.model, on_event=tell)
+        planned = _plan(folder, recipe, base, prepared, tell)
         trained = _tune(folder, recipe, base, prepared, tell)
+        measured = {"seconds": trained.seconds, "memory_bytes": trained.facts["peak_memory_bytes"]}
+        runs.write_json(folder / "plan.json", {"planned": planned, "measured": measured})
         from tunesmith.evaluation.evaluate import evaluate_run
 
         verdict = evaluate_run(folder, recipe, prepared, trained, tell)
@@ -137,6 +140,17 @@ def _prepare(recipe: Recipe, folder: Path, tell: Listener) -> PreparedData:
     prepared = prepare(recipe, on_event=tell, dropped_to=folder / "dropped.jsonl", scratch=None)
     runs.write_json(folder / "data.json", prepared.report.as_dict() | {"fingerprint": prepared.fingerprint})
     return prepared
+
+
+def _plan(folder: Path, recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> dict[str, Any]:
+    """Say what the tuning will take before it begins; what it took is put beside it afterwards."""
+    from tunesmith import planning
+
+    planned = planning.forecast(recipe, base, prepared, tell)
+    runs.write_json(folder / "plan.json", {"planned": planned.as_dict(), "measured": None})
+    for line in planned.advice:
+        tell(Notice(level="info" if planned.fits else "warning", message=line))
+    return planned.as_dict()
 
 
 # --- steps 3 and 4: model, tune ---------------------------------------------------------------------------
@@ -178,8 +192,11 @@ def _train_stage(
 ) -> Trained:
     from tunesmith import objectives
     from tunesmith.data.batches import write_tokens
+    from tunesmith.data.render import row_renderer
     from tunesmith.models.build import build_for_training
     from tunesmith.models.compiling import compile_if_worthwhile
+    from tunesmith.models.forms import answer_form
+    from tunesmith.models.load import load_config
     from tunesmith.models.precision import choose_dtype, default_device
     from tunesmith.training.defaults import with_defaults
     from tunesmith.training.loop import Trainer
@@ -187,7 +204,7 @@ def _train_stage(
     assert stage.parameters is not None and stage.training is not None
     device = default_device()
     dtype = choose_dtype(recipe.precision, device)
-    form, objective_name = answer_form(recipe, stage, base)
+    form, objective_name = answer_form(recipe, stage, load_config(base))
     tell(Phase(step="tune", message=f"stage {stage.name}: {objective_name}, {stage.parameters.kind}, {dtype}"))
     settings = with_defaults(
         stage.training,
@@ -208,7 +225,15 @@ def _train_stage(
         dtype=dtype,
         device=device,
     )
-    render = make_renderer(model, recipe, prepared.labels)
+    render = row_renderer(
+        model.tokenizer,
+        TASKS[recipe.task],
+        classify=form == "classify",
+        labels=prepared.labels,
+        max_length=model.max_length,
+        system_prompt=recipe.system_prompt,
+        eos_ids=model.eos_ids,
+    )
     tokens = folder / "tokens" / place.name
     trainer = Trainer(
         model,
@@ -262,47 +287,6 @@ def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> 
         "peak_memory_bytes": 0,
     }
     return Trained(model, facts, seconds)
-
-
-def answer_form(recipe: Recipe, stage: Stage, base: Path) -> tuple[Form, ObjectiveName]:
-    """How the model will answer, and the objective that teaches it: from the recipe, else from the model's kind.
-
-    Raises:
-        UsageError: The model cannot do the task.
-    """
-    from tunesmith.models.load import load_config, natural_form
-
-    natural = natural_form(load_config(base))
-    objective = stage.objective
-    if recipe.task != "text-classification":
-        if natural != "generate":
-            raise UsageError(
-                f"{recipe.model} is an encoder: it cannot write text, which the task `{recipe.task}` wants",
-                where="model",
-                fix="choose a causal language model: `tunesmith catalog list`",
-            )
-        return "generate", objective or "supervised"
-    if objective == "supervised" and natural != "generate":
-        raise UsageError(
-            f"{recipe.model} is an encoder: it cannot write the label",
-            where="objective",
-            fix="use `objective: classify`, or a causal language model",
-        )
-    objective = objective or ("supervised" if natural == "generate" else "classify")
-    if stage.parameters is not None and stage.parameters.kind == "head":
-        objective = "classify"
-    return ("classify" if objective == "classify" else "generate"), objective
-
-
-def make_renderer(model: Model, recipe: Recipe, labels: list[str] | None) -> Any:
-    """The rendering of a model: the one that training, evaluation and serving share."""
-    from tunesmith.data.render import ConversationRenderer, classification_renderer, conversation_renderer
-
-    task = TASKS[recipe.task]
-    if model.form == "classify":
-        return classification_renderer(model.tokenizer, task, labels or [], model.max_length)
-    renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
-    return conversation_renderer(renderer, task, labels, recipe.system_prompt)
 
 
 def _facts(model: Model, result: StageResult) -> dict[str, Any]:

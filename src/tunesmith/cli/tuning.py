@@ -31,9 +31,7 @@ def tune(
     """
     recipe = choices.recipe()  # before the heavy imports: a mistyped key answers at once
     from tunesmith import pipeline, progress
-    from tunesmith.allocator import keep_freed_memory
 
-    keep_freed_memory()
     with progress.shown(verdict=False) as on_event:
         run = pipeline.run(recipe, run_dir=run_dir, on_event=on_event)
     print_run(run, as_json=as_json)
@@ -47,9 +45,7 @@ def resume(
     The newest checkpoint that is whole is taken; damaged ones are named. Data or recipe that changed since are refused.
     """
     from tunesmith import pipeline, progress
-    from tunesmith.allocator import keep_freed_memory
 
-    keep_freed_memory()
     with progress.shown(verdict=False) as on_event:
         finished = pipeline.resume(run, on_event=on_event)
     print_run(finished, as_json=as_json)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
 the system message: with the real one, a model tuned today would be asked something else tomorrow, and a run that is
 resumed after midnight would go on with other tokens."""
 
+_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 _FIRST_PLACEHOLDER = 0xF0000  # a plane of Unicode that is for private use: no text in the wild has it
 
 
@@ -51,6 +53,32 @@ class Rendered:
 
 
 Render = Callable[[Row], Rendered]
+
+
+def row_renderer(
+    tokenizer: Any,
+    task: Task,
+    *,
+    classify: bool,
+    labels: Sequence[str] | None,
+    max_length: int,
+    system_prompt: str | None = None,
+    eos_ids: Sequence[int] | None = None,
+) -> Render:
+    """The rendering of a task's rows for a model: the one that training, planning and checks share.
+
+    Args:
+        tokenizer: The model's.
+        task: Whose rows.
+        classify: Whether the model answers with a head; else it writes the answer.
+        labels: The classes, if the task has any.
+        max_length: Longest example in tokens.
+        system_prompt: Put before every conversation.
+        eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
+    """
+    if classify:
+        return classification_renderer(tokenizer, task, labels or [], max_length)
+    return conversation_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), task, labels, system_prompt)
 
 
 def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], max_length: int) -> Render:
@@ -115,7 +143,7 @@ class ConversationRenderer:
     Args:
         tokenizer: A fast tokenizer of transformers (character offsets are needed). Without a chat template it is
             given :data:`PLAIN_TEMPLATE` (behind BOS, if it puts one before bare texts), which is then saved with
-            the model.
+            the model. A template that asks for the date gets :data:`TEMPLATE_DATE`, in the saved model too.
         max_length: Longest example in tokens; the tail of a longer one is cut.
         eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
     """
@@ -123,6 +151,7 @@ class ConversationRenderer:
     def __init__(self, tokenizer: Any, max_length: int, eos_ids: Sequence[int] | None = None) -> None:
         if not tokenizer.chat_template:
             tokenizer.chat_template = "{{ bos_token }}" * _adds_bos(tokenizer) + PLAIN_TEMPLATE
+        tokenizer.chat_template = _on_a_fixed_day(tokenizer.chat_template)
         specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -191,7 +220,6 @@ class ConversationRenderer:
                 tools=self._neutral(tools),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=TEMPLATE_DATE.strftime,
             )
         except Exception as error:  # a template is a program of the model's author and may raise anything
             raise DataError(
@@ -289,6 +317,13 @@ def _weight(message: Message, number: int, where: str | None) -> float:
             fix="give a number of 0 or more, or leave it out (1)",
         )
     return weight
+
+
+def _on_a_fixed_day(template: Any) -> Any:
+    """A template (or several by name) that writes :data:`TEMPLATE_DATE` where it would write today's."""
+    if isinstance(template, dict):
+        return {name: _on_a_fixed_day(text) for name, text in template.items()}
+    return _NOW.sub(lambda match: json.dumps(TEMPLATE_DATE.strftime(match["format"])), template)
 
 
 def _adds_bos(tokenizer: Any) -> bool:

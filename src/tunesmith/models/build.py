@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tunesmith import parameters
+from tunesmith.allocator import keep_freed_memory
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model
 from tunesmith.recipe import Data, Parameters, Training
@@ -29,6 +30,8 @@ def build_for_training(
 
     (Compiling comes last, when the number of updates is known: :mod:`tunesmith.models.compiling`.)
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     model = load_model(
         folder,
         name=name,

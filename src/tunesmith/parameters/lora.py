@@ -10,6 +10,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.load import quiet
 from tunesmith.models.model import Model
+from tunesmith.parameters.fused_lora import fuse
 from tunesmith.parameters.head import train_head
 from tunesmith.recipe import LoRA
 
@@ -49,6 +50,7 @@ def apply(model: Model, settings: LoRA) -> None:
             where="parameters.targets",
             fix=f"linear layers here: {', '.join(linear)}; or `all-linear`",
         ) from error
+    fuse(adapted)
     if isinstance(model.network, SentenceClassifier):
         model.network.encoder = adapted
         train_head(model)

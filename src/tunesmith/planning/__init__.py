@@ -86,22 +86,28 @@ def plan(recipe: Recipe, on_event: Listener = nobody) -> Plan:
     """
     from tunesmith import catalog
     from tunesmith.data.prepare import prepare
+
+    recipe = recipe.resolved()
+    folder = catalog.model_folder(recipe.model, on_event=on_event)
+    return forecast(recipe, folder, prepare(recipe, on_event=on_event), on_event)
+
+
+def forecast(recipe: Recipe, folder: Path, data: PreparedData, on_event: Listener = nobody) -> Plan:
+    """The same for a resolved recipe whose model and data are at hand."""
+    from tunesmith.models.forms import answer_form
     from tunesmith.models.load import load_config, load_tokenizer
     from tunesmith.models.precision import choose_dtype, default_device
 
-    recipe = recipe.resolved()
     device = default_device()
     dtype = choose_dtype(recipe.precision, device)
-    folder = catalog.model_folder(recipe.model, on_event=on_event)
     tokenizer = load_tokenizer(folder)
-    data = prepare(recipe, on_event=on_event)
     on_event(Phase(step="model", message="measuring this machine"))
     machine = speed(device)
     stages, samples = [], []
     for stage in recipe.stages:
         assert stage.parameters is not None and stage.training is not None, "the recipe is resolved"
         config = load_config(folder)
-        form = _form(stage.objective, recipe, config)
+        form, _ = answer_form(recipe, stage, config)
         sample = _render(recipe, data, tokenizer, folder, config, form)
         model = skeleton(folder, config, tokenizer, form, data.labels, stage.parameters)
         shape = shape_of(model, config)
@@ -139,30 +145,24 @@ def _forecast(
     )
 
 
-def _form(objective: str | None, recipe: Recipe, config: Any) -> Form:
-    from tunesmith.models.load import natural_form
-    from tunesmith.tasks import TASKS
-
-    if objective is not None:
-        return "classify" if objective == "classify" else "generate"
-    return natural_form(config) if TASKS[recipe.task].has_labels else "generate"
-
-
 def _render(recipe: Recipe, data: PreparedData, tokenizer: Any, folder: Path, config: Any, form: Form) -> Sample:
     """Render rows at even distances and take them for the whole."""
     import numpy as np
 
-    from tunesmith.data.render import ConversationRenderer, classification_renderer, conversation_renderer
+    from tunesmith.data.render import row_renderer
     from tunesmith.models.load import default_max_length
     from tunesmith.tasks import TASKS
 
     task = TASKS[recipe.task]
     max_length = recipe.data.max_length or default_max_length(folder, config)
-    if form == "classify":
-        render = classification_renderer(tokenizer, task, data.labels or [], max_length)
-    else:
-        conversation = ConversationRenderer(tokenizer, max_length)
-        render = conversation_renderer(conversation, task, data.labels, recipe.system_prompt)
+    render = row_renderer(
+        tokenizer,
+        task,
+        classify=form == "classify",
+        labels=data.labels,
+        max_length=max_length,
+        system_prompt=recipe.system_prompt,
+    )
     rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
     rendered = [render(row) for row in rows]
     lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
