@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 import tiny
 from tunesmith.data.batches import POOL_EXAMPLES, TokenFile, collate, epoch_batches, micro_batches, write_tokens
 from tunesmith.data.render import Rendered
-from tunesmith.events import Notice
+from tunesmith.events import Listener, Notice, nobody
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200).map(np.asarray)
 
 
-def written(folder: Path, examples: list[Rendered], events: tiny.Events | None = None) -> TokenFile:
+def written(folder: Path, examples: list[Rendered], on_event: Listener = nobody) -> TokenFile:
     rows = tiny.rows_of([{"n": n} for n in range(len(examples))])
-    return write_tokens(rows, lambda row: examples[row.fields["n"]], folder, on_event=tiny.Events() if events is None else events)
+    return write_tokens(rows, lambda row: examples[row.fields["n"]], folder, on_event=on_event)
 
 
 def test_a_token_file_gives_back_what_was_rendered(tmp_path: Path) -> None:
