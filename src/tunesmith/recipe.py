@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tunesmith.errors import RecipeError
 
@@ -21,7 +21,11 @@ TaskName = Literal["text-classification", "text-generation", "chat"]
 ObjectiveName = Literal["supervised", "classify"]
 MethodName = Literal["supervised", "instruction", "full", "transfer", "peft", "features"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
-Switch = Literal["auto", "on", "off"]
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    # YAML 1.1 reads a bare `off` as false.
+    BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
+]
 
 
 class Part(BaseModel):

@@ -200,3 +200,14 @@ def test_the_schema_refuses_unknown_keys_everywhere() -> None:
     schema = Recipe.model_json_schema()
     assert schema["additionalProperties"] is False
     assert all(part["additionalProperties"] is False for part in schema["$defs"].values() if "properties" in part)
+
+
+@pytest.mark.parametrize(("written", "read"), [("off", "off"), ("on", "on"), ("'off'", "off"), ("auto", "auto")])
+def test_a_bare_off_is_no_false(written: str, read: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads `compile: off` as false; our own hints say to write it."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"task: text-classification\nmodel: m\ntraining: {{compile: {written}}}\n", encoding="utf-8")
+    recipe = load(path)
+    assert recipe.training.compile == read
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load(path) == recipe
