@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.errors import DataError
@@ -67,7 +67,9 @@ def find_sources(
         elif any(sign in spec for sign in "*?[") and (matches := sorted(glob.glob(spec, recursive=True))):
             sources += [_file(Path(match), file_format) for match in matches if Path(match).is_file()]
         elif (files := _catalog(spec, on_event)) is not None:
-            sources += [_file(path, "auto") for path in files]
+            # Places name the set, not a path of the user's cache: reports are shown to others.
+            names = [spec if len(files) == 1 else f"{spec}/{path.name}" for path in files]
+            sources += [replace(_file(path, "auto"), name=name) for path, name in zip(files, names, strict=True)]
         else:
             unknown.append(spec)
     if unknown:
