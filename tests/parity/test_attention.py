@@ -1,0 +1,153 @@
+"""Our attention against PyTorch's: values and gradients, with grouped heads, masks and softcapping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tunesmith.errors import UsageError
+from tunesmith.models.attention import batched_attention
+
+B, S, H = 3, 7, 8
+
+
+def tensors(heads: int, keys: int, length: int, total: int) -> list[torch.Tensor]:
+    source = torch.Generator().manual_seed(0)
+    shapes = ((B, heads, length, H), (B, keys, total, H), (B, keys, total, H))
+    return [torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_(True) for shape in shapes]
+
+
+def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **keys: Any) -> torch.Tensor:
+    group = query.shape[1] // key.shape[1]
+    repeated = (each.repeat_interleave(group, dim=1) for each in (key, value))
+    return functional.scaled_dot_product_attention(query, *repeated, **keys).transpose(1, 2)
+
+
+def assert_same(mine: torch.Tensor, theirs: torch.Tensor, inputs: list[torch.Tensor], rows: Any = slice(None)) -> None:
+    """Values and gradients, on the rows that are no padding."""
+    upstream = torch.randn(mine.shape, generator=torch.Generator().manual_seed(1), dtype=mine.dtype)
+    torch.testing.assert_close(mine[rows], theirs[rows], rtol=1e-10, atol=1e-12)
+    found = torch.autograd.grad((mine[rows] * upstream[rows]).sum(), inputs, retain_graph=True)
+    expected = torch.autograd.grad((theirs[rows] * upstream[rows]).sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def module(is_causal: bool) -> nn.Module:
+    layer = nn.Module()
+    layer.is_causal = is_causal
+    return layer
+
+
+HEADS = pytest.mark.parametrize(("heads", "keys"), [(4, 4), (4, 2), (6, 1)], ids=["each", "grouped", "one"])
+
+
+@HEADS
+def test_causal_without_a_mask(heads: int, keys: int) -> None:
+    inputs = tensors(heads, keys, S, S)
+    mine, weights = batched_attention(module(True), *inputs, None)
+    assert weights is None and mine.shape == (B, S, heads, H)
+    assert_same(mine, reference(*inputs, is_causal=True), inputs)
+
+
+@HEADS
+def test_both_ways_without_a_mask(heads: int, keys: int) -> None:
+    inputs = tensors(heads, keys, S, S)
+    assert_same(batched_attention(module(False), *inputs, None)[0], reference(*inputs), inputs)
+
+
+@HEADS
+def test_padding_and_causal_mask(heads: int, keys: int) -> None:
+    inputs = tensors(heads, keys, S, S)
+    lengths = torch.tensor([S, 4, 1])
+    real = torch.arange(S)[None] < lengths[:, None]
+    mask = (real[:, None, :] & torch.ones(S, S, dtype=torch.bool).tril())[:, None]
+    mine = batched_attention(module(True), *inputs, mask)[0]
+    assert_same(mine, reference(*inputs, attn_mask=mask), inputs, rows=real)
+
+
+def test_behind_a_cache() -> None:
+    """Queries are the last of the keys: each sees what is before it and itself."""
+    inputs = tensors(4, 2, 3, S)
+    mask = torch.ones(3, S, dtype=torch.bool).tril(S - 3)
+    assert_same(batched_attention(module(True), *inputs, None)[0], reference(*inputs, attn_mask=mask), inputs)
+
+
+def test_a_single_query_sees_all_keys() -> None:
+    inputs = tensors(4, 2, 1, S)
+    assert_same(batched_attention(module(True), *inputs, None)[0], reference(*inputs), inputs)
+
+
+def test_scaling_is_obeyed() -> None:
+    inputs = tensors(4, 2, S, S)
+    mine = batched_attention(module(False), *inputs, None, scaling=0.3)[0]
+    assert_same(mine, reference(*inputs, scale=0.3), inputs)
+
+
+def test_a_row_that_sees_nothing_gives_no_nan() -> None:
+    """Padding on the left leaves such rows; one NaN would reach the whole batch."""
+    inputs = tensors(2, 2, S, S)
+    mask = torch.zeros(B, 1, S, S, dtype=torch.bool)
+    assert batched_attention(module(True), *inputs, mask)[0].isfinite().all()
+
+
+def test_softcapping_as_gemma_2_has_it() -> None:
+    query, key, value = tensors(4, 4, S, S)
+    scores = torch.tanh(query @ key.transpose(2, 3) * H**-0.5 / 0.5) * 0.5
+    expected = (torch.softmax(scores, -1) @ value).transpose(1, 2)
+    mine = batched_attention(module(False), query, key, value, None, softcap=0.5)[0]
+    assert_same(mine, expected, [query, key, value])
+
+
+def test_attention_sinks_are_refused_not_left_out() -> None:
+    with pytest.raises(UsageError, match="sinks"):
+        batched_attention(module(True), *tensors(4, 4, S, S), None, s_aux=torch.zeros(4))
+
+
+def test_dropout_only_while_training() -> None:
+    inputs = tensors(4, 4, S, S)
+    layer = module(True)
+    plain = batched_attention(layer.eval(), *inputs, None, dropout=0.5)[0]
+    torch.testing.assert_close(plain, batched_attention(layer, *inputs, None)[0])
+    torch.manual_seed(0)
+    dropped = torch.stack([batched_attention(layer.train(), *inputs, None, dropout=0.5)[0] for _ in range(400)])
+    assert not torch.allclose(dropped[0], plain)
+    torch.testing.assert_close(dropped.mean(0), plain, rtol=0, atol=0.35)  # unbiased
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "mistral", "qwen3", "gpt_neox", "gpt2"])
+def test_whole_models_give_the_logits_of_eager_attention(kind: str) -> None:
+    """What a family passes to its attention (windows, softcapping, norms, biases) arrives."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tunesmith.models import attention
+
+    attention.register()
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0}
+    own: dict[str, dict[str, Any]] = {
+        "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 0.2},
+        "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+        "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+        "gpt_neox": {},
+        "gpt2": {},
+    }
+    config = AutoConfig.for_model(kind, **sizes, **own[kind])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4)  # far from uniform attention
+    ids = torch.randint(1, 60, (3, 16), generator=torch.Generator().manual_seed(0))
+    lengths = (16, 9, 5)
+    mask = torch.arange(16)[None] < torch.tensor(lengths)[:, None]
+    with torch.no_grad():  # each row alone: eager attention gives NaN for padding outside a window
+        expected = torch.cat([model(input_ids=ids[n : n + 1, :length]).logits[0] for n, length in enumerate(lengths)])
+        model.set_attn_implementation(attention.NAME)
+        found = model(input_ids=ids, attention_mask=mask.long()).logits
+        bare = model(input_ids=ids).logits  # as the loop asks: rows are padded on the right, so no mask is needed
+    torch.testing.assert_close(found[mask], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bare[mask], expected, rtol=1e-4, atol=1e-4)
