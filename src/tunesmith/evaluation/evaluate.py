@@ -14,6 +14,7 @@ from tunesmith.evaluation import answering, comparison, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.metrics import measure, predictions
+from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.events import Evaluated, Listener, Notice, Phase, Step, Validated
 from tunesmith.recipe import Baseline, Recipe
 from tunesmith.tasks import TASKS
@@ -75,6 +76,8 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
     summary = _summary(folder, recipe, trained, tuned, others, verdict, sum(seconds.values()))
     content = _content(folder, recipe, data, rows, references, tuned, others, comparisons, verdict, seconds, summary)
     report.write_report(folder, content)
+    if (folder / "model").is_dir():
+        write_model_card(folder / "model", summary, _licence(recipe.model))
     runs.write_json(folder / "summary.json", summary)
     return verdict
 
@@ -246,6 +249,10 @@ def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
         ],
         notes=found.notes,
     )
+
+
+def _licence(model: str) -> str | None:
+    return next((entry.licence for entry in catalog.entries() if entry.name == model), None)
 
 
 def _size(name: str) -> int | None:
