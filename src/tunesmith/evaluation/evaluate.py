@@ -58,7 +58,8 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
     device = default_device()
     others = list(
         run_baselines(
-            settings.baselines,
+            # A fit on frozen features needs no comparison with itself.
+            [b for b in settings.baselines if (b.kind, recipe.method) != ("features", "features")],
             (recipe.model, catalog.model_folder(recipe.model, on_event=tell)),
             larger,
             data,

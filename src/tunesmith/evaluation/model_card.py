@@ -37,8 +37,8 @@ def write_model_card(folder: Path, summary: dict[str, Any], licence: str | None)
             "",
             f"Made by Tunesmith from the base model `{notes.base}` by the method `{summary['method']}`: "
             f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} parameters were trained.",
-            f"Licence of the base model: {licence or 'not known here; ask its publisher'}. The tuned model may be bound "
-            "by it, and by the licence of the training data.",
+            f"Licence of the base model: {licence or 'not known here; ask its publisher'}. "
+            "The tuned model may be bound by it, and by the licence of the training data.",
             "",
             "## Results",
             "",

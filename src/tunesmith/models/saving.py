@@ -18,6 +18,7 @@ from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier
 from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
+from tunesmith.parameters.fused_lora import fuse
 
 NOTES = "tunesmith.json"
 
@@ -131,6 +132,7 @@ def _add_adapter(model: Model, folder: Path) -> None:
     wrapped: Any = sentence.encoder if sentence else model.network
     with quiet():
         adapted = PeftModel.from_pretrained(wrapped, folder, autocast_adapter_dtype=False)
+    fuse(adapted)  # as in training: the same operations give the same bits
     if sentence:
         sentence.encoder = adapted
     else:
