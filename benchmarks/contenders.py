@@ -10,7 +10,10 @@ ALLOCATOR = {
         "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
     )
 }
-"""glibc keeps freed blocks: what a user who knows of it sets before Python starts. Tunesmith does it by itself."""
+"""glibc keeps freed blocks: what a user who knows of it sets before Python starts.
+
+Tunesmith does the like by itself where it trains.
+"""
 
 
 @dataclass(frozen=True)

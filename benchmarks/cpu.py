@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class Plan:
 
 def main() -> int:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # takes the running contender along
     if args.docs:
         return write_docs()
     chosen = choose(args.only)
@@ -85,6 +87,9 @@ def main() -> int:
     if any(contender.is_peer for contender in chosen):
         make_peer_environment()
     results = start(plan, chosen, out if args.resume else None)
+    tokens = results["workloads"].get("tokens")
+    if tokens and "untuned_loss" not in tokens:
+        tokens["untuned_loss"] = untuned_loss(tokens)
     failed = 0
     for seed in range(plan.repeats):
         turn = seed % len(chosen)
@@ -95,7 +100,7 @@ def main() -> int:
             failed += "error" in run
             results["runs"].append(run)
             results["summary"] = summarise(results["runs"])
-            write_json(out, results)
+            write_text(out, as_text(results))
     print("\n" + tables(results), file=sys.stderr)
     print(out)
     if out.parent == RESULTS:
@@ -129,11 +134,8 @@ def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str,
     needed = {GROUPS[c.group].workload for c in chosen}
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "revision": revision(),
         "machine": environment.machine() | {"flags": sorted(cpu_flags())},
-        "versions": {
-            name: v for name, v in environment.versions().items() if name in ("python", "torch", "transformers")
-        },
+        "versions": {name: environment.versions()[name] for name in ("python", "torch", "transformers", "peft")},
         "settings": settings(plan),
         "workloads": {name: make_workload(name, plan) for name in sorted(needed)},
         "runs": [],
@@ -143,9 +145,16 @@ def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str,
         earlier = json.loads(before.read_text(encoding="utf-8"))
         if earlier["settings"] != results["settings"]:
             raise SystemExit(f"{before} was measured under other settings: {earlier['settings']}; leave out --continue")
-        results["workloads"] = earlier["workloads"] | results["workloads"]
+        results["workloads"] = results["workloads"] | earlier["workloads"]
         results["runs"] = [run for run in earlier["runs"] if "error" not in run]
     return results
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """The results as JSON, a line a run."""
+    head = {name: value for name, value in results.items() if name != "runs"}
+    runs = ",\n  ".join(json.dumps(run) for run in results["runs"])
+    return f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -170,11 +179,8 @@ def make_workload(name: str, plan: Plan) -> dict[str, Any]:
         train, held_out, facts = workload.write_conversations(model, SHARED, folder, rows, plan.held_out[0])
     else:
         train, held_out, facts = workload.write_snippets(SHARED, folder, plan.snippets, plan.held_out[1])
-    return {
-        "model": MODELS[name],
-        "train": str(train.relative_to(ROOT)),
-        "held_out": str(held_out.relative_to(ROOT)),
-    } | {"facts": facts}
+    files = {"train": str(train.relative_to(ROOT)), "held_out": str(held_out.relative_to(ROOT))}
+    return {"model": MODELS[name], **files, "facts": facts}
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -195,7 +201,8 @@ def measure(contender: Contender, seed: int, plan: Plan, work: dict[str, Any]) -
         "options": contender.options,
         "out": str(folder),
     }
-    run: dict[str, Any] = {"contender": contender.path, "seed": seed, "load_before": round(os.getloadavg()[0], 2)}
+    run: dict[str, Any] = {"contender": contender.path, "seed": seed, "revision": revision()}
+    run["load_before"] = round(os.getloadavg()[0], 2)  # near 0 on a machine that does nothing else
     print(f"{contender.path}, seed {seed} ...", end=" ", flush=True, file=sys.stderr)
     try:
         run |= execute(contender.script, spec, peer=contender.is_peer, extra=contender.environment)
@@ -251,6 +258,16 @@ def held_out_loss(spec: dict[str, Any]) -> float:
     return float(execute("held_out.py", asked, peer=False, extra={})["loss"])
 
 
+def untuned_loss(work: dict[str, Any]) -> float:
+    """The same of the model before any tuning."""
+    folder = PEERS / "work" / "untuned"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    asked = {"model": str(catalog.model_folder(work["model"])), "held_out": str(ROOT / work["held_out"])}
+    asked |= {"tuned": "", "out": str(folder)}
+    return float(execute("held_out.py", asked, peer=False, extra={})["loss"])
+
+
 def agreement(vectors: Path, seed: int) -> float:
     """The least cosine between these sentence vectors and those of the group's first contender."""
     first = next(c for c in CONTENDERS if c.group == "features")
@@ -271,11 +288,8 @@ def make_peer_environment() -> None:
         return
     print(f"installing the peers into {PEERS.name}/ ...", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True)
-    subprocess.run(
-        [str(PEERS / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        + ["--constraint", str(ROOT / "constraints.txt"), *PEER_PACKAGES],
-        check=True,
-    )
+    install = [str(PEERS / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*install, "--constraint", str(ROOT / "constraints.txt"), *PEER_PACKAGES], check=True)
     write_json(stamp, PEER_PACKAGES)
 
 

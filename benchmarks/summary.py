@@ -105,15 +105,29 @@ def tables(results: dict[str, Any] | None) -> str:
     if results is None:
         return NOT_MEASURED + "\n"
     machine = results["machine"]
+    revisions = ", ".join(sorted({f"`{run['revision']}`" for run in results["runs"]}))
     lines = [
-        f"Measured on {results['date']} at revision `{results['revision']}`: {machine['processor']}, "
+        f"Measured on {results['date']} at revision {revisions}: {machine['processor']}, "
         f"{machine['threads']} threads, {machine['memory']}, {machine['system']}; "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
         + "."
     ]
+    if "tokens" in results["workloads"]:
+        lines += ["", _conversations(results["workloads"]["tokens"])]
     for group, found in results["summary"].items():
         lines += ["", f"### {GROUPS[group].what}", "", *_table(group, found)]
     return "\n".join(lines) + "\n"
+
+
+def _conversations(work: dict[str, Any]) -> str:
+    """One sentence on what the language model was trained on."""
+    facts, train = work["facts"], work["facts"]["train"]
+    low, _, middle, _, high = train["length_quantiles_0_25_50_75_100"]
+    return (
+        f"Conversations from {', '.join(facts['sources'])}: {train['rows']:,} of {low} to {high} tokens "
+        f"(median {middle}), {train['share_with_loss']:.0%} of the tokens with loss. Loss on "
+        f"{facts['held_out']['rows']} held-out ones before any tuning: {work['untuned_loss']:.3f}."
+    )
 
 
 def _table(group: str, found: dict[str, dict[str, Any]]) -> list[str]:

@@ -11,7 +11,6 @@ from generate import listener
 from measuring import Clock, read_lines, read_spec, write_result
 
 from tunesmith import objectives
-from tunesmith.allocator import keep_freed_memory
 from tunesmith.data.batches import write_tokens
 from tunesmith.data.render import classification_renderer
 from tunesmith.data.rows import Origin, Row
@@ -31,7 +30,6 @@ TASK = TASKS["text-classification"]
 
 def main() -> None:
     spec = read_spec()
-    keep_freed_memory()
     out = Path(spec["out"])
     model, settings = build(spec)
     rows = rows_of(spec["train"])

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from measuring import peak_rss_bytes, read_lines, read_spec, write_result
 
-from tunesmith.allocator import keep_freed_memory
 from tunesmith.data.render import encode_text
 from tunesmith.evaluation.features import fit_linear_head
 from tunesmith.models.heads import pooling_of
@@ -19,7 +18,6 @@ from tunesmith.models.precision import choose_dtype, default_device
 
 def main() -> None:
     spec = read_spec()
-    keep_freed_memory()
     train, test = read_lines(spec["train"]), read_lines(spec["held_out"])
     device = default_device()
     model = load_model(

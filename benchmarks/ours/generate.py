@@ -9,7 +9,6 @@ from typing import Any
 from measuring import Clock, read_lines, read_spec, write_result
 
 from tunesmith import objectives
-from tunesmith.allocator import keep_freed_memory
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.render import Rendered
 from tunesmith.data.rows import Origin, Row
@@ -25,7 +24,6 @@ from tunesmith.training.loop import Trainer
 
 def main() -> None:
     spec = read_spec()
-    keep_freed_memory()
     out, device = Path(spec["out"]), default_device()
     choice = LoRA(rank=spec["rank"], alpha=spec["alpha"]) if spec["parameters"] == "lora" else Full()
     rows = tokens_of(spec["train"], out / "tokens")
