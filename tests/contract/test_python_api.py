@@ -1,0 +1,242 @@
+"""What `import tunesmith` promises: data in every form, runs, predictions, comparisons, and errors that help."""
+
+from __future__ import annotations
+
+import html
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+import tunesmith
+from conftest import labelled_rows, write_jsonl
+from tunesmith import events as kinds
+from tunesmith.errors import DataError, NotFoundError, RecipeError, TunesmithError, UsageError
+
+QUICK: dict[str, Any] = {
+    "training": {"epochs": 3, "batch_size": 16, "learning_rate": 1e-2, "dropout": 0.0, "compile": "off"},
+    "evaluate": {"baselines": ["majority"], "resamples": 200},
+    "precision": "fp32",
+}
+
+
+def tune(data: Any, model: Path, folder: Path, **keys: Any) -> tunesmith.Run:
+    arguments = {"task": "text-classification", "model": str(model), "method": "full", **QUICK, **keys}
+    return tunesmith.tune(data, run_dir=folder, **arguments)
+
+
+def as_frame(rows: list[dict[str, str]]) -> Any:
+    return pytest.importorskip("pandas").DataFrame(rows)
+
+
+def as_dataset(rows: list[dict[str, str]]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tunesmith.Run]:
+    """The same rows, given as a list, a frame, a data set and a file."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = labelled_rows(160)
+    forms = {
+        "list": rows,
+        "frame": as_frame(rows),
+        "dataset": as_dataset(rows),
+        "file": write_jsonl(folder / "rows.jsonl", rows),
+    }
+    return {name: tune(form, tiny_encoder, folder / name) for name, form in forms.items()}
+
+
+def test_the_form_of_the_data_does_not_matter(runs: dict[str, tunesmith.Run]) -> None:
+    hashes = {name: tiny.sha256s(run.model_folder) for name, run in runs.items()}
+    assert all(found == hashes["file"] for found in hashes.values())
+    assert all(run.metrics == runs["file"].metrics for run in runs.values())
+
+
+def test_metrics_have_intervals(runs: dict[str, tunesmith.Run]) -> None:
+    accuracy = runs["list"].metrics["accuracy"]
+    assert 0 <= accuracy.low <= accuracy.value <= accuracy.high <= 1
+    assert accuracy.value > runs["list"].baselines["majority"]["accuracy"].high
+    assert runs["list"].verdict and runs["list"].status == "finished"
+
+
+def test_the_folder_is_laid_out_as_promised(runs: dict[str, tunesmith.Run]) -> None:
+    run = runs["list"]
+    names = {path.name for path in run.path.iterdir()}
+    assert {"recipe.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "stages", "model"} <= names
+    assert {"report.html", "report.json", "summary.json", "predictions.jsonl"} <= names
+    last = max((run.path / "stages" / "1-tune" / "checkpoints").iterdir())
+    wanted = {"model.safetensors", "optimizer.safetensors", "trainer.json", "MANIFEST.json"}
+    assert wanted == {path.name for path in last.iterdir()}
+    assert not [path for path in run.path.rglob("*") if path.suffix in (".pkl", ".pt", ".pth", ".bin")]
+    assert not [name for name in names if name.startswith(".") and name != ".lock"]  # no leftovers of staging
+
+
+def test_every_event_is_one_of_the_typed_ones(runs: dict[str, tunesmith.Run]) -> None:
+    lines = [json.loads(line) for line in (runs["list"].path / "events.jsonl").read_text().splitlines()]
+    classes = [c for c in vars(kinds).values() if isinstance(c, type) and issubclass(c, kinds.Event)]
+    by_name = {object.__new__(c).type: c for c in classes}
+    for line in lines:
+        name = line.pop("type")
+        by_name[name](**line)  # the fields are those of the class, no more and no less
+        line["type"] = name
+    names = [line["type"] for line in lines]
+    assert names[0] == "run_started" and names[-1] == "run_finished"
+    assert {"phase", "stage_started", "step", "validated", "checkpoint_saved", "stage_finished", "evaluated"} <= set(
+        names
+    )
+    steps = [line["step"] for line in lines if line["type"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+
+
+def test_a_listener_hears_what_is_written(tiny_encoder: Path, tmp_path: Path) -> None:
+    heard = tiny.Events()
+    run = tune(labelled_rows(80), tiny_encoder, tmp_path / "run", on_event=heard)
+    written = [json.loads(line)["type"] for line in (run.path / "events.jsonl").read_text().splitlines()]
+    assert [event.type for event in heard if not isinstance(event, kinds.Progress)] == written
+
+
+def test_predictions(runs: dict[str, tunesmith.Run]) -> None:
+    run = tunesmith.load(runs["list"].path)
+    good, bad = run.predict(["the film is great", {"text": "the film is awful"}])
+    assert (good.answer, bad.answer) == ("positive", "negative")
+    assert good.probabilities is not None and set(good.probabilities) == {"negative", "positive"}
+    assert sum(good.probabilities.values()) == pytest.approx(1) and good.probability == max(good.probabilities.values())
+    assert run.predict([]) == []
+
+
+def test_predictions_equal_those_of_the_evaluation(runs: dict[str, tunesmith.Run]) -> None:
+    """What the report measured is what the saved model answers."""
+    run = runs["list"]
+    stored = [json.loads(line) for line in (run.path / "predictions.jsonl").read_text().splitlines()]
+    found = run.predict([line["input"] for line in stored])
+    assert [p.answer for p in found] == [line["answer"] for line in stored]
+    for prediction, line in zip(found, stored, strict=True):
+        assert prediction.probabilities is not None
+        assert list(prediction.probabilities.values()) == pytest.approx(line["probabilities"], rel=1e-6)
+
+
+def test_a_row_without_its_field_is_named(runs: dict[str, tunesmith.Run]) -> None:
+    with pytest.raises(DataError, match="`text`") as caught:
+        runs["list"].predict(["fine", {"txt": "oops"}])
+    assert caught.value.where == "input:2" and "txt" in str(caught.value.fix)
+
+
+def test_comparing(runs: dict[str, tunesmith.Run]) -> None:
+    found = tunesmith.compare(runs["list"], runs["frame"].path)
+    assert found.metric == "accuracy" and len(found.rows) == 2 and found.verdict
+    assert found.rows[1]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found.rows[1]["outcome"] == "no difference shown"
+    with pytest.raises(UsageError, match="two runs or more"):
+        tunesmith.compare(runs["list"])
+
+
+def test_runs_on_other_rows_are_not_compared(
+    runs: dict[str, tunesmith.Run], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    other = tune(labelled_rows(80, seed=4), tiny_encoder, tmp_path / "other")
+    with pytest.raises(UsageError, match="different test rows"):
+        tunesmith.compare(runs["list"], other)
+
+
+def test_a_notebook_shows_the_verdict(runs: dict[str, tunesmith.Run]) -> None:
+    shown = runs["list"]._repr_html_()
+    assert html.escape(runs["list"].verdict) in shown and str(runs["list"].report()) in shown
+    assert repr(runs["list"]) == f"Run({str(runs['list'].path)!r}, finished)"
+
+
+def test_a_verdict_cannot_write_html(runs: dict[str, tunesmith.Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunesmith.Run, "verdict", property(lambda self: "<script>alert(1)</script>"))
+    assert "<script>" not in runs["list"]._repr_html_()
+
+
+def test_a_generating_model(tiny_decoder: Path, tmp_path: Path) -> None:
+    keys = {"evaluate": {"baselines": ["base"], "resamples": 200, "generation": {"max_new_tokens": 8}}}
+    run = tunesmith.tune(
+        [*tiny.question_rows(80)], task="text-generation", model=str(tiny_decoder), method="peft",
+        run_dir=tmp_path / "run", precision="fp32", training={"max_steps": 10, "batch_size": 8}, **keys,
+    )  # fmt: skip
+    assert {"rougeL", "chrf", "exact_match", "bits_per_byte"} <= set(run.metrics)
+    assert "base" in run.baselines
+    (answer,) = run.predict(["what is the capital of france"], max_new_tokens=3)
+    assert isinstance(answer.answer, str) and answer.probability is None
+
+
+def test_a_decoder_that_names_the_label(tiny_decoder: Path, tmp_path: Path) -> None:
+    run = tune(labelled_rows(80), tiny_decoder, tmp_path / "run", method="peft")
+    (found,) = run.predict(["the film is great"])
+    assert found.answer in ("positive", "negative") and found.probability is not None
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def fails(error: type[TunesmithError], *arguments: Any, **keys: Any) -> TunesmithError:
+    with pytest.raises(error) as caught:
+        tune(*arguments, **keys)
+    assert caught.value.what and caught.value.fix
+    return caught.value
+
+
+def test_an_unknown_model(tmp_path: Path) -> None:
+    error = fails(NotFoundError, labelled_rows(40), Path("minilm-l66"), tmp_path / "run")
+    assert "minilm-l66" in str(error) and "minilm-l6" in str(error.fix)
+
+
+def test_an_unknown_key_and_method(tiny_encoder: Path, tmp_path: Path) -> None:
+    error = fails(RecipeError, labelled_rows(40), tiny_encoder, tmp_path / "run", training={"epoch": 1})
+    assert error.where == "training.epoch" and "epochs" in str(error.fix)
+    with pytest.raises(RecipeError, match="method"):
+        tune(labelled_rows(40), tiny_encoder, tmp_path / "run", method="ful")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_are_no_dictionaries(tiny_encoder: Path, tmp_path: Path) -> None:
+    error = fails(DataError, [{"text": "a", "label": "b"}, 7], tiny_encoder, tmp_path / "run")
+    assert error.where == "row 2" and "int" in error.what
+
+
+def test_bad_rows_are_named_by_line(tiny_encoder: Path, tmp_path: Path) -> None:
+    rows = labelled_rows(40)
+    rows[16]["label"] = ""
+    error = fails(DataError, rows, tiny_encoder, tmp_path / "run")
+    assert str(error.where).endswith("rows.jsonl:17")
+    assert tunesmith.load(tmp_path / "run").status == "failed"
+
+
+def test_a_folder_with_a_run_is_left_alone(runs: dict[str, tunesmith.Run], tiny_encoder: Path) -> None:
+    """Rows in memory must not be written over those of the run that is there."""
+    folder = runs["list"].path
+    before = (folder / "rows.jsonl").read_bytes()
+    error = fails(UsageError, labelled_rows(40, seed=3), tiny_encoder, folder)
+    assert "there is a run in this folder already" in error.what
+    assert (folder / "rows.jsonl").read_bytes() == before
+
+
+def test_no_run_in_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no run here") as caught:
+        tunesmith.load(tmp_path)
+    assert caught.value.where == str(tmp_path)
+
+
+def test_a_task_that_the_model_cannot_do(tiny_encoder: Path, tmp_path: Path) -> None:
+    error = fails(
+        UsageError, [*tiny.question_rows(40)], tiny_encoder, tmp_path / "run", task="text-generation", method="peft"
+    )
+    assert "encoder" in error.what
+
+
+def test_a_planted_secret_is_nowhere(tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hunter2-9f1c7e"
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "PIP_INDEX_URL"):
+        monkeypatch.setenv(name, f"https://user:{secret}@index.invalid/" if name == "PIP_INDEX_URL" else secret)
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "--token", secret])
+    run = tune(labelled_rows(80), tiny_encoder, tmp_path / "run")
+    assert len([path for path in run.path.rglob("*") if path.is_file()]) > 15
+    assert not [path for path in run.path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]

@@ -1,0 +1,143 @@
+"""The run directory: files whole or absent, logs that survive a kill, and what their last word says."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tunesmith import runs
+from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.events import Notice, Progress, RunFailed, RunFinished, RunStarted, Step
+from tunesmith.recipe import Recipe
+from tunesmith.runs import EventLog, Run, StoredAnswer, read_events
+
+STARTED = RunStarted(run="r", task="chat", model="m", method="peft")
+FINISHED = RunFinished(verdict="it paid off", seconds=1.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    recipe = Recipe(task="text-classification", model="m")
+    runs.write_text(tmp_path / "run" / "recipe.yaml", recipe.to_yaml())
+    return tmp_path / "run"
+
+
+def step(number: int) -> Step:
+    return Step(
+        stage="tune", step=number, steps=9, epoch=0.1, loss=1.0, learning_rate=1e-3, grad_norm=1.0, tokens=10,
+        examples=2, seconds=0.1, memory_bytes=1,
+    )  # fmt: skip
+
+
+def test_events_come_back_and_progress_is_not_kept(folder: Path) -> None:
+    log = EventLog(folder)
+    for event in (STARTED, Progress(what="rendering", done=1, total=2), step(1), FINISHED):
+        log(event)
+    assert [event["type"] for event in read_events(folder)] == ["run_started", "step", "run_finished"]
+    assert (folder / "metrics.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("cut", [b'{"time": 1.0, "type": "st', '{"type": "notice", "message": "é'.encode()[:-1]])
+def test_a_line_cut_by_a_kill_costs_that_line_only(cut: bytes, folder: Path) -> None:
+    """Also when the cut goes through a character; and what a resume writes next is not glued to it."""
+    EventLog(folder)(STARTED)
+    with (folder / "events.jsonl").open("ab") as file:
+        file.write(cut)
+    assert [event["type"] for event in read_events(folder)] == ["run_started"]
+    again = EventLog(folder)
+    again(STARTED)
+    again(FINISHED)
+    assert [event["type"] for event in read_events(folder)] == ["run_started", "run_started", "run_finished"]
+
+
+def test_a_whole_log_is_only_appended_to(folder: Path) -> None:
+    EventLog(folder)(STARTED)
+    before = (folder / "events.jsonl").read_bytes()
+    EventLog(folder)(FINISHED)
+    after = (folder / "events.jsonl").read_bytes()
+    assert after.startswith(before) and b"\n\n" not in after
+
+
+def test_the_status_is_the_last_word(folder: Path) -> None:
+    run, log = Run(folder), EventLog(folder)
+    assert run.status == "started"
+    error: dict[str, str | None] = {"code": "data", "what": "bad", "where": None, "fix": None}
+    for event, status in (
+        (STARTED, "started"),
+        (RunFailed(error=error), "failed"),
+        (STARTED, "started"),
+        (RunFailed(error=error, interrupted=True), "interrupted"),
+        (STARTED, "started"),
+        (FINISHED, "finished"),
+    ):
+        log(event)
+        assert run.status == status
+
+
+def test_an_unfinished_run_says_how_to_finish_it(folder: Path) -> None:
+    assert Run(folder).metrics == {} and Run(folder).verdict == ""
+    with pytest.raises(UsageError, match="not finished") as caught:
+        Run(folder).summary()
+    assert caught.value.fix == f"tunesmith resume {folder}"
+    with pytest.raises(UsageError, match="no predictions"):
+        runs.read_answers(Run(folder))
+    with pytest.raises(NotFoundError, match="no tuned model"):
+        Run(folder).predict(["text"])
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "summary.json"
+    runs.write_json(path, {"a": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left") as caught:
+        runs.write_json(path, {"a": 2})
+    assert path.read_text() == '{\n "a": 1\n}\n' and caught.value.fix
+    assert [p.name for p in path.parent.iterdir()] == ["summary.json"]
+
+
+def test_a_log_on_a_full_disk_is_our_error(folder: Path) -> None:
+    log = EventLog(folder)
+    (folder / "events.jsonl").mkdir()
+    with pytest.raises(ResourceError, match="cannot write to the log"):
+        log(Notice(level="info", message="x"))
+
+
+def test_runs_are_found_by_name_and_listed_newest_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = (folder / "recipe.yaml").read_text()
+    for age, name in ((300, "old"), (100, "new")):
+        runs.write_text(Path("runs") / name / "recipe.yaml", recipe)
+        stamp = os.stat(folder).st_mtime - age
+        os.utime(Path("runs") / name, (stamp, stamp))
+    assert [run.id for run in runs.list_runs()] == ["new", "old"]
+    assert runs.open_run("old").path == Path("runs/old") and runs.open_run(folder).id == "run"
+    with pytest.raises(NotFoundError):
+        runs.open_run("absent")
+    runs.remove(runs.open_run("old"))
+    assert [run.id for run in runs.list_runs()] == ["new"]
+    assert runs.list_runs(tmp_path / "nowhere") == []
+
+
+def test_new_folders_never_collide() -> None:
+    recipe = Recipe(task="chat", model="m", method="peft")
+    names = {runs.new_run_folder(recipe).name for _ in range(20)}
+    assert len(names) > 15 and all("chat-peft" in name for name in names)
+
+
+def test_answers_come_back_as_they_were(folder: Path) -> None:
+    stored = [StoredAnswer("k", "a.jsonl:3", "zwei\nZeilen", "gut", "schlecht", [0.25, 0.75], None, None)]
+    runs.write_answers(folder, stored)
+    assert runs.read_answers(Run(folder)) == stored
+
+
+def test_the_recipe_is_read_back(folder: Path) -> None:
+    assert Run(folder).recipe == Recipe(task="text-classification", model="m")
