@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
     from tunesmith.evaluation.intervals import Interval
+    from tunesmith.evaluation.predicting import Prediction
     from tunesmith.models.model import Model
     from tunesmith.models.saving import ArtefactNotes
 
@@ -77,6 +78,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
+def write_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a staging folder and rename it: the final name never holds half a model."""
+    for leftover in final.parent.glob(f".{final.name}-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = final.with_name(f".{final.name}-{secrets.token_hex(4)}")
+    try:
+        write(staging)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(staging, final)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 class EventLog:
     """Appends events to ``events.jsonl``, and the numbers of steps and validations to ``metrics.jsonl``."""
 
@@ -126,25 +141,6 @@ def read_events(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError:
                 continue
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer of a tuned model.
-
-    Attributes:
-        answer: The label, or the written text.
-        probability: Of the label; ``None`` for text.
-        probabilities: Label -> probability; ``None`` for text.
-    """
-
-    answer: str
-    probability: float | None = None
-    probabilities: dict[str, float] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The prediction as a line of ``tunesmith predict``."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class Run:

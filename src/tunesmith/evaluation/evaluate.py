@@ -20,7 +20,7 @@ from tunesmith.recipe import Baseline, Recipe
 from tunesmith.tasks import TASKS
 
 if TYPE_CHECKING:
-    from tunesmith.pipeline import Trained
+    from tunesmith.training.stages import Trained
 
 WRITTEN_LIMIT = 200
 """Test rows on which written answers are measured unless the recipe says otherwise: writing is slow."""

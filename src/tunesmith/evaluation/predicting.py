@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunesmith.data.rows import Origin, Row
@@ -11,8 +12,26 @@ from tunesmith.evaluation import answering
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ArtefactNotes
 from tunesmith.recipe import Generation
-from tunesmith.runs import Prediction
 from tunesmith.tasks import TASKS, Task
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of a tuned model.
+
+    Attributes:
+        answer: The label, or the written text.
+        probability: Of the label; ``None`` for text.
+        probabilities: Label -> probability; ``None`` for text.
+    """
+
+    answer: str
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The prediction as a line of ``tunesmith predict``."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation: Generation) -> list[Prediction]:

@@ -26,6 +26,12 @@ def pooling_of(folder: Path) -> Pooling | None:
     return None
 
 
+def head_outputs(folder: Path) -> int | None:
+    """Number of outputs of the linear head that lies beside an encoder; ``None`` if there is none."""
+    path = folder / "2_Dense" / "config.json"
+    return int(json.loads(path.read_text(encoding="utf-8"))["out_features"]) if path.is_file() else None
+
+
 def pool(hidden_BSd: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     """One vector a row: the mean over its real tokens, or its first token. (B, S, d) -> (B, d)."""
     if pooling == "cls":
