@@ -48,7 +48,8 @@ def tokenizer_of(kind: str, template: str | None = CHATML) -> Any:
             vocab_size=400, show_progress=False, special_tokens=specials,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )  # fmt: skip
-    made.train_from_iterator([*sentences(200), "assistant\n\n\n  'a' ab aab\n\n"] * 2, trainer)
+    edges = ["user\nassistant\n\n\n  'a' ab aab\n\n a\n the"] * 300  # merges over what stands between prompt and answer
+    made.train_from_iterator([*sentences(200), *edges], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.add_special_tokens({"additional_special_tokens": specials})
     tokenizer.chat_template = template
@@ -188,3 +189,15 @@ def test_labels_are_scored_as_they_were_taught() -> None:
     found = _answer_tokens(rendering, "good")
     assert rendering.tokenizer.decode(found) == "<t>good<|im_end|>"
     assert found[-1] == rendering.eos_ids[0]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "split digits"])
+def test_a_merge_over_the_edge_is_not_made(kind: str) -> None:
+    """Two newlines are one token here: the first ends the prompt, the second begins the answer."""
+    rendering = ConversationRenderer(tokenizer_of(kind), 100)
+    assert len(rendering.tokenizer("\n\n")["input_ids"]) == 1
+    asked = [{"role": "user", "content": "the film"}]
+    rendered = rendering([*asked, {"role": "assistant", "content": "\n"}])
+    prompt = rendering.prompt(asked)
+    assert rendered.input_ids[: len(prompt)] == prompt
+    assert rendering.tokenizer.decode(rendered.input_ids[len(prompt) :]) == "\n<|im_end|>\n"
