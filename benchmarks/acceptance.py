@@ -44,7 +44,7 @@ def polarity(folder: Path) -> dict[str, Any]:
         lines += [json.dumps({"text": line.strip(), "label": label}) for line in text.splitlines() if line.strip()]
     path = folder / "sentence_polarity.jsonl"
     write_text(path, "\n".join(lines) + "\n")
-    return {"data": {"train": str(path)}, "training": {"epochs": 2, "learning_rate": 1e-4}}
+    return {"data": {"train": str(path), "test": 0.2}, "training": {"epochs": 2, "learning_rate": 1e-4}}
 
 
 def banking77(folder: Path) -> dict[str, Any]:
