@@ -180,10 +180,20 @@ def verdict(tuned: System, others: Sequence[System], comparisons: Sequence[Compa
     )
     difference = f"the difference {found.difference.format(signed=True)}"
     few = f" With only {tuned.outputs.rows} test rows, take this as a hint." if tuned.outputs.rows < FEW_ROWS else ""
-    return _sentence(found, comparisons, facts, difference) + few
+    # Guessing the commonest label is a floor, not a rival: beating it alone does not show that tuning paid off.
+    floor = (
+        " Only a guess was compared: measure a prompt, features or a larger model too." if _only_a_guess(others) else ""
+    )
+    return _sentence(found, comparisons, facts, difference) + floor + few
+
+
+def _only_a_guess(others: Sequence[System]) -> bool:
+    return all(other.name == "majority" for other in others)
 
 
 def _sentence(found: Comparison, comparisons: Sequence[Comparison], facts: str, difference: str) -> str:
+    if found.outcome == "beats" and all(other.system == "majority" for other in comparisons):
+        return f"Better than a guess: {facts}; {difference} excludes zero."
     if found.outcome == "beats":
         open_ends = [other.title for other in comparisons if other.outcome != "beats"]
         but = f", though nothing is shown against {' and '.join(open_ends)}" if open_ends else ""
