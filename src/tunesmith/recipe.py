@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -339,6 +340,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError("there is no recipe file", where=str(path), fix="`tunesmith init` writes one") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe: {error}", where=str(path)) from error
     try:
@@ -347,7 +350,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError(f"not valid YAML: {getattr(error, 'problem', error)}", where=where) from error
+        raise RecipeError(
+            f"not valid YAML: {getattr(error, 'problem', error)}",
+            where=where,
+            fix="look there and just above: a bracket or quote left open, a missing space after `:`, or an indent",
+        ) from error
     if not isinstance(tree, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=f"{path}:1", fix="start with `task: ...`")
     return parse(tree, overrides=overrides, source=str(path), lines=lines)
@@ -376,7 +383,8 @@ def parse(
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _as_recipe_error(error, source, lines or {}) from None
+        given = [tuple(item.partition("=")[0].strip().split(".")) for item in overrides or []]
+        raise _as_recipe_error(error, source, lines or {}, given) from None
 
 
 def override(tree: dict[str, Any], item: str) -> dict[str, Any]:
@@ -427,14 +435,24 @@ def _line_numbers(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tu
     return lines
 
 
-def _as_recipe_error(error: ValidationError, source: str | None, lines: dict[tuple[str, ...], int]) -> RecipeError:
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
+def _as_recipe_error(
+    error: ValidationError,
+    source: str | None,
+    lines: dict[tuple[str, ...], int],
+    given: Sequence[tuple[str, ...]] = (),
+) -> RecipeError:
+    """The first of pydantic's complaints; ``given`` has the paths of the overrides, which no line of the file holds."""
+    problems = error.errors(include_url=False)
     # A mistyped key often makes its neighbour "missing" too: report the unknown key first.
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     path = tuple(str(step) for step in problem["loc"])
+    if problem["type"] == "union_tag_invalid":
+        path = (*path, "kind")
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
     key = ".".join(path)
     where = f"{source}:{line}" if source and line else (source or key or None)
+    if any(path[: len(override)] == override for override in given):
+        where = f"--set {key}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
@@ -443,9 +461,23 @@ def _as_recipe_error(error: ValidationError, source: str | None, lines: dict[tup
         return RecipeError(f"unknown key `{key}`{more}", where=where, fix=fix)
     if problem["type"] == "missing":
         return RecipeError(f"`{key}` is missing{more}", where=where, fix=f"add `{path[-1]}: ...`")
+    if problem["type"] in ("literal_error", "union_tag_invalid"):
+        return _wrong_choice(key, more, where, problem)
     message, _, remedy = problem["msg"].removeprefix("Value error, ").partition(": use ")
+    if message.startswith("Input should be") and isinstance(problem["input"], str | int | float):
+        message = f"{problem['input']!r}, but it {message.removeprefix('Input ')}"
     text = f"`{key}`: {message}{more}" if key else f"{message}{more}"
     return RecipeError(text, where=where, fix=f"use {remedy}" if remedy else None)
+
+
+def _wrong_choice(key: str, more: str, where: str | None, problem: Any) -> RecipeError:
+    """A value out of a fixed set, with the nearest that is in it."""
+    context = problem["ctx"]
+    written = str(context.get("tag", problem["input"]))
+    known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
+    near = difflib.get_close_matches(written, known, n=1, cutoff=0.5)
+    fix = (f"did you mean `{near[0]}`? " if near else "") + f"choices: {', '.join(known)}"
+    return RecipeError(f"`{key}` cannot be {written!r}{more}", where=where, fix=fix)
 
 
 def _keys_at(path: tuple[str, ...]) -> list[str]:

@@ -69,7 +69,7 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_file_is_a_recipe_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot read"):
+    with pytest.raises(RecipeError, match="no recipe file"):
         load(tmp_path / "none.yaml")
 
 
@@ -211,3 +211,24 @@ def test_a_bare_off_is_no_false(written: str, read: str, tmp_path: Path) -> None
     assert recipe.training.compile == read
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("item", "what", "where", "fix"),
+    [
+        ("method=pef", "`method` cannot be 'pef'", "--set method", "did you mean `peft`?"),
+        ("parameters.kind=lroa", "`parameters.kind` cannot be 'lroa'", "--set parameters.kind", "did you mean `lora`?"),
+        ("training.schedule=xyz", "`training.schedule` cannot be 'xyz'", "--set training.schedule", "choices: linear"),
+        ("training.epochs=abc", "'abc', but it should be a valid number", "--set training.epochs", ""),
+    ],
+)
+def test_a_wrong_value_of_an_override_is_named_with_the_nearest(
+    item: str, what: str, where: str, fix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("task: text-classification\nmodel: x\ntraining: {seed: 1}\nparameters: {kind: full}\n")
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides=[item])
+    assert what in caught.value.what
+    assert caught.value.where == where, "not a line of the file, which is innocent"
+    assert (caught.value.fix or "").startswith(fix)
