@@ -121,7 +121,7 @@ def _mappings(values: Iterable[Any]) -> Iterable[Mapping[str, Any]]:
     for number, value in enumerate(values, 1):
         if not isinstance(value, Mapping):
             raise DataError(
-                f"row {number} is a {type(value).__name__}, not a dictionary",
+                f"the row is no dictionary, but of the type `{type(value).__name__}`",
                 where=f"row {number}",
                 fix='give rows such as {"text": ..., "label": ...}',
             )

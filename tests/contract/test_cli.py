@@ -309,6 +309,15 @@ def test_prediction_rows_are_json_or_plain_text(tmp_path: Path) -> None:
     assert list(predicting._rows(file)) == [(1, {"text": "a"}), (3, "plain words")]
 
 
+def test_prediction_rows_in_another_encoding_are_no_defect(tmp_path: Path) -> None:
+    file = tmp_path / "in.txt"
+    file.write_bytes("ein schöner Film\n".encode("latin-1"))
+    with pytest.raises(DataError, match="utf-8") as caught:
+        list(predicting._rows(file))
+    assert caught.value.where == str(file)
+    assert list(predicting._rows(file, "latin-1")) == [(1, "ein schöner Film")]
+
+
 def test_a_bad_prediction_row_names_its_line(tmp_path: Path) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text('{"text": "a"}\n{"text": \n', encoding="utf-8")

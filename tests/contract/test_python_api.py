@@ -122,6 +122,12 @@ def test_predictions_equal_those_of_the_evaluation(runs: dict[str, tunesmith.Run
         assert list(prediction.probabilities.values()) == pytest.approx(line["probabilities"], rel=1e-6)
 
 
+def test_one_text_is_no_list_of_rows(runs: dict[str, tunesmith.Run]) -> None:
+    """Else each of its letters would get an answer."""
+    with pytest.raises(UsageError, match="list"):
+        runs["list"].predict("A warm, funny film.")
+
+
 def test_a_row_without_its_field_is_named(runs: dict[str, tunesmith.Run]) -> None:
     with pytest.raises(DataError, match="`text`") as caught:
         runs["list"].predict(["fine", {"txt": "oops"}])

@@ -15,27 +15,31 @@ import typer
 from tunesmith.cli.output import Json, Run, print_json, stderr
 from tunesmith.errors import DataError
 
+TABLES = {".csv", ".tsv", ".json", ".parquet"}  # their lines are no rows, so the readers of training data read them
 EXIT_WORDS = {"/exit", "/quit"}
 
 
 def predict(
     run: Run,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="JSON lines or plain lines; default or `-`: stdin.")
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="CSV, TSV, JSON, Parquet, JSON lines or plain lines; default or `-`: stdin."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows read and answered at a time.")] = 256,
     as_json: Json = False,
 ) -> None:
     """Apply a tuned model to a file or to stdin.
 
-    A line that is a JSON object is a row with the task's fields; any other line is the text itself. The output is one
-    JSON object a row, in the order of the input, with `--json` or without.
+    A line that is a JSON object is a row with the task's fields, or the columns that were trained on; any other line is
+    the text itself. The output is one JSON object a row, in the order of the input, with `--json` or without.
     """
     from tunesmith.runs import open_run
 
     opened = open_run(run)
     name = "stdin" if file is None or str(file) == "-" else str(file)
-    for numbered in _batches(_rows(file), batch):
+    for numbered in _batches(_rows(file, opened.recipe.data.encoding), batch):
         with _named_lines(name, [line for line, _ in numbered]):
             predictions = opened.predict([row for _, row in numbered])
         for prediction in predictions:
@@ -54,17 +58,24 @@ def _named_lines(name: str, lines: list[int]) -> Iterator[None]:
         raise
 
 
-def _rows(file: Path | None) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _rows(file: Path | None, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Rows of a file or of stdin with their lines, counted from 1; blank lines are left out.
 
     Raises:
-        DataError: A line looks like a JSON object and is none.
+        DataError: A line looks like a JSON object and is none, the text has another encoding, or a table cannot be read.
     """
-    if file is None or str(file) == "-":
-        yield from _parsed(sys.stdin, "stdin")
+    if file is not None and file.suffix.lower() in TABLES:
+        yield from _records(file, encoding)
         return
-    with file.open(encoding="utf-8-sig") as lines:
-        yield from _parsed(lines, str(file))
+    try:
+        if file is None or str(file) == "-":
+            yield from _parsed(sys.stdin, "stdin")
+            return
+        with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as lines:
+            yield from _parsed(lines, str(file))
+    except UnicodeDecodeError as error:
+        name = "stdin" if file is None else str(file)
+        raise DataError(f"the text is not {error.encoding}", where=name, fix="save it as UTF-8") from error
 
 
 def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -83,6 +94,20 @@ def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, An
                 where=f"{name}:{number}",
                 fix="each line is one JSON object, or plain text that does not begin with `{`",
             ) from error
+
+
+def _records(file: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a file with columns, read as training data are; a row that cannot be read has no answer, so it stops."""
+    from tunesmith.data.problems import Fault
+    from tunesmith.data.readers import read
+    from tunesmith.data.sources import find_sources
+
+    for source in find_sources([str(file)], key="FILE"):
+        for record in read(source, encoding):
+            if not isinstance(record, Fault):
+                yield record.origin.line, record.values
+            elif record.severity == "error":
+                raise DataError(record.message, where=str(record.origin or file), fix=record.fix)
 
 
 def _batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

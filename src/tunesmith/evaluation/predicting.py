@@ -72,7 +72,9 @@ def _as_row(value: Any, number: int, task: Task) -> Row:
             return Row({**empty, **fields}, origin)
     names = " or ".join(f"`{form[0].name}`" for form in task.forms)
     raise DataError(
-        f"the row has no {names}", where=str(origin), fix=f"fields of this row: {', '.join(fields) or 'none'}"
+        f"the row has no {names}",
+        where=str(origin),
+        fix=f"name the input {names}; fields of this row: {', '.join(fields) or 'none'}",
     )
 
 
