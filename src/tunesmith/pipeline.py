@@ -16,8 +16,9 @@ from typing import Any
 import filelock
 
 from tunesmith import catalog, environment, runs
+from tunesmith.data.judge import LEAK_ERROR_SHARE
 from tunesmith.data.prepare import PreparedData, prepare
-from tunesmith.errors import InterruptedRun, ResourceError, TunesmithError, UsageError
+from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
 from tunesmith.events import Event, Listener, Notice, Phase, RunFailed, RunFinished, RunStarted, nobody
 from tunesmith.recipe import Recipe
 from tunesmith.runs import EventLog, Run
@@ -62,6 +63,10 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     """Measure a finished run again, on its own test rows or on other files.
 
     The result of other files goes to a folder of its own inside the run, so that nothing is overwritten.
+
+    Raises:
+        DataError: The data are bad, or some of their rows were trained on.
+        UsageError: The run is not finished.
     """
     from tunesmith.evaluation.evaluate import evaluate_run
     from tunesmith.models.precision import default_device
@@ -71,15 +76,16 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     opened.summary()
     recipe = opened.recipe
     log = _both(EventLog(opened.path), on_event)
-    prepared = _prepare(recipe, opened.path, on_event)
     folder = opened.path
-    if data is not None:
-        other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": data})})
-        prepared = _prepare(other, opened.path, on_event)
+    if data is None:
+        prepared = _prepare(recipe, folder, on_event)
+    else:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": data})})
+        prepared = _prepare(recipe, folder / runs.EVALUATIONS, on_event)
+        _refuse_trained_on(prepared)
         digest = hashlib.sha256(prepared.fingerprint.encode()).hexdigest()[:8]
-        folder = opened.path / "evaluations" / digest
-        runs.write_text(folder / "recipe.yaml", other.to_yaml())
-        recipe = other
+        folder = folder / runs.EVALUATIONS / digest
+        runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
     model, _ = load_artefact(opened.model_folder, device=default_device())
     summary = opened.summary()
     trained = Trained(model, summary, summary.get("tuning_seconds", 0.0))
@@ -118,6 +124,19 @@ def _prepare(recipe: Recipe, folder: Path, tell: Listener) -> PreparedData:
     prepared = prepare(recipe, on_event=tell, dropped_to=folder / "dropped.jsonl", scratch=None)
     runs.write_json(folder / "data.json", prepared.report.as_dict() | {"fingerprint": prepared.fingerprint})
     return prepared
+
+
+def _refuse_trained_on(prepared: PreparedData) -> None:
+    """The model has seen these rows: what ``data.drop_bad`` takes out of the training data now does not undo that."""
+    measured_on = {row.origin.file for row in prepared.test}
+    for problem in prepared.report.problems:
+        leaked = problem.code == "leakage" and problem.where[0].file in measured_on
+        if leaked and problem.count >= LEAK_ERROR_SHARE * len(prepared.test):
+            raise DataError(
+                f"{problem.count:,} of the rows to measure on were trained or chosen on",
+                where=", ".join(str(place) for place in problem.where),
+                fix="leave them out of the file: a model is flattered by what it has seen",
+            )
 
 
 def _plan(folder: Path, recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> dict[str, Any]:

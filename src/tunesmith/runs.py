@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tunesmith.models.saving import ArtefactNotes
 
 DEFAULT_ROOT = Path("runs")
+EVALUATIONS = "evaluations"  # folder in a run's folder: what `tunesmith eval --data` measured, each in a folder below
 
 
 def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
@@ -163,8 +164,9 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Name of the run's folder."""
-        return self.path.resolve().name
+        """Name of the run's folder; an evaluation's begins with that of its run."""
+        path = self.path.resolve()
+        return f"{path.parents[1].name}/{path.name}" if path.parent.name == EVALUATIONS else path.name
 
     @property
     def recipe(self) -> Recipe:
@@ -201,8 +203,9 @@ class Run:
 
     @property
     def model_folder(self) -> Path:
-        """What users load: a PEFT adapter or a full model."""
-        return self.path / "model"
+        """What users load: a PEFT adapter or a full model; an evaluation has that of its run."""
+        of_run = self.path.parent.parent if self.path.parent.name == EVALUATIONS else self.path
+        return of_run / "model"
 
     def summary(self) -> dict[str, Any]:
         """What ``tunesmith tune --json`` prints.
@@ -227,13 +230,17 @@ class Run:
         """Answer rows with the tuned model.
 
         Args:
-            rows: Texts, or dictionaries with the task's input fields (``text``, ``prompt`` or ``messages``).
+            rows: Texts, or dictionaries with the task's input fields (``text``, ``prompt`` or ``messages``), or with
+                the columns that were trained on.
             max_new_tokens: Longest answer of a generating model; default: as in the recipe.
 
         Raises:
             NotFoundError: The run has no model yet.
             DataError: A row lacks the input field.
+            UsageError: One text was given in place of a list.
         """
+        if isinstance(rows, str):  # else each of its letters would be a row
+            raise UsageError("`predict` takes a list of rows, and this is one text", fix="run.predict([text])")
         from tunesmith.evaluation.predicting import predict
 
         if self._loaded is None:
@@ -244,7 +251,20 @@ class Run:
         generation = self.recipe.evaluate.generation
         if max_new_tokens is not None:
             generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
-        return predict(*self._loaded, rows, generation)
+        columns = self._columns()
+        named = [
+            {columns.get(key, key): value for key, value in row.items()} if isinstance(row, dict) else row
+            for row in rows
+        ]
+        return predict(*self._loaded, named, generation)
+
+    def _columns(self) -> dict[str, str]:
+        """The user's column -> the task's field, as the data that were trained on have it."""
+        path = self.path / "data.json"
+        if not path.is_file():
+            return {}
+        files = json.loads(path.read_text(encoding="utf-8")).get("columns", [])
+        return {how["column"]: field for file in files for field, how in file["fields"].items()}
 
     def _summary(self) -> dict[str, Any]:
         path = self.path / "summary.json"

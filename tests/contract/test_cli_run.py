@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tunesmith import load
 from tunesmith.cli import main
 
 PROMISED = {
@@ -111,6 +113,16 @@ def test_a_row_without_its_field_names_its_line(runs: Path, tmp_path: Path, caps
     assert error["error"]["where"] == f"{file}:3"
 
 
+def test_predict_reads_a_table_by_its_columns(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text('id,text\n1,"the film was good\nand"\n2,the film was bad and\n', encoding="utf-8")
+    capsys.readouterr()
+    assert main.run(["predict", str(runs / "full"), str(file)]) == 0
+    assert [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()] == ["positive", "negative"]
+    file.write_text("id,words\n1,good\n", encoding="utf-8")
+    assert printed(capsys, "predict", str(runs / "full"), str(file), code=3)["error"]["where"] == f"{file}:2"
+
+
 def test_chat_with_a_classifier_answers_with_labels(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +155,23 @@ def test_eval_measures_other_data(runs: Path, tmp_path: Path, capsys: pytest.Cap
     measured = printed(capsys, "eval", str(runs / "full"), "--data", str(other))
     assert 0 <= measured["metrics"]["accuracy"]["value"] <= 1
     assert printed(capsys, "runs", "show", str(runs / "full")) == before, "the run's own result stays"
+    [evaluation] = (runs / "full" / "evaluations").glob("*/recipe.yaml")
+    assert load(evaluation.parent).model_folder == runs / "full" / "model"
+
+
+def test_eval_refuses_rows_that_were_trained_on(
+    place: Place, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = (runs / "full" / "data.json").read_bytes()
+    folder = tmp_path / "copy"
+    shutil.copytree(runs / "full", folder)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("drop_bad: false", "drop_bad: true"), encoding="utf-8")
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(place.reviews.read_text(encoding="utf-8").splitlines(keepends=True)[:40]), encoding="utf-8")
+    error = printed(capsys, "eval", str(folder), "--data", str(few), code=3)["error"]
+    assert "trained" in error["what"] and error["where"].startswith(str(few))
+    assert (folder / "data.json").read_bytes() == kept, "what is known of the run's own data stays"
 
 
 def test_plan_has_the_promised_fields(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,8 +197,6 @@ def test_check_with_a_model_at_hand_counts_tokens(place: Place, capsys: pytest.C
 def test_rm_asks_and_then_removes(
     place: Place, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     shutil.copytree(runs / "features", runs / "copy")
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     assert main.run(["runs", "rm", str(runs / "copy")]) == 130

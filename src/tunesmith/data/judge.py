@@ -129,9 +129,9 @@ def judge_repeats(findings: Findings, ledger: Ledger, repeats: Repeats, *, has_l
         )
     for (earlier, later), pairs in repeats.leaks.items():
         what = f"rows of the {PARTS[later]} data are in the {PARTS[earlier]} data too"
-        fix = f"remove them from the {PARTS[earlier]} data (`data.drop_bad: true` does)"
+        fix: str | None = f"remove them from either (`data.drop_bad: true` takes them out of the {PARTS[earlier]} data)"
         if findings.drop_bad:
-            what, fix = f"{what}; they were left out of the {PARTS[earlier]} data", "nothing needs doing"
+            what, fix = f"{what}; they were left out of the {PARTS[earlier]} data", None
         few = pairs.count < LEAK_ERROR_SHARE * rows_of_part[later]
         severity = "warning" if findings.drop_bad or few else "error"
         _pairs(findings, ledger, pairs, "leakage", what, fix, severity=severity, group=f"{earlier}{later}")
@@ -151,7 +151,7 @@ def _pairs(
     pairs: Pairs,
     code: str,
     what: str,
-    fix: str,
+    fix: str | None,
     *,
     severity: Any = "warning",
     group: str = "",
