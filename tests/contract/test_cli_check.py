@@ -29,7 +29,7 @@ def test_errors_are_three_and_name_their_line(broken: Path, capsys: pytest.Captu
     assert main.run(arguments(broken)) == 3
     shown = capsys.readouterr().out
     assert "error empty-field" in shown and f"where: {broken}:42" in shown
-    assert "1 kind(s) of error" in shown
+    assert "1 kind of error" in shown
 
 
 def test_json_holds_the_same(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +54,7 @@ def test_clean_data_are_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = tmp_path / "reviews.csv"
     path.write_text("\n".join(["text,label", *GOOD]) + "\n", encoding="utf-8")
     assert main.run(arguments(path)) == 0
-    assert "0 kind(s) of error" in capsys.readouterr().out
+    assert "0 kinds of error" in capsys.readouterr().out
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,13 @@ def _print_report(report: CheckReport) -> None:
         print(f"{rows:,} rows are not used: {reason}")
     for note in report.notes:
         print(note)
-    print(f"{len(report.errors)} kind(s) of error, {len(report.warnings)} kind(s) of warning")
+    print(f"{_kinds(len(report.errors), 'error')}, {_kinds(len(report.warnings), 'warning')}")
+    if report.errors:
+        print("errors stop a run: mend them, or leave such rows out with `--set data.drop_bad=true`")
+
+
+def _kinds(number: int, what: str) -> str:
+    return f"{number} kind{'' if number == 1 else 's'} of {what}"
 
 
 def _print_problems(problems: Iterable[Problem]) -> None:
@@ -77,7 +83,7 @@ def _print_problems(problems: Iterable[Problem]) -> None:
     screen = stdout()
     for problem in problems:
         color = "bold red" if problem.severity == "error" else "yellow"
-        times = f"{problem.count:,} x " if problem.count > 1 else ""
+        times = f"{problem.count:,} " if problem.count > 1 else ""
         text = Text.assemble((f"{problem.severity} {problem.code}: ", color), times, problem.message)
         if problem.where:
             more = f" and {problem.count - len(problem.where):,} more" if problem.count > len(problem.where) else ""

@@ -109,7 +109,7 @@ def plan(choices: RecipeChoices, *, as_json: Json = False) -> None:
             ("tokens", f"{forecast['tokens']:,}"),
             ("steps", f"{forecast['steps']:,}"),
             ("memory", f"{memory['low'] / 1e9:.1f} to {memory['high'] / 1e9:.1f} GB"),
-            ("time", f"{seconds['low'] / 60:.1f} to {seconds['high'] / 60:.1f} minutes"),
+            ("time", _span(seconds["low"], seconds["high"])),
             ("fits", "yes" if forecast["fits"] else "no"),
         )
     )
@@ -139,3 +139,9 @@ def schema(as_json: Json = False) -> None:
         print_json(tree)
     else:
         print(json.dumps(tree, indent=2, ensure_ascii=False))
+
+
+def _span(low: float, high: float) -> str:
+    """Two numbers of seconds in the unit that suits the larger."""
+    unit, size = next((u, s) for u, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if high >= 2 * s or s == 1)
+    return f"{low / size:.1f} to {high / size:.1f} {unit}"
