@@ -44,13 +44,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
 
     folder = _here(recipe.model)
     if folder is None:
-        on_event(
-            Notice(
-                level="info",
-                message=f"{recipe.model} is not on this machine, so lengths are in characters",
-                fix=f"`tunesmith catalog get {recipe.model}`, or give a model's folder",
-            )
-        )
+        on_event(_not_here(recipe.model))
         return None
     task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
     max_length = recipe.data.max_length or default_max_length(folder, config)
@@ -62,6 +56,24 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
 
         return without_label
     return conversation_renderer(ConversationRenderer(tokenizer, max_length), task, None, recipe.system_prompt)
+
+
+def _not_here(model: str) -> Notice:
+    """A model that is still to be fetched is as it should be; one that a run would not find is worth a warning."""
+    from tunesmith import catalog
+
+    what = f"{model} is not on this machine, so lengths are in characters"
+    if "/" in model or Path(model).expanduser().exists():  # a hub id, or a .gguf file, which a run converts
+        return Notice(level="info", message=what, fix="to count tokens, give a model's folder")
+    names = [entry.name for entry in catalog.entries() if entry.kind == "model"]
+    if model in names:
+        return Notice(level="info", message=what, fix=f"to count tokens: `tunesmith catalog get {model}`")
+    return Notice(
+        level="warning",
+        message=f"there is no model {model!r}, so lengths are in characters, and a run will fail",
+        where="model",
+        fix=f"the catalog has: {', '.join(names)}; a hub id has the form owner/name",
+    )
 
 
 def _here(model: str) -> Path | None:

@@ -61,3 +61,20 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, capsys: pytest
     assert main.run(arguments(tmp_path / "none.csv", "--json")) == 3
     error = json.loads(capsys.readouterr().out)["error"]
     assert "none.csv" in f"{error['what']} {error['where']}"
+
+
+def test_a_model_that_no_run_would_find_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"t{n}", "label": "ab"[n % 2]}) + "\n" for n in range(60)))
+    assert main.run(["check", "--task", "text-classification", "--model", "minilm-l9", "--train", str(rows)]) == 0
+    assert "there is no model 'minilm-l9'" in capsys.readouterr().err
+
+
+def test_too_few_rows_to_measure_on_stop_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n', encoding="utf-8")
+    flags = ["--task", "text-classification", "--model", "none", "--train", str(rows)]
+    assert main.run(["check", *flags]) == 3
+    assert "no rows to measure on" in capsys.readouterr().out

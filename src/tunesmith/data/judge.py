@@ -287,6 +287,11 @@ def judge_sizes(findings: Findings, counts: Tally, given: Mapping[str, float | S
         elif part == "test" and rows < FEW_TEST_ROWS:
             what = f"only {rows} rows to test on: intervals will be wide"
             findings.add_many("few-rows", "warning", what, [], 1, fix="add rows, or raise `data.test`", group=part)
+    wanted_any = given["validation"] or given["test"]
+    if wanted_any and counts.rows[TRAIN] and not counts.rows[TRAIN + 1 : NOWHERE].any() and not findings.has_errors:
+        what = "no rows to measure on: neither test nor validation data have any"  # said before the training
+        fix = "add rows, raise `data.test`, or give it a file"
+        findings.add_many("no-rows", "error", what, [], 1, fix=fix, group="measure")
 
 
 def class_balance(names: Sequence[str], counts: Tally) -> dict[str, dict[str, int]]:
