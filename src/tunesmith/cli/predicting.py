@@ -62,7 +62,7 @@ def _rows(file: Path | None, encoding: str = "utf-8") -> Iterator[tuple[int, dic
     """Rows of a file or of stdin with their lines, counted from 1; blank lines are left out.
 
     Raises:
-        DataError: A line looks like a JSON object and is none, the text has another encoding, or a table cannot be read.
+        DataError: A line looks like a JSON object and is none, the encoding is another, or a table cannot be read.
     """
     if file is not None and file.suffix.lower() in TABLES:
         yield from _records(file, encoding)
