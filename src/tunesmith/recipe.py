@@ -296,7 +296,8 @@ class Recipe(Part):
 def impossible_pairs(recipe: Recipe) -> list[str]:
     """Say which choices of a recipe exclude each other, and what to do instead."""
     problems = []
-    for stage in recipe.stages or [Stage()]:
+    stages = recipe.stages or [Stage()]
+    for number, stage in enumerate(stages, 1):
         objective = stage.objective or recipe.objective
         parameters = stage.parameters or recipe.parameters
         kind = parameters.kind if parameters else None
@@ -315,8 +316,13 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
                 f"`parameters: {{kind: head}}` needs a task with a head; `{recipe.task}` has none: "
                 "use `kind: lora`, or `kind: layers`"
             )
-        if (kind == "none") != (recipe.method == "features") and kind is not None:
+        fit_before = kind == "none" and number < len(stages)  # the fit's head is where the next stage starts
+        if kind is not None and not fit_before and (kind == "none") != (recipe.method == "features"):
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
+        if kind == "none" and recipe.task != "text-classification":
+            problems.append(
+                f"`parameters: {{kind: none}}` fits a classifier; `{recipe.task}` has no labels: use `kind: lora`"
+            )
     if recipe.method == "features" and recipe.task != "text-classification":
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has

@@ -60,12 +60,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refuse_occupied(folder: Path) -> None:
-    """A folder holds one run.
+    """A folder holds one run. One that failed before it learned anything makes room for the next try.
 
     Raises:
-        UsageError: There is one already.
+        UsageError: There is a run already that holds something.
     """
-    if (folder / "recipe.yaml").exists():
+    if not (folder / "recipe.yaml").exists():
+        return
+    if Run(folder).status != "failed" or (folder / "stages").exists() or (folder / "model").exists():
         raise UsageError(
             "there is a run in this folder already",
             where=str(folder),

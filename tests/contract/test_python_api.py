@@ -214,6 +214,17 @@ def test_bad_rows_are_named_by_line(tiny_encoder: Path, tmp_path: Path) -> None:
     error = fails(DataError, rows, tiny_encoder, tmp_path / "run")
     assert str(error.where).endswith("rows.jsonl:17")
     assert tunesmith.load(tmp_path / "run").status == "failed"
+    rows[16]["label"] = "positive"  # nothing was learned yet, so the same folder takes the mended rows
+    keys = {"training": {"max_steps": 2}, "evaluate": {"baselines": []}}
+    run = tunesmith.tune(
+        rows,
+        task="text-classification",
+        model=str(tiny_encoder),
+        run_dir=tmp_path / "run",
+        on_event=lambda event: None,
+        **keys,
+    )
+    assert run.status == "finished"
 
 
 def test_a_folder_with_a_run_is_left_alone(runs: dict[str, tunesmith.Run], tiny_encoder: Path) -> None:

@@ -87,6 +87,8 @@ def test_a_missing_key_says_which() -> None:
         ({"task": "chat", "parameters": {"kind": "head"}}, "needs a task with a head"),
         ({"objective": "supervised", "parameters": {"kind": "head"}}, "trains a classification head"),
         ({"parameters": {"kind": "none"}}, "belong together"),
+        ({"stages": [{"name": "fit", "parameters": {"kind": "none"}}]}, "belong together"),
+        ({"task": "chat", "stages": [{"parameters": {"kind": "none"}}, {"name": "b"}]}, "fits a classifier"),
         ({"method": "features", "parameters": {"kind": "lora"}}, "belong together"),
         ({"method": "features", "stages": [{"name": "one"}, {"name": "two"}]}, "has no stages"),
         ({"training": {"batch_size": 8, "batch_tokens": 512}}, "not both"),
