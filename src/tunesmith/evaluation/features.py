@@ -13,6 +13,9 @@ from tunesmith.models.heads import SentenceClassifier
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that are tried; the validation rows decide."""
 
+CONSTANT_SHARE = 1e-6
+"""A dimension whose spread is below this share of the largest one counts as constant."""
+
 
 @dataclass(frozen=True)
 class LinearHead:
@@ -63,12 +66,15 @@ def fit_linear_head(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(features)
-    scaled = scaler.transform(features)
+    spread = np.sqrt(scaler.var_)
+    # A dimension that hardly varies would get an enormous weight when the scaling is folded in: it gets none.
+    scale = np.where(spread > CONSTANT_SHARE * spread.max(), spread, np.inf)
+    scaled = (features - scaler.mean_) / scale
     best: LinearHead | None = None
     for penalty in PENALTIES if validation is not None and len(validation[1]) else (1.0,):
         fit = LogisticRegression(C=penalty, max_iter=1000).fit(scaled, np.asarray(labels))
         weight, bias = _all_classes(fit.coef_, fit.intercept_, num_labels)
-        weight = weight / scaler.scale_
+        weight = weight / scale
         bias = bias - weight @ scaler.mean_
         head = LinearHead(weight, bias, penalty, None)
         if validation is None or not len(validation[1]):
