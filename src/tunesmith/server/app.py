@@ -1,0 +1,47 @@
+"""The application: routes behind the gate, errors in one form, workers beside it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from tunesmith.server import errors
+from tunesmith.server.gate import Gate
+from tunesmith.server.routes import health
+from tunesmith.server.services import Services, open_services
+from tunesmith.server.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server as an ASGI application; its workers live from start-up to shut-down.
+
+    Raises:
+        UsageError: See :func:`tunesmith.server.services.open_services`.
+    """
+    services = open_services(settings)
+    app = FastAPI(
+        title="Tunesmith",
+        summary="The OpenAI API on your own hardware",
+        version=version("tunesmith"),
+        redoc_url=None,
+        lifespan=_lifespan,
+        responses={"4XX": {"model": errors.ErrorBody, "description": "The request cannot be answered."}},
+    )
+    app.state.services = services
+    errors.add_handlers(app)
+    for module in (health,):
+        app.include_router(module.router)
+    app.add_middleware(Gate, settings=settings, tokens=services.tokens)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    try:
+        yield
+    finally:
+        services.database.close()

@@ -1,0 +1,134 @@
+"""Every error of the server in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from tunesmith.errors import NotFoundError, ResourceError, TunesmithError
+
+log = logging.getLogger("tunesmith.server")
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    507: "server_error",
+}
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every response that is no success."""
+
+    error: ErrorDetail
+
+
+class ApiError(HTTPException):
+    """An answer that is no success.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong and how to mend it, for people.
+        code: Stable name of the kind, for programs.
+        param: The field of the request that is meant.
+        headers: Such as ``Retry-After``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.code = code
+        self.param = param
+
+    def response(self) -> JSONResponse:
+        """The error as it is sent."""
+        return error_response(self.status_code, str(self.detail), self.code, self.param, dict(self.headers or {}))
+
+
+def not_found(kind: str, name: str, *, param: str = "id") -> ApiError:
+    """There is no such thing, or it is not this user's: the two look the same from outside."""
+    return ApiError(404, f"No such {kind}: {name}", code="not_found", param=param)
+
+
+def error_response(
+    status: int,
+    message: str,
+    code: str | None = None,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """An error in OpenAI's form. Clients retry what a second try may mend, and are told not to retry the rest."""
+    kind = TYPES.get(status, "invalid_request_error")
+    detail = ErrorDetail(message=message, type=kind, param=param, code=code or CODES.get(status))
+    sent = ({"x-should-retry": "false"} if status in (409, 500, 507) else {}) | (headers or {})
+    return JSONResponse({"error": detail.model_dump()}, status, headers=sent)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every exception in this form."""
+    app.add_exception_handler(HTTPException, _from_http)
+    app.add_exception_handler(RequestValidationError, _from_validation)
+    app.add_exception_handler(TunesmithError, _from_tunesmith)
+    app.add_exception_handler(Exception, _from_defect)
+
+
+def _from_http(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ApiError):
+        return error.response()
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"Unknown request URL: {request.method} {request.url.path}"
+    return error_response(error.status_code, message, None, None, dict(error.headers or {}))
+
+
+def _from_validation(request: Request, error: Exception) -> JSONResponse:
+    """OpenAI answers 400 to a malformed body, where FastAPI would answer 422."""
+    assert isinstance(error, RequestValidationError)
+    problem: dict[str, Any] = error.errors()[0]
+    place = [str(step) for step in problem["loc"] if step not in ("body", "query", "path")]
+    if problem["type"] == "json_invalid":
+        return error_response(400, f"The body is not valid JSON: {problem['ctx']['error']}", "invalid_json")
+    missing = problem["type"] == "missing"
+    what = "Missing required parameter" if missing else f"Invalid value: {problem['msg']}"
+    name = ".".join(place) or "body"
+    return error_response(400, f"{what}: '{name}'.", "missing_parameter" if missing else "invalid_value", name)
+
+
+def _from_tunesmith(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TunesmithError)
+    status = 404 if isinstance(error, NotFoundError) else 507 if isinstance(error, ResourceError) else 400
+    message = error.what + (f". How to mend it: {error.fix}" if error.fix else "")
+    return error_response(status, message, error.code)
+
+
+def _from_defect(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, OSError):
+        return error_response(507, f"The server could not read or write its data: {error.strerror}", "storage")
+    log.error("defect while answering %s %s", request.method, request.url.path, exc_info=error)
+    return error_response(500, "The server had an error; its log says which.", "internal_error")

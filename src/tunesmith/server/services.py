@@ -1,0 +1,52 @@
+"""What routes work with, made once for an app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from tunesmith.server.audit import Audit
+from tunesmith.server.auth import Tokens
+from tunesmith.server.database import Database
+from tunesmith.server.folders import Folders
+from tunesmith.server.registry import Registry
+from tunesmith.server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of a running server."""
+
+    settings: Settings
+    folders: Folders
+    database: Database
+    tokens: Tokens
+    registry: Registry
+    audit: Audit
+
+
+def open_services(settings: Settings) -> Services:
+    """Open the data folder and the database.
+
+    Raises:
+        UsageError: ``models.yaml`` or the address of the database is malformed; the bind needs a token.
+        ResourceError: Folder or database cannot be opened.
+    """
+    folders = Folders(settings.data)
+    folders.make()
+    tokens = Tokens(settings.data, settings.token)
+    settings.refuse_open_door(has_tokens=bool(tokens))
+    database = Database(settings.database_url)
+    registry = Registry(database, folders, settings.models)
+    return Services(settings, folders, database, tokens, registry, Audit(settings.data))
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Server = Annotated[Services, Depends(_services)]
+"""The parameter type of routes that need the server's parts."""

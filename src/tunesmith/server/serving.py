@@ -1,0 +1,40 @@
+"""Run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from tunesmith.errors import ResourceError
+from tunesmith.server.app import create_app
+from tunesmith.server.settings import Settings
+
+
+def serve(settings: Settings) -> None:
+    """Listen and answer until SIGINT or SIGTERM.
+
+    Raises:
+        UsageError: See :func:`tunesmith.server.app.create_app`.
+        ResourceError: The port is taken.
+    """
+    app = create_app(settings)
+    listener = _listen(settings)
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10)
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"Serving on http://{name}:{listener.getsockname()[1]}/v1 - stop with Ctrl-C", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Open the port before anything is promised: a taken one is an error with a remedy, and 0 is told."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        place = f"{settings.host}:{settings.port}"
+        raise ResourceError(f"cannot listen: {error.strerror}", where=place, fix="choose another `--port`") from error
+    return listener
