@@ -27,7 +27,7 @@ from tunesmith import environment, recipe  # noqa: E402
 from tunesmith.data.prepare import prepare  # noqa: E402
 from tunesmith.data.rows import Row  # noqa: E402
 from tunesmith.evaluation.metrics import measure  # noqa: E402
-from tunesmith.evaluation.outputs import Outputs  # noqa: E402
+from tunesmith.evaluation.outputs import Outputs, Truth  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 from tunesmith.runs import write_json, write_text  # noqa: E402
 
@@ -68,7 +68,7 @@ def tfidf(train: Sequence[Row], test: Sequence[Row], labels: list[str], settings
     found = head.predict_proba(vectorizer.transform([row.fields["text"] for row in test]))
     order = [list(head.classes_).index(label) for label in labels]
     outputs = Outputs(probabilities=np.asarray(found)[:, order])
-    metrics = measure(True, outputs, [row.fields["label"] for row in test], labels, settings)
+    metrics = measure(outputs, Truth("label", [row.fields["label"] for row in test], labels), settings)
     return {name: interval.as_dict() for name, interval in metrics.items()}
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import recipe as recipes
-from tunesmith import runs
+from tunesmith import recipe_file, runs
 from tunesmith.errors import DataError, UsageError
 from tunesmith.events import Listener
 from tunesmith.recipe import Recipe
@@ -47,7 +46,7 @@ def tune(
     from tunesmith import pipeline, progress
 
     tree = {"task": task, "model": model, "method": method, **keys}
-    chosen = recipes.parse(tree | {"data": {"train": []} | dict(keys.get("data", {}))})
+    chosen = recipe_file.parse(tree | {"data": {"train": []} | dict(keys.get("data", {}))})
     folder = Path(run_dir) if run_dir is not None else runs.new_run_folder(chosen)
     runs.refuse_occupied(folder)  # before rows in memory are written over those of the run that is there
     train = _files(data, folder)

@@ -101,7 +101,14 @@ def fill_in(recipe: Recipe) -> Recipe:
         )
         for stage in recipe.stages or [Stage()]
     ]
-    return recipe.model_copy(update={"stages": stages})
+    last = recipe.of_stage(stages[-1])  # the model is for what it learned last
+    if (last.task, last.data) != (recipe.task, recipe.data):
+        views = [recipe.of_stage(stage) for stage in stages]
+        stages = [
+            stage.model_copy(update={"task": view.task, "data": view.data})
+            for stage, view in zip(stages, views, strict=True)
+        ]
+    return recipe.model_copy(update={"stages": stages, "task": last.task, "data": last.data})
 
 
 def _merged(shared: Training, own: Training | None) -> Training:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ import filelock
 
 from tunesmith import catalog, environment, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
-from tunesmith.data.prepare import PreparedData, prepare
+from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
 from tunesmith.events import Event, Listener, Notice, Phase, RunFailed, RunFinished, RunStarted, nobody
 from tunesmith.recipe import Recipe
@@ -99,7 +99,7 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
     tell = _both(log, on_event)
     with _only_process(folder), _told_of_failure(tell, folder), _terminated_like_interrupted():
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
-        prepared = _prepare(recipe, folder, tell)
+        prepared = _prepare_stages(recipe, folder, tell)
         tell(Phase(step="model", message=f"base model {recipe.model}"))
         base = catalog.model_folder(recipe.model, on_event=tell)
         planned = _plan(folder, recipe, base, prepared, tell)
@@ -109,7 +109,7 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
         trained = tune_stages(folder, recipe, base, prepared, tell)
         measured = {"seconds": trained.seconds, "memory_bytes": trained.facts["peak_memory_bytes"]}
         runs.write_json(folder / "plan.json", {"planned": planned, "measured": measured})
-        verdict = evaluate_run(folder, recipe, prepared, trained, tell)
+        verdict = evaluate_run(folder, recipe, prepared[-1], trained, tell)
         shutil.rmtree(folder / "tokens", ignore_errors=True)
         tell(RunFinished(verdict=verdict, seconds=time.time() - started))
     return Run(folder)
@@ -126,6 +126,16 @@ def _prepare(recipe: Recipe, folder: Path, tell: Listener) -> PreparedData:
     return prepared
 
 
+def _prepare_stages(recipe: Recipe, folder: Path, tell: Listener) -> list[PreparedData]:
+    """The data of each stage; stages that learn the same thing from the same data share them."""
+
+    def prepare_one(view: Recipe, number: int) -> PreparedData:
+        own = (view.task, view.data) == (recipe.task, recipe.data)  # they belong to the run, others to their stage
+        return _prepare(view, folder if own else folder / "stages" / f"{number}-{view.stages[0].name}", tell)
+
+    return of_stages(recipe, prepare_one)
+
+
 def _refuse_trained_on(prepared: PreparedData) -> None:
     """The model has seen these rows: what ``data.drop_bad`` takes out of the training data now does not undo that."""
     measured_on = {row.origin.file for row in prepared.test}
@@ -139,7 +149,7 @@ def _refuse_trained_on(prepared: PreparedData) -> None:
             )
 
 
-def _plan(folder: Path, recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> dict[str, Any]:
+def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedData], tell: Listener) -> dict[str, Any]:
     """Say what the tuning will take before it begins; what it took is put beside it afterwards."""
     from tunesmith import planning
 

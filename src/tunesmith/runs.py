@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import recipe as recipes
+from tunesmith import recipe_file
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
 from tunesmith.events import Event, Progress
 from tunesmith.recipe import Recipe
@@ -173,7 +173,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe, as it was run."""
-        return recipes.load(self.path / "recipe.yaml")
+        return recipe_file.load(self.path / "recipe.yaml")
 
     @property
     def status(self) -> str:

@@ -17,7 +17,8 @@ import yaml
 from tunesmith.cli import failures, main, predicting
 from tunesmith.cli.recipe_flags import FLAGS, RecipeChoices, describe
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
-from tunesmith.recipe import Recipe, load, parse
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import load, parse
 
 HEAVY = ("torch", "transformers", "sklearn", "pandas", "matplotlib", "datasets", "peft", "scipy")
 RECIPE = "task: text-classification\nmodel: minilm-l6\ndata: {train: reviews.csv}\n"

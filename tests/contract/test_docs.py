@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from tunesmith.cli.main import app
-from tunesmith.recipe import parse
+from tunesmith.recipe_file import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

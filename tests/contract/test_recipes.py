@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.methods import METHODS
-from tunesmith.recipe import load, parse
+from tunesmith.recipe_file import load, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

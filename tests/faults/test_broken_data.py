@@ -13,7 +13,8 @@ import pytest
 from tunesmith.data.prepare import check, prepare
 from tunesmith.data.problems import CheckReport, Problem
 from tunesmith.errors import DataError
-from tunesmith.recipe import Recipe, parse
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import parse
 
 SUBJECTS = ("boats", "trains", "gardens", "letters", "rivers", "clocks", "painters", "winters", "markets", "bridges")
 GOOD = [

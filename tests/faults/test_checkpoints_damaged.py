@@ -20,7 +20,8 @@ from tunesmith import pipeline
 from tunesmith.errors import CheckpointError, NonFiniteError, ResourceError
 from tunesmith.events import CheckpointSaved, Notice, Step
 from tunesmith.models.model import Model
-from tunesmith.recipe import Recipe, parse
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import parse
 from tunesmith.training import checkpoint
 from tunesmith.training.loop import Trainer
 

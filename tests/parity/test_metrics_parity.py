@@ -14,14 +14,9 @@ from sklearn import metrics as sk
 from tunesmith.evaluation.calibration import expected_calibration_error
 from tunesmith.evaluation.comparison import holm, mcnemar
 from tunesmith.evaluation.intervals import exact_limits
-from tunesmith.evaluation.metrics import (
-    confusion_matrix,
-    per_class,
-    predictions,
-    reference_numbers,
-    statistics,
-)
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.label_metrics import confusion_matrix, per_class, predictions, reference_numbers
+from tunesmith.evaluation.metrics import statistics
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 SETTINGS = Evaluate(resamples=100)
@@ -43,7 +38,9 @@ def test_classification_metrics_equal_scikit_learn(classes: int) -> None:
     outputs, references, labels = classification(classes)
     assert outputs.probabilities is not None
     answers = [labels[number] for number in outputs.probabilities.argmax(axis=1)]
-    found = {name: statistic.value for name, statistic in statistics(outputs, references, labels).items()}
+    found = {
+        name: statistic.value for name, statistic in statistics(outputs, Truth("label", references, labels)).items()
+    }
     truth = reference_numbers(references, labels)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(references, answers))
     assert found["macro_f1"] == pytest.approx(sk.f1_score(references, answers, average="macro", zero_division=0))
@@ -76,7 +73,7 @@ def test_answers_that_name_no_label_count_as_scikit_learn_counts_them() -> None:
     labels = ["no", "yes"]
     references = ["yes", "yes", "no", "no", "yes"]
     texts = [' "Yes".', "perhaps", "no", "YES", ""]
-    found = {k: s.value for k, s in statistics(Outputs(texts=texts), references, labels).items()}
+    found = {k: s.value for k, s in statistics(Outputs(texts=texts), Truth("label", references, labels)).items()}
     answers = ["yes", "none", "no", "yes", "none"]
     assert found["accuracy"] == pytest.approx(2 / 5)
     assert found["micro_f1"] == pytest.approx(sk.f1_score(references, answers, labels=labels, average="micro"))
@@ -102,7 +99,7 @@ def test_rouge_equals_rouge_score(seed: int) -> None:
     texts, references = sentences(60, seed)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
     scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
-    found = statistics(Outputs(texts=texts), references, None)
+    found = statistics(Outputs(texts=texts), Truth("text", references))
     for name in ("rouge1", "rouge2", "rougeL"):
         assert found[name].row_scores == pytest.approx([score[name].fmeasure for score in scores])
 
@@ -110,7 +107,7 @@ def test_rouge_equals_rouge_score(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_chrf_equals_sacrebleu(seed: int) -> None:
     texts, references = sentences(60, seed)
-    found = statistics(Outputs(texts=texts), references, None)["chrf"]
+    found = statistics(Outputs(texts=texts), Truth("text", references))["chrf"]
     assert found.value == pytest.approx(CHRF().corpus_score(texts, [references]).score)
     assert found.row_scores is not None
     for row in range(10):
@@ -127,7 +124,7 @@ def test_calibration_error_of_a_case_by_hand() -> None:
 
 def test_bits_per_byte_of_a_case_by_hand() -> None:
     outputs = Outputs(nats=np.log(2.0) * np.array([8.0, 24.0]), reference_bytes=np.array([4, 12]))
-    assert statistics(outputs, ["abcd", "abcdefghijkl"], None)["bits_per_byte"].value == pytest.approx(2.0)
+    assert statistics(outputs, Truth("text", ["abcd", "abcdefghijkl"]))["bits_per_byte"].value == pytest.approx(2.0)
 
 
 def test_mcnemar_equals_a_sign_test() -> None:

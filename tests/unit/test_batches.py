@@ -40,6 +40,18 @@ def test_labels_are_kept(tmp_path: Path) -> None:
     assert batch.labels is not None and batch.labels.tolist() == [4, 0] and batch.loss_weights is None
 
 
+def test_further_columns_are_kept_and_padded_each_to_its_own_width(tmp_path: Path) -> None:
+    examples = [
+        Rendered([1, 2, 3], label=0, extra={"tags": [4, 0, 5], "targets": [0.5], "summary": []}),
+        Rendered([9], label=1, extra={"tags": [7], "targets": [1.0], "summary": [8, 6]}),
+    ]
+    batch = collate(written(tmp_path, examples), [1, 0], pad_id=0, multiple_of=8)
+    assert batch.input_ids.shape == (2, 8)
+    assert batch.extra["tags"].tolist() == [[7, -1, -1], [4, 0, 5]]
+    assert batch.extra["targets"].tolist() == [[1.0], [0.5]] and batch.extra["targets"].is_floating_point()
+    assert batch.extra["summary"].tolist() == [[8, 6], [-1, -1]]
+
+
 def test_cut_examples_are_counted_and_said(tmp_path: Path) -> None:
     events = tiny.Events()
     data = written(tmp_path, [Rendered([1], [1.0], cut_tokens=3), Rendered([1], [1.0])], events)

@@ -19,7 +19,8 @@ from tunesmith.data.row_file import RowFile
 from tunesmith.data.rows import Origin, Row
 from tunesmith.errors import DataError
 from tunesmith.events import Event, Notice
-from tunesmith.recipe import Recipe, parse
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import parse
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets do not lie beside this checkout")
@@ -201,7 +202,7 @@ MEASURE = """
 import json, resource, sys
 from tunesmith.data import near_duplicates
 from tunesmith.data.prepare import check
-from tunesmith.recipe import parse
+from tunesmith.recipe_file import parse
 near_duplicates.SAMPLE = dict.fromkeys(near_duplicates.SAMPLE, 2000)  # full with either file
 report = check(parse({"task": "text-classification", "model": "none", "data": {"train": sys.argv[1]}}))
 print(json.dumps([report.rows_read["train"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]))
@@ -251,7 +252,7 @@ def test_same_result_in_another_process(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", rows(50))
     here: PreparedData = prepare(recipe(path))
     code = (
-        "import sys; from tunesmith.data.prepare import prepare; from tunesmith.recipe import parse\n"
+        "import sys; from tunesmith.data.prepare import prepare; from tunesmith.recipe_file import parse\n"
         "data = {'task': 'text-classification', 'model': 'none', 'data': {'train': sys.argv[1]}}\n"
         "print(prepare(parse(data)).fingerprint)"
     )

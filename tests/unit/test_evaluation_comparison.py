@@ -6,7 +6,7 @@ import pytest
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import System, compare, verdict
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 SETTINGS = Evaluate(resamples=500)
@@ -21,17 +21,20 @@ def classifier(name: str, accuracy: float, seed: int, rows: int = ROWS) -> Syste
     good = np.array([reference == "good" for reference in REFERENCES[:rows]])
     probability = np.where(right == good, 0.8, 0.2)
     outputs = Outputs(probabilities=np.stack([1 - probability, probability], axis=1))
-    return System(name, name.title(), "", outputs, measure(True, outputs, REFERENCES[:rows], LABELS, SETTINGS))
+    return System(
+        name, name.title(), "", outputs, measure(outputs, Truth("label", REFERENCES[:rows], LABELS), SETTINGS)
+    )
 
 
 def generator(name: str, texts: list[str], references: list[str]) -> System:
     outputs = Outputs(texts=texts)
-    return System(name, name.title(), "", outputs, measure(False, outputs, references, None, SETTINGS))
+    return System(name, name.title(), "", outputs, measure(outputs, Truth("text", references), SETTINGS))
 
 
 def judge(tuned: System, *others: System) -> tuple[list[str], str]:
-    found = compare(tuned, others, REFERENCES[: tuned.outputs.rows], LABELS, SETTINGS)
-    return [comparison.outcome for comparison in found], verdict(tuned, others, found)
+    right = Truth("label", REFERENCES[: tuned.outputs.rows], LABELS)
+    found = compare(tuned, others, right, SETTINGS)
+    return [comparison.outcome for comparison in found], verdict(tuned, others, found, right)
 
 
 def test_a_clear_gain_is_claimed() -> None:
@@ -56,13 +59,13 @@ def test_chance_is_called_chance() -> None:
 
 def test_identical_answers_are_no_difference() -> None:
     tuned = classifier("tuned", 0.75, 1)
-    found = compare(tuned, [tuned], REFERENCES, LABELS, SETTINGS)[0]
+    found = compare(tuned, [tuned], Truth("label", REFERENCES, LABELS), SETTINGS)[0]
     assert (found.wins, found.losses, found.ties, found.p_value) == (0, 0, ROWS, 1.0)
 
 
 def test_wins_losses_and_difference_add_up() -> None:
     tuned, base = classifier("tuned", 0.8, 1), classifier("base", 0.6, 2)
-    found = compare(tuned, [base], REFERENCES, LABELS, SETTINGS)[0]
+    found = compare(tuned, [base], Truth("label", REFERENCES, LABELS), SETTINGS)[0]
     assert found.wins + found.losses + found.ties == ROWS
     assert found.difference.value == pytest.approx((found.wins - found.losses) / ROWS)
     assert found.test == "exact McNemar"
@@ -70,9 +73,12 @@ def test_wins_losses_and_difference_add_up() -> None:
 
 def test_many_comparisons_want_stronger_evidence() -> None:
     tuned, rival = classifier("tuned", 0.80, 1), classifier("rival", 0.72, 21)
-    alone = compare(tuned, [rival], REFERENCES, LABELS, SETTINGS)[0]
+    alone = compare(tuned, [rival], Truth("label", REFERENCES, LABELS), SETTINGS)[0]
     crowd = compare(
-        tuned, [rival, *(classifier(f"other {n}", 0.79, n) for n in range(30, 38))], REFERENCES, LABELS, SETTINGS
+        tuned,
+        [rival, *(classifier(f"other {n}", 0.79, n) for n in range(30, 38))],
+        Truth("label", REFERENCES, LABELS),
+        SETTINGS,
     )
     assert alone.p_adjusted == alone.p_value < 0.05 <= crowd[0].p_adjusted
     assert (alone.outcome, crowd[0].outcome) == ("beats", "no difference shown")
@@ -96,26 +102,28 @@ def test_lower_is_better_for_bits_per_byte() -> None:
     systems = []
     for name, nats in (("tuned", 0.5), ("base", 0.9)):
         outputs = Outputs(nats=sizes * nats * chance.uniform(0.9, 1.1, 100), reference_bytes=sizes)
-        systems.append(System(name, name, "", outputs, measure(False, outputs, references, None, SETTINGS)))
-    found = compare(systems[0], systems[1:], references, None, SETTINGS)
+        systems.append(System(name, name, "", outputs, measure(outputs, Truth("text", references), SETTINGS)))
+    found = compare(systems[0], systems[1:], Truth("text", references), SETTINGS)
     assert (found[0].outcome, found[0].metric, found[0].wins) == ("beats", "bits_per_byte", 100)
     assert found[0].difference.high < 0
-    assert verdict(systems[0], systems[1:], found).startswith("Tuning paid off: bits per byte 0.7")
+    assert verdict(systems[0], systems[1:], found, Truth("text", references)).startswith(
+        "Tuning paid off: bits per byte 0.7"
+    )
 
 
 def test_generated_answers_are_compared_by_rouge() -> None:
     references = [f"the answer is number {n} of many" for n in range(60)]
     tuned = generator("tuned", references, references)
     base = generator("base", ["I do not know the number"] * 59 + [""], references)
-    found = compare(tuned, [base], references, None, SETTINGS)
+    found = compare(tuned, [base], Truth("text", references), SETTINGS)
     assert (found[0].metric, found[0].outcome, found[0].wins) == ("rougeL", "beats", 60)
-    assert "ROUGE-L 1.000" in verdict(tuned, [base], found)
+    assert "ROUGE-L 1.000" in verdict(tuned, [base], found, Truth("text", references))
 
 
 def test_systems_without_a_common_metric_are_refused() -> None:
     references = ["a", "b"]
     tuned = generator("tuned", ["a", "b"], references)
     outputs = Outputs(nats=np.ones(2), reference_bytes=np.ones(2))
-    base = System("base", "base", "", outputs, measure(False, outputs, references, None, SETTINGS))
+    base = System("base", "base", "", outputs, measure(outputs, Truth("text", references), SETTINGS))
     with pytest.raises(UsageError, match="no metric in common: tuned, base"):
-        compare(tuned, [base], references, None, SETTINGS)
+        compare(tuned, [base], Truth("text", references), SETTINGS)

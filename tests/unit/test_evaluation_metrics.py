@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from tunesmith.errors import DataError, NonFiniteError
 from tunesmith.evaluation.calibration import reliability
-from tunesmith.evaluation.metrics import METRICS, confidences, measure, per_class, predictions
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.label_metrics import confidences, per_class, predictions
+from tunesmith.evaluation.metrics import METRICS, measure
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.text_scores import common_subsequence, rouge_tokenizer
 from tunesmith.recipe import Evaluate
 
@@ -24,7 +25,7 @@ def binary(rights: list[bool], sure: float = 0.9) -> tuple[Outputs, list[str]]:
 
 def test_one_row_is_measured_and_claims_little() -> None:
     outputs, references = binary([True])
-    found = measure(True, outputs, references, LABELS, SETTINGS)
+    found = measure(outputs, Truth("label", references, LABELS), SETTINGS)
     assert found["accuracy"].value == 1.0
     assert found["accuracy"].low == pytest.approx(0.025)  # Clopper-Pearson with one trial
     assert found["macro_f1"].low == pytest.approx(0.025)
@@ -32,7 +33,8 @@ def test_one_row_is_measured_and_claims_little() -> None:
 
 
 def test_a_perfect_score_is_not_certainty() -> None:
-    found = measure(True, *binary([True] * 50), LABELS, SETTINGS)
+    outputs, references = binary([True] * 50)
+    found = measure(outputs, Truth("label", references, LABELS), SETTINGS)
     assert (found["accuracy"].value, found["accuracy"].high) == (1.0, 1.0)
     assert 0.92 < found["accuracy"].low < 0.94
 
@@ -40,8 +42,8 @@ def test_a_perfect_score_is_not_certainty() -> None:
 def test_every_metric_is_described_and_lies_in_its_interval() -> None:
     outputs, references = binary([True, False, True, True, False, True, True])
     texts = Outputs(texts=["a b", "", "c"], nats=np.array([1.0, 2.0, 3.0]), reference_bytes=np.array([3, 3, 1]))
-    found = measure(True, outputs, references, LABELS, SETTINGS) | measure(
-        False, texts, ["a c", "b b", "c"], None, SETTINGS
+    found = measure(outputs, Truth("label", references, LABELS), SETTINGS) | measure(
+        texts, Truth("text", ["a c", "b b", "c"]), SETTINGS
     )
     assert set(found) == set(METRICS)
     for interval in found.values():
@@ -52,7 +54,7 @@ def test_a_class_without_rows_has_unknown_recall_and_does_not_count_in_macro_f1(
     outputs, references = binary([True, True, False, True])
     outputs = Outputs(probabilities=np.pad(outputs.probabilities, ((0, 0), (0, 1))))
     labels = [*LABELS, "never seen"]
-    found = measure(True, outputs, references, labels, SETTINGS)
+    found = measure(outputs, Truth("label", references, labels), SETTINGS)
     assert found["macro_f1"].value == pytest.approx((0 + 6 / 7) / 2)
     unseen = per_class(outputs, references, labels, SETTINGS)[2]
     assert (unseen.support, unseen.predicted) == (0, 0)
@@ -66,7 +68,7 @@ def test_the_first_of_equal_probabilities_is_the_answer() -> None:
 def test_plain_answers_have_no_calibration() -> None:
     outputs = Outputs(probabilities=np.array([[0.0, 1.0], [1.0, 0.0]]))
     assert confidences(outputs) is None
-    assert not {"ece", "brier", "log_loss"} & set(measure(True, outputs, ["good", "bad"], LABELS, SETTINGS))
+    assert not {"ece", "brier", "log_loss"} & set(measure(outputs, Truth("label", ["good", "bad"], LABELS), SETTINGS))
 
 
 def test_labels_that_differ_in_case_only_are_told_apart() -> None:
@@ -89,20 +91,20 @@ def test_outputs_that_cannot_be_measured_are_refused(
     outputs: Outputs, references: list[str], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        measure(True, outputs, references, LABELS, SETTINGS)
+        measure(outputs, Truth("label", references, LABELS), SETTINGS)
 
 
 def test_likelihoods_that_are_not_finite_are_refused() -> None:
     outputs = Outputs(nats=np.array([1.0, np.inf]), reference_bytes=np.array([1, 1]))
     with pytest.raises(NonFiniteError, match="row 2"):
-        measure(False, outputs, ["a", "b"], None, SETTINGS)
+        measure(outputs, Truth("text", ["a", "b"]), SETTINGS)
 
 
 def test_words_of_other_scripts_count() -> None:
     tokens = rouge_tokenizer(["кошка сидит", "猫が座る"])
     assert tokens("Кошка, СИДИТ!") == ["кошка", "сидит"]
     assert tokens("猫が2024年") == ["猫", "が", "2024", "年"]
-    found = measure(False, Outputs(texts=["кошка спит"]), ["кошка сидит"], None, SETTINGS)
+    found = measure(Outputs(texts=["кошка спит"]), Truth("text", ["кошка сидит"]), SETTINGS)
     assert found["rouge1"].value == pytest.approx(0.5)
 
 

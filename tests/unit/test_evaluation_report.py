@@ -12,8 +12,9 @@ import pytest
 
 from tunesmith.evaluation.comparison import System, compare, verdict
 from tunesmith.evaluation.findings import NO_LABEL_TITLE, confusion_order, find, top_confusions
-from tunesmith.evaluation.metrics import confusion_matrix, measure
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.label_metrics import confusion_matrix
+from tunesmith.evaluation.metrics import measure
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.report import (
     Cost,
     DataFile,
@@ -45,26 +46,27 @@ def classifier(name: str, labels: list[str], signal: float, seed: int) -> System
     logits[np.arange(ROWS), truth] += signal
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     outputs = Outputs(probabilities=probabilities, seconds=2.0, prompt_tokens=ROWS * 12)
-    metrics = measure(True, outputs, [labels[number] for number in truth], labels, SETTINGS)
+    metrics = measure(outputs, Truth("label", [labels[number] for number in truth], labels), SETTINGS)
     return System(name, f"{name} {HOSTILE}", HOSTILE, outputs, metrics, 22_700_000, 590_594, 61.0)
 
 
 def writer(name: str, texts: list[str], references: list[str]) -> System:
     outputs = Outputs(texts=texts, nats=np.full(len(texts), 9.0), reference_bytes=np.full(len(texts), 12))
-    return System(name, name, "", outputs, measure(False, outputs, references, None, SETTINGS))
+    return System(name, name, "", outputs, measure(outputs, Truth("text", references), SETTINGS))
 
 
 def content_of(
     tuned: System, others: list[System], references: list[str], labels: list[str] | None, steps: int = 40
 ) -> ReportContent:
-    comparisons = compare(tuned, others, references, labels, SETTINGS)
+    right = Truth("label" if labels else "text", references, labels)
+    comparisons = compare(tuned, others, right, SETTINGS)
     return ReportContent(
         run="run-1",
         task="text-classification" if labels else "text-generation",
         model=f"model {HOSTILE}",
         method="peft",
         created="2026-11-22 20:00",
-        verdict=verdict(tuned, others, comparisons),
+        verdict=verdict(tuned, others, comparisons, right),
         settings=SETTINGS,
         tuned=tuned,
         others=others,
@@ -72,7 +74,7 @@ def content_of(
         inputs=[f"{HOSTILE} text {number}" for number in range(len(references))],
         references=references,
         origins=[f"test.csv:{number + 2}" for number in range(len(references))],
-        labels=labels,
+        right=right,
         reproduction=Reproduction(
             f"model: {HOSTILE}", "tunesmith tune recipe.yaml", 0, {"torch": "2.13"}, {"cores": "2"}
         ),
@@ -239,9 +241,10 @@ def test_examples_gained_and_lost_are_the_right_ones() -> None:
     tuned = Outputs(probabilities=np.stack([1 - sure, sure], axis=1))
     base = Outputs(texts=["no", "yes", "what?", "maybe"])  # wrong, right, wrong, wrong
     systems = [
-        System(n, n, "", o, measure(True, o, references, labels, SETTINGS)) for n, o in (("t", tuned), ("b", base))
+        System(n, n, "", o, measure(o, Truth("label", references, labels), SETTINGS))
+        for n, o in (("t", tuned), ("b", base))
     ]
-    found = find(*systems, ["w", "x", "y", "z"], references, list("1234"), labels, SETTINGS)
+    found = find(*systems, ["w", "x", "y", "z"], references, list("1234"), Truth("label", references, labels), SETTINGS)
     assert [example.text for example in found.gained] == ["w", "z"]
     assert [example.text for example in found.lost] == ["x"]
     assert found.gained[1].theirs == f"{NO_LABEL_TITLE} maybe"

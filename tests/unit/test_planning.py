@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunesmith import parameters, planning, recipe
+from tunesmith import parameters, planning
 from tunesmith.events import Event
 from tunesmith.models.load import load_config, load_model, load_tokenizer
 from tunesmith.planning import costs, machine
 from tunesmith.planning.costs import Sample
 from tunesmith.planning.shape import Shape, shape_of, skeleton
 from tunesmith.recipe import Full, Head, Layers, LoRA, NoParameters
+from tunesmith.recipe_file import parse
 
 RATES = {"fp32": 1e11, "bf16": 2e11, "copy": 1e10}
 
@@ -137,14 +138,14 @@ def reviews(tmp_path: Path) -> Path:
 
 def planned(folder: Path, reviews: Path, events: list[Event] | None = None, **more: object) -> planning.Plan:
     tree = {"task": "text-classification", "model": str(folder), "data": {"train": str(reviews)}, **more}
-    return planning.plan(recipe.parse(tree), on_event=(events if events is not None else []).append)
+    return planning.plan(parse(tree), on_event=(events if events is not None else []).append)
 
 
 def test_a_plan_counts_the_steps_and_tokens_of_the_run(folders, reviews):
     from tunesmith.data.prepare import prepare
 
     made = planned(folders["encoder"], reviews, training={"epochs": 2, "batch_size": 8})
-    rows = prepare(recipe.parse({"task": "text-classification", "model": "x", "data": {"train": str(reviews)}})).train
+    rows = prepare(parse({"task": "text-classification", "model": "x", "data": {"train": str(reviews)}})).train
     tokenizer = load_tokenizer(folders["encoder"])
     tokens = sum(len(tokenizer(row.fields["text"])["input_ids"]) for row in rows)
     assert made.tokens == 2 * tokens

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Layers, LoRA, Recipe, load, override, parse
+from tunesmith.recipe import Layers, LoRA, Recipe
+from tunesmith.recipe_file import load, override, parse
 
 SHORT = {"task": "text-classification", "model": "minilm-l6", "data": {"train": "reviews.csv"}}
 
@@ -196,6 +197,17 @@ def test_a_stage_takes_what_it_leaves_out_from_the_top() -> None:
     first, second = (stage.training for stage in recipe.stages)
     assert first is not None and (first.seed, first.epochs) == (7, 2)
     assert second is not None and (second.seed, second.epochs) == (7, 5)
+
+
+def test_stages_may_teach_other_tasks_and_the_last_is_what_the_model_is_for() -> None:
+    own = {"task": "text-generation", "data": {"train": "manuals.jsonl"}}
+    first_own = parse(SHORT | {"stages": [{"name": "a", **own}, {"name": "b"}]}).resolved()
+    assert first_own.task == SHORT["task"]
+    assert first_own.of_stage(first_own.stages[0]).data.train == ["manuals.jsonl"]
+    last_own = parse(SHORT | {"stages": [{"name": "a"}, {"name": "b", **own}]}).resolved()
+    assert (last_own.task, last_own.data.train) == ("text-generation", ["manuals.jsonl"])
+    assert last_own.of_stage(last_own.stages[0]).task == SHORT["task"]
+    assert last_own.resolved() == last_own
 
 
 def test_the_schema_refuses_unknown_keys_everywhere() -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 import yaml
 
-from tunesmith import recipe as recipes
+from tunesmith import recipe_file
 from tunesmith.errors import UsageError
 from tunesmith.recipe import Recipe
 
@@ -51,13 +51,13 @@ class RecipeChoices:
             RecipeError: The recipe is malformed.
         """
         if self.file is not None:
-            return recipes.load(self.file, overrides=self.overrides)
+            return recipe_file.load(self.file, overrides=self.overrides)
         if not self.overrides:
             raise UsageError(
                 "no recipe was given",
                 fix="name a recipe file (`tunesmith init` writes one), or give --task, --model and --train",
             )
-        return recipes.parse({}, overrides=self.overrides)
+        return recipe_file.parse({}, overrides=self.overrides)
 
     def tree(self) -> dict[str, Any]:
         """The choices as plain values under the recipe's keys, not yet checked."""
@@ -65,7 +65,7 @@ class RecipeChoices:
         if self.file is not None:
             tree = yaml.safe_load(self.file.read_text(encoding="utf-8")) or {}
         for item in self.overrides:
-            tree = recipes.override(tree, item)
+            tree = recipe_file.override(tree, item)
         return tree
 
 

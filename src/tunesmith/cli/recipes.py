@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from tunesmith import recipe as recipes
+from tunesmith import recipe_file
 from tunesmith.cli.output import Json, print_json, print_pairs, stderr
 from tunesmith.cli.recipe_flags import RecipeChoices, describe, takes_recipe
 from tunesmith.errors import UsageError
+from tunesmith.recipe import Recipe
 
 app = typer.Typer(
     help="Show a recipe with every default, or the recipe's schema.",
@@ -50,7 +51,7 @@ def init(
     if output.exists() and not force:
         raise UsageError("the file exists already", where=str(output), fix="choose another --output, or give --force")
     tree = _answered(choices.tree(), ask=sys.stdin.isatty() and not as_json)
-    recipe = recipes.parse(tree)
+    recipe = recipe_file.parse(tree)
     output.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if as_json:
         print_json({"recipe": str(output), "task": recipe.task, "model": recipe.model, "method": recipe.method})
@@ -76,7 +77,7 @@ def _answered(tree: dict[str, Any], *, ask: bool) -> dict[str, Any]:
         else:
             continue  # the recipe's own default holds
         value = [part.strip() for part in answer.split(",")] if key == "evaluate.baselines" else answer
-        tree = recipes.override(tree, f"{key}={json.dumps(value, ensure_ascii=False)}")
+        tree = recipe_file.override(tree, f"{key}={json.dumps(value, ensure_ascii=False)}")
     return tree
 
 
@@ -134,7 +135,7 @@ def schema(as_json: Json = False) -> None:
 
     In VS Code: `tunesmith recipe schema > recipe.schema.json`, and name it under `yaml.schemas`.
     """
-    tree = recipes.Recipe.model_json_schema()
+    tree = Recipe.model_json_schema()
     if as_json:
         print_json(tree)
     else:

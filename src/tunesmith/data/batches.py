@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class TokenFile:
     Attributes:
         lengths: (N,) tokens of each example.
         loss_weight: (N,) total loss weight of each example (1 for a class label).
+        extra: Name -> what the renderer gave besides, a ragged column each.
         origins: Where each example came from.
     """
 
@@ -45,6 +46,9 @@ class TokenFile:
         self._labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
         self._tokens = _map(folder / "tokens.bin", np.int32)
         self._weights = _map(folder / "weights.bin", np.float32)
+        self.extra = {
+            name: Ragged.read(folder, f"extra.{name}", np.dtype(kind)) for name, kind in meta["extra"].items()
+        }
         self.lengths = np.diff(self._offsets)
         self.loss_weight = np.fromfile(folder / "loss_weight.bin", dtype=np.float64)
 
@@ -69,6 +73,43 @@ class TokenFile:
         return int(self._offsets[-1])
 
 
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of differing lengths in one flat array on disk."""
+
+    offsets: np.ndarray
+    values: np.ndarray
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @staticmethod
+    def read(folder: Path, name: str, kind: np.dtype[Any]) -> Ragged:
+        """Map the column that :class:`_RaggedWriter` wrote."""
+        return Ragged(np.fromfile(folder / f"{name}.offsets.bin", dtype=np.int64), _map(folder / f"{name}.bin", kind))
+
+
+class _RaggedWriter:
+    """Appends rows to a column: int32 if the first row that is not empty holds integers, else float32."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._file = (folder / f"{name}.bin").open("wb")
+        self._offsets = [0]
+        self.kind: np.dtype[Any] | None = None
+
+    def add(self, values: Sequence[int] | Sequence[float]) -> None:
+        array = np.asarray(values)
+        if len(array) and self.kind is None:
+            self.kind = np.dtype(np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)
+        array.astype(self.kind or np.int32).tofile(self._file)
+        self._offsets.append(self._offsets[-1] + len(array))
+
+    def close(self) -> None:
+        self._file.close()
+        np.asarray(self._offsets, dtype=np.int64).tofile(self._folder / f"{self._name}.offsets.bin")
+
+
 def write_tokens(
     rows: Sequence[Row],
     render: Callable[[Row], Rendered],
@@ -84,6 +125,7 @@ def write_tokens(
     """
     folder.mkdir(parents=True, exist_ok=True)
     offsets, labels, loss_weight, cut = [0], [], [], 0
+    extra: dict[str, _RaggedWriter] = {}
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "weights.bin").open("wb") as weights:
         for number, row in enumerate(rows):
             example = render(row)
@@ -94,13 +136,20 @@ def write_tokens(
             labels.append(-1 if example.label is None else example.label)
             loss_weight.append(1.0 if example.loss_weights is None else float(sum(example.loss_weights)))
             cut += example.cut_tokens > 0
+            if number == 0:
+                extra = {name: _RaggedWriter(folder, f"extra.{name}") for name in example.extra}
+            for name, column in extra.items():
+                column.add(example.extra[name])
             if number % _REPORT_EVERY == 0:
                 on_event(Progress(what=what, done=number, total=len(rows)))
     on_event(Progress(what=what, done=len(rows), total=len(rows)))
     np.asarray(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
     np.asarray(labels, dtype=np.int32).tofile(folder / "labels.bin")
     np.asarray(loss_weight, dtype=np.float64).tofile(folder / "loss_weight.bin")
-    meta = {"has_labels": bool(labels) and labels[0] >= 0, "cut_examples": cut}
+    for column in extra.values():
+        column.close()
+    kinds = {name: (column.kind or np.dtype(np.int32)).name for name, column in extra.items()}
+    meta = {"has_labels": bool(labels) and labels[0] >= 0, "cut_examples": cut, "extra": kinds}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     if cut:
         on_event(
@@ -124,7 +173,7 @@ class _Origins(Sequence[Origin]):
         return self.rows[index].origin
 
 
-def _map(path: Path, dtype: type) -> np.ndarray:
+def _map(path: Path, dtype: type | np.dtype[Any]) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
 
 
@@ -139,6 +188,8 @@ class Batch:
         labels: (B,) int64 class indices; ``None`` for text.
         rows: Index of each example in its data set.
         tokens: Real tokens, without padding.
+        extra: Name -> (B, W) int64 or float32, W the longest row of this column here; integers padded with -1, others
+            with 0.
     """
 
     input_ids: torch.Tensor
@@ -147,6 +198,7 @@ class Batch:
     labels: torch.Tensor | None
     rows: list[int]
     tokens: int
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -157,6 +209,7 @@ class Batch:
             None if self.labels is None else self.labels.to(device, non_blocking=True),
             self.rows,
             self.tokens,
+            {name: values.to(device, non_blocking=True) for name, values in self.extra.items()},
         )
 
 
@@ -189,7 +242,18 @@ def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int 
         labels=torch.tensor([data.label(row) for row in rows]) if data.has_labels else None,
         rows=list(rows),
         tokens=int(lengths.sum()),
+        extra={name: torch.from_numpy(_rectangle(column, rows)) for name, column in data.extra.items()},
     )
+
+
+def _rectangle(column: Ragged, rows: Sequence[int]) -> np.ndarray:
+    """Rows of a ragged column padded on the right, see :attr:`Batch.extra`."""
+    found = [column[row] for row in rows]
+    whole = np.issubdtype(column.values.dtype, np.integer)
+    result = np.full((len(rows), max(len(row) for row in found)), -1 if whole else 0, np.int64 if whole else np.float32)
+    for line, row in zip(result, found, strict=True):
+        line[: len(row)] = row
+    return result
 
 
 def epoch_batches(

@@ -131,17 +131,37 @@ def prepare(
         if dropped is not None:
             dropped.close()
     labels = None
-    if TASKS[recipe.task].has_labels:
+    if TASKS[recipe.task].answer == "label":
         used = np.flatnonzero(counts.labels[TRAIN] > 0)
         labels = in_order([survey.labels.names[number] for number in used.tolist()])
+    elif survey.train_labels:
+        labels = in_order(list(survey.train_labels))
     train, validation, test = parts
     return PreparedData(train, validation, test, labels, report, fingerprint)
+
+
+def of_stages(recipe: Recipe, prepare_one: Callable[[Recipe, int], PreparedData]) -> list[PreparedData]:
+    """The data of each stage of a resolved recipe; stages that learn the same task from the same data share them.
+
+    Args:
+        recipe: Resolved.
+        prepare_one: Given the recipe as a stage sees it, and the stage's number from 1.
+    """
+    known: dict[str, PreparedData] = {}
+    found = []
+    for number, stage in enumerate(recipe.stages, 1):
+        view = recipe.of_stage(stage)
+        key = f"{view.task} {view.data.model_dump_json()}"
+        if key not in known:
+            known[key] = prepare_one(view, number)
+        found.append(known[key])
+    return found
 
 
 def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tally]:
     """Answer the questions about the set as a whole, decide the split, and write the report."""
     data, ledger, findings = recipe.data, survey.ledger, survey.findings
-    has_labels = TASKS[recipe.task].has_labels
+    has_labels = TASKS[recipe.task].answer == "label"
     names = survey.labels.names if has_labels else [""]
     repeats = find_repeats(ledger)
     judge_repeats(findings, ledger, repeats, has_labels=has_labels)

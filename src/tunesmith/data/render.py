@@ -11,8 +11,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.rows import Origin, Row
@@ -44,12 +44,15 @@ class Rendered:
         loss_weights: For each token, the weight of the loss of predicting it (S values); ``None`` for a class label.
         label: Index of the class; ``None`` for generated text.
         cut_tokens: How many tokens were cut off to fit.
+        extra: What an objective needs besides: name -> values of any number (a tag for each token, the tokens of a
+            summary, a target for each class). All rows of a set have the same names.
     """
 
     input_ids: list[int]
     loss_weights: list[float] | None = None
     label: int | None = None
     cut_tokens: int = 0
+    extra: Mapping[str, Sequence[int] | Sequence[float]] = field(default_factory=dict)
 
 
 Render = Callable[[Row], Rendered]

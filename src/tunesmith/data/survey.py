@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +44,8 @@ class Survey:
     Attributes:
         ledger: An entry for every row without errors.
         findings: All faults of single rows and files.
-        labels: The labels met.
+        labels: The labels met, where each row has one.
+        train_labels: Label -> how often it occurs in the training data, where a row may have any number of labels.
         near: Index of near duplicates.
         spool: The rows themselves; ``None`` if only a check is wanted.
         dropped: Takes the rows left out; ``None`` if nobody wants them.
@@ -56,6 +58,7 @@ class Survey:
     ledger: Ledger
     findings: Findings
     labels: LabelBook = field(default_factory=LabelBook)
+    train_labels: Counter[str] = field(default_factory=Counter)
     near: NearIndex = field(default_factory=NearIndex)
     spool: RowSpool | None = None
     dropped: DroppedRows | None = None
@@ -219,13 +222,22 @@ class Surveyor:
             tokens, cut, faults = self._measure(row, part)
             if _bad(faults):
                 return faults
-        label = survey.labels.number(target) if self._task.has_labels else 0
+        label = self._label(row, part, target)
         position = survey.ledger.num_rows
         offset = survey.spool.add(content) if survey.spool else 0
         numbers = (input_hash, target_hash, content_hash, offset, len(content))
         survey.ledger.add((*numbers, label, len(text) + len(target), tokens, cut, part), row.origin)
         survey.near.add(plain, input_hash, position, part)
         return faults
+
+    def _label(self, row: Row, part: int, target: str) -> int:
+        """Enter the row's labels. One label a row gets its number, by which the split is stratified; else 0."""
+        survey = self._survey
+        if self._task.answer == "label":
+            return survey.labels.number(target)
+        if PARTS[part] == "train":
+            survey.train_labels.update(self._task.labels(row))
+        return 0
 
     def _measure(self, row: Row, part: int) -> tuple[int, int, list[Fault]]:
         assert self._render is not None

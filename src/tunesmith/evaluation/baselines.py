@@ -14,7 +14,7 @@ from tunesmith.evaluation import answering
 from tunesmith.evaluation.answering import Setting, Shots
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Evaluated, Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
@@ -53,16 +53,16 @@ def run_baselines(
     """
     shots = next((b.shots for b in wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
     kinds: set[str] = {baseline.kind for baseline in wanted}
-    references = [setting.task.target_text(row) for row in rows]
+    right = Truth(setting.task.answer, [setting.task.reference(row) for row in rows], setting.labels)
 
     def system(name: str, title: str, what: str, outputs: Outputs, parameters: int) -> System:
-        metrics = measure(setting.task.has_labels, outputs, references, setting.labels, settings)
+        metrics = measure(outputs, right, settings)
         setting.on_event(
             Evaluated(system=name, metrics={n: i.as_dict() for n, i in metrics.items()}, seconds=outputs.seconds)
         )
         return System(name, title, what, outputs, metrics, parameters=parameters)
 
-    if "majority" in kinds and setting.task.has_labels:
+    if "majority" in kinds and setting.task.answer == "label":
         yield system(
             "majority",
             "Majority class",
@@ -85,7 +85,7 @@ def run_baselines(
         else:
             for key, title, what, outputs in asked(model, own, shots, data, rows, setting):
                 yield system(prefix + key, title, what, outputs, model.total_parameters)
-        if "features" in own and setting.task.has_labels and not prefix:
+        if "features" in own and setting.task.answer == "label" and not prefix:
             frozen = model or load_model(
                 folder, name=name, form="classify", labels=setting.labels, dtype=dtype, device=device, pooling="mean"
             )

@@ -10,8 +10,8 @@ import numpy as np
 
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_difference
-from tunesmith.evaluation.metrics import METRICS, PRIMARY, Metric, available, statistics
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.metrics import METRICS, Metric, available, primary, statistics
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 Outcome = Literal["beats", "loses to", "no difference shown"]
@@ -79,9 +79,7 @@ class Comparison:
     outcome: Outcome
 
 
-def compare(
-    tuned: System, others: Sequence[System], references: Sequence[str], labels: Sequence[str] | None, settings: Evaluate
-) -> list[Comparison]:
+def compare(tuned: System, others: Sequence[System], right: Truth, settings: Evaluate) -> list[Comparison]:
     """Compare the tuned model with each other system by the primary metric, in the order given.
 
     The interval of the difference is a paired bootstrap over rows. The p-value is McNemar's for accuracy, and the
@@ -91,8 +89,7 @@ def compare(
     Args:
         tuned: The model in question.
         others: What it is compared with.
-        references: N right answers.
-        labels: The classes, or ``None`` for generation.
+        right: What would have been right.
         settings: Resamples, confidence and seed.
 
     Raises:
@@ -100,23 +97,21 @@ def compare(
     """
     if not others:
         return []
-    metric = primary_metric([tuned, *others], labels)
-    ours, *theirs = (
-        statistics(system.outputs, references, labels, only=metric.name)[metric.name] for system in (tuned, *others)
-    )
+    metric = primary_metric([tuned, *others], right)
+    ours, *theirs = (statistics(system.outputs, right, only=metric.name)[metric.name] for system in (tuned, *others))
     found = [_against(ours, other, their, metric, settings) for other, their in zip(others, theirs, strict=True)]
     adjusted = holm([comparison.p_value for comparison in found])
     return [_decided(comparison, p, metric, settings) for comparison, p in zip(found, adjusted, strict=True)]
 
 
-def primary_metric(systems: Sequence[System], labels: Sequence[str] | None) -> Metric:
-    """The metric that decides: accuracy for classification, else ROUGE-L of the answers, else bits per byte.
+def primary_metric(systems: Sequence[System], right: Truth) -> Metric:
+    """The metric that decides: the first of the kind of answer that all systems have.
 
     Raises:
         UsageError: The systems have none of them in common.
     """
-    shared = set.intersection(*(available(system.outputs, labels) for system in systems))
-    for name in PRIMARY:
+    shared = set.intersection(*(available(system.outputs, right) for system in systems))
+    for name in primary(right):
         if name in shared:
             return METRICS[name]
     raise UsageError(
@@ -159,17 +154,18 @@ def best_other(tuned: System, others: Sequence[System], comparisons: Sequence[Co
     return next(other for other in others if other.name == best.system)
 
 
-def verdict(tuned: System, others: Sequence[System], comparisons: Sequence[Comparison]) -> str:
+def verdict(tuned: System, others: Sequence[System], comparisons: Sequence[Comparison], right: Truth) -> str:
     """Say in one honest sentence whether tuning paid off against the best alternative.
 
     Args:
         tuned: The model in question.
         others: What it was compared with.
         comparisons: What :func:`compare` found.
+        right: What would have been right.
     """
     best = best_other(tuned, others, comparisons)
     if best is None:
-        metric = METRICS[next(name for name in PRIMARY if name in tuned.metrics)]
+        metric = primary_metric([tuned], right)
         measured = f"{_mid_sentence(metric.title)} {tuned.metrics[metric.name]}"
         return f"Not compared with anything, so nothing is shown about whether tuning paid off: {measured}."
     found = next(comparison for comparison in comparisons if comparison.system == best.name)

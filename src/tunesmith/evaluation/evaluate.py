@@ -13,11 +13,12 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, comparison, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
-from tunesmith.evaluation.metrics import measure, predictions
+from tunesmith.evaluation.metrics import kind, measure
 from tunesmith.evaluation.model_card import write_model_card
+from tunesmith.evaluation.outputs import Truth
 from tunesmith.events import Evaluated, Listener, Notice, Phase, Step, Validated
 from tunesmith.recipe import Baseline, Recipe
-from tunesmith.tasks import TASKS
+from tunesmith.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from tunesmith.training.stages import Trained
@@ -37,12 +38,12 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
     started = time.time()
     task = TASKS[recipe.task]
     rows = _test_rows(recipe, data, tell)
-    references = [task.target_text(row) for row in rows]
+    right = Truth(task.answer, [task.reference(row) for row in rows], data.labels)
     settings = recipe.evaluate
     setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
     tell(Phase(step="evaluate", message=f"the tuned model on {len(rows)} test rows"))
     outputs = answering.answer(trained.model, rows, setting)
-    metrics = measure(task.has_labels, outputs, references, data.labels, settings)
+    metrics = measure(outputs, right, settings)
     tell(Evaluated(system="tuned", metrics={n: i.as_dict() for n, i in metrics.items()}, seconds=outputs.seconds))
     tuned = System(
         "tuned",
@@ -70,12 +71,12 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
             device,
         )
     )
-    comparisons = comparison.compare(tuned, others, references, data.labels, settings)
-    verdict = comparison.verdict(tuned, others, comparisons)
-    _keep_answers(folder, recipe, rows, references, tuned, data.labels)
+    comparisons = comparison.compare(tuned, others, right, settings)
+    verdict = comparison.verdict(tuned, others, comparisons, right)
+    _keep_answers(folder, task, rows, tuned, right)
     seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
     summary = _summary(folder, recipe, trained, tuned, others, verdict, sum(seconds.values()))
-    content = _content(folder, recipe, data, rows, references, tuned, others, comparisons, verdict, seconds, summary)
+    content = _content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
     report.write_report(folder, content)
     if (folder / "model").is_dir():
         write_model_card(folder / "model", summary, _licence(recipe.model))
@@ -91,7 +92,7 @@ def _test_rows(recipe: Recipe, data: PreparedData, tell: Listener) -> list[Row]:
         rows, part = data.validation, "validation"
         message = "there are no test rows: measuring on the validation rows, on which the checkpoint was chosen"
         tell(Notice(level="warning", message=message, fix="give `data.test` a share or a file"))
-    limit = recipe.evaluate.limit or (None if TASKS[recipe.task].has_labels else WRITTEN_LIMIT)
+    limit = recipe.evaluate.limit or (WRITTEN_LIMIT if TASKS[recipe.task].answer == "text" else None)
     if limit is None or len(rows) <= limit:
         return list(rows)
     tell(Notice(level="info", message=f"measuring on {limit} of {len(rows)} {part} rows (`evaluate.limit`)"))
@@ -104,17 +105,13 @@ def _larger(baselines: Sequence[Baseline]) -> list[Any]:
 
 def _keep_answers(
     folder: Path,
-    recipe: Recipe,
+    task: Task,
     rows: Sequence[Row],
-    references: Sequence[str],
     tuned: System,
-    labels: list[str] | None,
+    right: Truth,
 ) -> None:
-    task, outputs = TASKS[recipe.task], tuned.outputs
-    if outputs.texts is not None:
-        answers = outputs.texts
-    else:
-        answers = [(labels or [])[n] for n in predictions(outputs, labels or [])]
+    outputs = tuned.outputs
+    answers = outputs.texts if outputs.texts is not None else kind(right).texts(outputs, right)
     runs.write_answers(
         folder,
         [
@@ -122,7 +119,7 @@ def _keep_answers(
                 key=row.key,
                 where=str(row.origin),
                 input=task.input_text(row),
-                reference=references[n],
+                reference=task.target_text(row),
                 answer=answers[n],
                 probabilities=None if outputs.probabilities is None else outputs.probabilities[n].tolist(),
                 nats=None if outputs.nats is None else float(outputs.nats[n]),
@@ -165,7 +162,7 @@ def _content(
     recipe: Recipe,
     data: PreparedData,
     rows: Sequence[Row],
-    references: Sequence[str],
+    right: Truth,
     tuned: System,
     others: Sequence[System],
     comparisons: Sequence[Comparison],
@@ -187,12 +184,12 @@ def _content(
         others=others,
         comparisons=comparisons,
         inputs=[task.input_text(row) for row in rows],
-        references=references,
+        references=[task.target_text(row) for row in rows],
         origins=[str(row.origin) for row in rows],
-        labels=data.labels,
+        right=right,
         steps=steps,
         validations=validations,
-        validation_metric="accuracy" if task.has_labels else None,
+        validation_metric="accuracy" if task.answer == "label" else None,
         data=_data_summary(recipe, data),
         cost=report.Cost(
             seconds=seconds,

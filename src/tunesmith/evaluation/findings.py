@@ -9,20 +9,20 @@ import numpy as np
 
 from tunesmith.evaluation.calibration import ReliabilityBin, reliability
 from tunesmith.evaluation.comparison import System
-from tunesmith.evaluation.metrics import (
+from tunesmith.evaluation.label_metrics import (
     NO_LABEL,
+    NO_LABEL_TITLE,
     ClassScores,
     confidences,
     confusion_matrix,
     per_class,
     predictions,
     reference_numbers,
-    statistics,
 )
-from tunesmith.evaluation.outputs import FloatArray, IntArray, Outputs
+from tunesmith.evaluation.metrics import available, kind, primary, statistics
+from tunesmith.evaluation.outputs import FloatArray, IntArray, Outputs, Truth
 from tunesmith.recipe import Evaluate
 
-NO_LABEL_TITLE = "(no valid label)"
 SHOWN = 8
 """Examples of each kind in a report."""
 
@@ -95,7 +95,7 @@ def find(
     inputs: Sequence[str],
     references: Sequence[str],
     origins: Sequence[str],
-    labels: Sequence[str] | None,
+    right: Truth,
     settings: Evaluate,
 ) -> Findings:
     """Derive the findings.
@@ -104,13 +104,14 @@ def find(
         tuned: The tuned model.
         best: The best alternative, if any.
         inputs: N texts that went in.
-        references: N right answers.
+        references: N right answers as a reader sees them.
         origins: N places, as ``file:line``.
-        labels: The classes, or ``None`` for generation.
+        right: The same in the form that metrics read.
         settings: For the intervals.
     """
-    examples = _Examples(tuned, best, inputs, references, origins, labels)
+    examples = _Examples(tuned, best, inputs, references, origins, right)
     gained, lost = examples.gained(), examples.lost()
+    labels = right.labels if right.answer == "label" else None
     samples = [] if labels else np.unique(np.linspace(0, len(inputs) - 1, min(SHOWN, len(inputs))).astype(int)).tolist()
     classes: list[ClassScores] = []
     order: list[str] = []
@@ -180,11 +181,11 @@ class _Examples:
         inputs: Sequence[str],
         references: Sequence[str],
         origins: Sequence[str],
-        labels: Sequence[str] | None,
+        right: Truth,
     ) -> None:
         self.inputs, self.references, self.origins = inputs, references, origins
-        self.ours = _answers(tuned.outputs, references, labels)
-        self.theirs = _answers(best.outputs, references, labels) if best else None
+        self.ours = _answers(tuned.outputs, right)
+        self.theirs = _answers(best.outputs, right) if best else None
 
     def gained(self) -> list[int]:
         """Rows the tuned model did better: by its confidence (labels) or by the gap (texts)."""
@@ -226,17 +227,11 @@ class _Answers:
     is_text: bool
 
 
-def _answers(outputs: Outputs, references: Sequence[str], labels: Sequence[str] | None) -> _Answers:
-    if labels:
-        chosen = predictions(outputs, labels)
-        texts = [
-            labels[number] if number != NO_LABEL else f"{NO_LABEL_TITLE} {outputs.texts[row] if outputs.texts else ''}"
-            for row, number in enumerate(chosen)
-        ]
-        quality = (chosen == reference_numbers(references, labels)).astype(np.float64)
+def _answers(outputs: Outputs, right: Truth) -> _Answers:
+    texts = kind(right).texts(outputs, right)
+    name = next(name for name in primary(right) if name in available(outputs, right))
+    quality = statistics(outputs, right, only=name)[name].row_scores
+    assert quality is not None  # every primary metric has them
+    if right.answer == "label":
         return _Answers(texts, quality, confidences(outputs), is_text=False)
-    name = "rougeL" if outputs.texts is not None else "bits_per_byte"
-    scores = statistics(outputs, references, None, only=name)[name].row_scores
-    assert scores is not None  # both of these metrics have them
-    texts = outputs.texts if outputs.texts is not None else ["(no text was generated)"] * len(references)
-    return _Answers(texts, scores, scores if outputs.texts is not None else None, is_text=True)
+    return _Answers(texts, quality, quality if outputs.texts is not None else None, is_text=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tunesmith.tasks.base import Answer
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -39,3 +43,18 @@ class Outputs:
             if values is not None:
                 return len(values)
         return 0
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What would have been right on the N test rows, in the order of the rows.
+
+    Attributes:
+        answer: Kind of the answers; it decides which metrics there are.
+        references: N right answers, in the form that the kind's metrics read: texts or labels unless they say else.
+        labels: The classes, in the order of the columns of ``Outputs.probabilities``; ``None`` for tasks without.
+    """
+
+    answer: Answer
+    references: Sequence[Any]
+    labels: Sequence[str] | None = None

@@ -15,8 +15,10 @@ from markupsafe import Markup, escape
 
 from tunesmith.evaluation import charts
 from tunesmith.evaluation.comparison import Comparison, System, best_other, primary_metric
-from tunesmith.evaluation.findings import NO_LABEL_TITLE, Findings, find
+from tunesmith.evaluation.findings import Findings, find
+from tunesmith.evaluation.label_metrics import NO_LABEL_TITLE
 from tunesmith.evaluation.metrics import METRICS
+from tunesmith.evaluation.outputs import Truth
 from tunesmith.events import Step, Validated
 from tunesmith.recipe import Evaluate
 
@@ -121,9 +123,9 @@ class ReportContent:
         others: What it was compared with.
         comparisons: One for each of the others.
         inputs: What went in, for each of the N test rows.
-        references: N right answers.
+        references: N right answers as a reader sees them.
         origins: N places, as ``file:line``.
-        labels: The classes in the order of the probabilities; ``None`` for generation.
+        right: The same in the form that metrics read.
         steps: The updates, from the run's events.
         validations: The validations, from the run's events.
         validation_metric: Metric by which the best checkpoint was chosen; drawn beside the loss.
@@ -145,7 +147,7 @@ class ReportContent:
     inputs: Sequence[str]
     references: Sequence[str]
     origins: Sequence[str]
-    labels: Sequence[str] | None
+    right: Truth
     reproduction: Reproduction
     steps: Sequence[Step] = ()
     validations: Sequence[Validated] = ()
@@ -167,7 +169,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     best = best_other(content.tuned, content.others, content.comparisons)
     findings = find(
-        content.tuned, best, content.inputs, content.references, content.origins, content.labels, content.settings
+        content.tuned, best, content.inputs, content.references, content.origins, content.right, content.settings
     )
     text = json.dumps(as_json(content, findings), ensure_ascii=False, indent=1, allow_nan=False)
     _write(folder / "report.json", text + "\n")
@@ -230,6 +232,7 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
     against = {comparison.system: comparison for comparison in content.comparisons}
     return environment.get_template("report.html").render(
         content=content,
+        is_label=content.right.answer == "label",
         findings=findings,
         best=best,
         headline=against.get(best.name) if best else None,
@@ -283,7 +286,7 @@ def unbroken(text: str) -> Markup:
 def _primary(content: ReportContent) -> str:
     if content.comparisons:
         return content.comparisons[0].metric
-    return primary_metric([content.tuned], content.labels).name
+    return primary_metric([content.tuned], content.right).name
 
 
 def _ranked(systems: Sequence[System], primary: str) -> list[System]:

@@ -10,7 +10,7 @@ import numpy as np
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import Comparison, System, compare
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
 
@@ -37,18 +37,18 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
                 "`tunesmith eval RUN --data FILE`",
             )
     task, settings = TASKS[first.recipe.task], first.recipe.evaluate
-    labels = (
-        sorted({a.reference for a in answers[0]} | {a.answer for s in answers for a in s}) if task.has_labels else None
-    )
+    labels = None
+    if task.answer == "label":
+        labels = sorted({a.reference for a in answers[0]} | {a.answer for s in answers for a in s})
     ordered = [sorted(stored, key=lambda a: (a.key, a.reference)) for stored in answers]
-    references = [a.reference for a in ordered[0]]
+    right = Truth(task.answer, [a.reference for a in ordered[0]], labels)
     systems = []
     for run, stored in zip(opened, ordered, strict=True):
         outputs = _outputs(stored, labels)
         name = f"{run.id} ({run.recipe.model}, {run.recipe.method})"
-        metrics = measure(task.has_labels, outputs, references, labels, settings)
+        metrics = measure(outputs, right, settings)
         systems.append(System(run.id, name, "a tuned run", outputs, metrics))
-    found = compare(systems[0], systems[1:], references, labels, settings)
+    found = compare(systems[0], systems[1:], right, settings)
     metric = found[0].metric
     table: list[dict[str, Any]] = [{"name": systems[0].title, "value": systems[0].metrics[metric].as_dict()}]
     for system, against in zip(systems[1:], found, strict=True):

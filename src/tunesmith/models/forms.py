@@ -23,7 +23,7 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
         UsageError: The model cannot do the task.
     """
     natural = natural_form(config)
-    if not TASKS[recipe.task].has_labels:
+    if TASKS[recipe.task].answer == "text":
         if natural != "generate":
             raise UsageError(
                 f"{recipe.model} is an encoder: it cannot write text, which the task `{recipe.task}` wants",

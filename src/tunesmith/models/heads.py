@@ -26,10 +26,13 @@ def pooling_of(folder: Path) -> Pooling | None:
     return None
 
 
-def head_outputs(folder: Path) -> int | None:
-    """Number of outputs of the linear head that lies beside an encoder; ``None`` if there is none."""
-    path = folder / "2_Dense" / "config.json"
-    return int(json.loads(path.read_text(encoding="utf-8"))["out_features"]) if path.is_file() else None
+def head_labels(folder: Path) -> list[str] | None:
+    """Labels of the linear head that an earlier stage left beside an encoder; ``None`` if there is none."""
+    notes = folder / "tunesmith.json"
+    if not notes.is_file() or not (folder / "2_Dense" / "model.safetensors").is_file():
+        return None
+    labels: list[str] | None = json.loads(notes.read_text(encoding="utf-8")).get("labels")
+    return labels
 
 
 def pool(hidden_BSd: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from tunesmith.data.render import eos_token_ids
 from tunesmith.errors import ResourceError, UsageError
 from tunesmith.models import attention
-from tunesmith.models.heads import Pooling, SentenceClassifier, head_outputs, pooling_of
+from tunesmith.models.heads import Pooling, SentenceClassifier, head_labels, pooling_of
 from tunesmith.models.model import Form, Model
 
 DEFAULT_MAX_LENGTH = 2048
@@ -187,7 +187,7 @@ def _build(
                     encoder, pooling, config.hidden_size, len(labels or [""]), _head_dropout(config)
                 )
                 classifier.classifier.to(wide)
-                if head_outputs(folder) == len(labels or ()):  # an earlier stage's result: its head is kept
+                if labels and head_labels(folder) == list(labels):  # an earlier stage's result: its head is kept
                     classifier.load_head(folder)
                 return classifier, ("classifier",)
             names = list(labels or ["0"])

@@ -6,6 +6,7 @@ rows. Memory and time are ranges: a model of where they go, times what this mach
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,15 +86,16 @@ def plan(recipe: Recipe, on_event: Listener = nobody) -> Plan:
         ResourceError: The model cannot be had.
     """
     from tunesmith import catalog
-    from tunesmith.data.prepare import prepare
+    from tunesmith.data.prepare import of_stages, prepare
 
     recipe = recipe.resolved()
     folder = catalog.model_folder(recipe.model, on_event=on_event)
-    return forecast(recipe, folder, prepare(recipe, on_event=on_event), on_event)
+    data = of_stages(recipe, lambda view, number: prepare(view, on_event=on_event))
+    return forecast(recipe, folder, data, on_event)
 
 
-def forecast(recipe: Recipe, folder: Path, data: PreparedData, on_event: Listener = nobody) -> Plan:
-    """The same for a resolved recipe whose model and data are at hand."""
+def forecast(recipe: Recipe, folder: Path, data: Sequence[PreparedData], on_event: Listener = nobody) -> Plan:
+    """The same for a resolved recipe whose model and data (of each stage) are at hand."""
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import load_config, load_tokenizer
     from tunesmith.models.precision import choose_dtype, default_device
@@ -104,12 +106,13 @@ def forecast(recipe: Recipe, folder: Path, data: PreparedData, on_event: Listene
     on_event(Phase(step="model", message="measuring this machine"))
     machine = speed(device)
     stages, samples = [], []
-    for stage in recipe.stages:
+    for stage, prepared in zip(recipe.stages, data, strict=True):
+        view = recipe.of_stage(stage)
         assert stage.parameters is not None and stage.training is not None, "the recipe is resolved"
         config = load_config(folder)
-        form, _ = answer_form(recipe, stage, config)
-        sample = _render(recipe, data, tokenizer, folder, config, form)
-        model = skeleton(folder, config, tokenizer, form, data.labels, stage.parameters)
+        form, _ = answer_form(view, stage, config)
+        sample = _render(view, prepared, tokenizer, folder, config, form)
+        model = skeleton(folder, config, tokenizer, form, prepared.labels, stage.parameters)
         shape = shape_of(model, config)
         training = _filled_in(stage.training, stage.parameters, form, device, len(sample.lengths))
         stages.append(_forecast(model, shape, sample, stage.parameters, training, machine, device.type, dtype.itemsize))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tunesmith.data.rows import Row
 
 Message = dict[str, Any]
 """One turn of a conversation: ``{"role": "system"|"user"|"assistant"|"tool", "content": str, ...}``."""
+
+
+Answer = Literal["label", "text"]
+"""Kinds of answers. The kind decides which metrics, tables and charts there are."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,7 @@ class Task(Protocol):
     what: str
     forms: tuple[tuple[Field, ...], ...]
     """Alternative sets of fields a row may have; the first that fits the columns is taken."""
-    metric: str
-    """Name of the metric by which systems are compared; higher is better."""
-    has_labels: bool
+    answer: Answer
 
     def input_text(self, row: Row) -> str:
         """What goes in, as one text: duplicates, contradictions and leakage are judged by it."""
@@ -48,6 +50,14 @@ class Task(Protocol):
 
     def target_text(self, row: Row) -> str:
         """What shall come out, as one text."""
+        ...
+
+    def reference(self, row: Row) -> Any:
+        """The right answer in the form that the metrics of this kind of answer read; mostly the target text."""
+        ...
+
+    def labels(self, row: Row) -> Sequence[str]:
+        """The labels that occur in the row; empty for tasks without labels."""
         ...
 
     def conversation(self, row: Row, labels: Sequence[str] | None, system_prompt: str | None) -> list[Message]:

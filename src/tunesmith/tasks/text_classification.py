@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tunesmith.data.rows import Row
-from tunesmith.tasks.base import Field, Message
+from tunesmith.tasks.base import Answer, Field, Message
 
 
 class TextClassification:
@@ -19,8 +19,7 @@ class TextClassification:
             Field("label", "its label", ("label", "category", "class", "target", "sentiment", "intent"), "label"),
         ),
     )
-    metric = "accuracy"
-    has_labels = True
+    answer: Answer = "label"
 
     def input_text(self, row: Row) -> str:
         """The text."""
@@ -29,6 +28,14 @@ class TextClassification:
     def target_text(self, row: Row) -> str:
         """The label."""
         return str(row.fields["label"])
+
+    def reference(self, row: Row) -> str:
+        """The label."""
+        return self.target_text(row)
+
+    def labels(self, row: Row) -> Sequence[str]:
+        """The one label."""
+        return (self.target_text(row),)
 
     def conversation(self, row: Row, labels: Sequence[str] | None, system_prompt: str | None) -> list[Message]:
         """Ask for the label by name; the answer is the label."""

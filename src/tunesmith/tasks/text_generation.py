@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tunesmith.data.rows import Row
-from tunesmith.tasks.base import Field, Message
+from tunesmith.tasks.base import Answer, Field, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -22,8 +23,7 @@ class TextGeneration:
             Field("completion", "what it shall write", ("completion", "response", "output", "answer", "target")),
         ),
     )
-    metric = "rougeL"
-    has_labels = False
+    answer: Answer = "text"
 
     def input_text(self, row: Row) -> str:
         """Everything up to the last answer."""
@@ -37,6 +37,14 @@ class TextGeneration:
             turns = self._turns(row)
             return str(turns[-1].get("content") or "") if turns else ""
         return str(row.fields["completion"])
+
+    def reference(self, row: Row) -> Any:
+        """The (last) answer."""
+        return self.target_text(row)
+
+    def labels(self, row: Row) -> Sequence[str]:
+        """None."""
+        return ()
 
     def conversation(self, row: Row, labels: Sequence[str] | None, system_prompt: str | None) -> list[Message]:
         """The messages themselves, or the pair as a user's and an assistant's turn."""

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,19 @@ class Trained:
     seconds: float
 
 
-def tune_stages(folder: Path, recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
-    """All stages; the last one's model is saved as the run's."""
+def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[PreparedData], tell: Listener) -> Trained:
+    """All stages; the last one's model is saved as the run's.
+
+    Args:
+        folder: The run's.
+        recipe: Resolved.
+        base: Folder of the base model.
+        data: Of each stage.
+        tell: Told everything that happens.
+    """
     trained: Trained | None = None
-    for number, stage in enumerate(recipe.stages, 1):
+    for number, (stage, prepared) in enumerate(zip(recipe.stages, data, strict=True), 1):
+        view = recipe.of_stage(stage)
         place = folder / "stages" / f"{number}-{stage.name}"
         last = number == len(recipe.stages)
         merged = place / "merged"
@@ -58,11 +68,11 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, prepared: PreparedData
         identity = _identity(recipe, prepared)
         _refuse_foreign_checkpoint(place, identity)
         if isinstance(stage.parameters, NoParameters):
-            trained = _fit(recipe, base, prepared, tell)
+            trained = _fit(view, base, prepared, tell)
         else:
-            trained = _train_stage(folder, place, recipe, stage, base, prepared, identity, tell)
+            trained = _train_stage(folder, place, view, stage, base, prepared, identity, tell)
         if not last:
-            runs.write_folder(merged, functools.partial(_save_merged, trained.model, recipe))
+            runs.write_folder(merged, functools.partial(_save_merged, trained.model, view))
             base = merged
     assert trained is not None
     runs.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))

@@ -1,0 +1,199 @@
+"""One label a row: which was chosen, how sure the model was, and the metrics of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tunesmith.errors import DataError
+from tunesmith.evaluation import calibration
+from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all, mean
+from tunesmith.evaluation.outputs import FloatArray, IntArray, Outputs, Truth
+from tunesmith.recipe import Evaluate
+
+PRIMARY = ("accuracy",)
+
+NO_LABEL = -1
+"""Prediction of a generating model whose answer is none of the labels. It is always wrong."""
+
+NO_LABEL_TITLE = "(no valid label)"
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well one class is recognised. Without rows or predictions a score is 0 and its limits 0 and 1.
+
+    Attributes:
+        label: The class.
+        support: Test rows that truly belong to it.
+        predicted: Test rows that were given it.
+        precision: Share of ``predicted`` that is right.
+        recall: Share of ``support`` that was found.
+        f1: Harmonic mean of the two.
+    """
+
+    label: str
+    support: int
+    predicted: int
+    precision: Interval
+    recall: Interval
+    f1: Interval
+
+
+def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:
+    """Name -> how to compute it, for every metric that the outputs allow.
+
+    Raises:
+        DataError: There are no labels, the probabilities are none, or a reference is not among the labels.
+    """
+    labels = right.labels
+    if not labels:
+        raise DataError("a classification task needs its labels")
+    if outputs.probabilities is None and outputs.texts is None:
+        return {}
+    _check_probabilities(outputs, len(labels))
+    truth, chosen = reference_numbers(right.references, labels), predictions(outputs, labels)
+    hit = truth == chosen
+    hits, sums, rows = hit.astype(np.float64), _class_sums(truth, chosen, len(labels)), len(truth)
+    makers: dict[str, Callable[[], Statistic]] = {
+        "accuracy": lambda: mean(hits, proportion=True),
+        "macro_f1": lambda: Statistic(sums, _macro_f1, row_scores=hits, trials=rows),
+        "micro_f1": lambda: Statistic(sums, _micro_f1, row_scores=hits, trials=rows),
+    }
+    confidence, probabilities = confidences(outputs), outputs.probabilities
+    if confidence is not None and probabilities is not None:
+        makers["ece"] = lambda: calibration.expected_calibration_error(confidence, hit)
+        makers["brier"] = lambda: calibration.brier_score(probabilities, truth)
+        makers["log_loss"] = lambda: calibration.log_loss(probabilities, truth)
+    return makers
+
+
+def texts(outputs: Outputs, right: Truth) -> list[str]:
+    """The label given to each row, or what was written where that is no label."""
+    labels = right.labels or []
+    return [
+        labels[number] if number != NO_LABEL else f"{NO_LABEL_TITLE} {outputs.texts[row] if outputs.texts else ''}"
+        for row, number in enumerate(predictions(outputs, labels))
+    ]
+
+
+def predictions(outputs: Outputs, labels: Sequence[str]) -> IntArray:
+    """Index of the label that was chosen for each row, (N,); :data:`NO_LABEL` where an answer names no label.
+
+    Probabilities decide where there are some (the first of equals wins), else the generated text, compared without
+    letter case, surrounding white space and punctuation.
+    """
+    if outputs.probabilities is not None:
+        return np.asarray(outputs.probabilities.argmax(axis=1), dtype=np.int64)
+    if outputs.texts is None:
+        raise DataError("these outputs hold neither probabilities nor texts, so no labels")
+    exact = {label: number for number, label in enumerate(labels)}
+    bare = {_bare(label): number for number, label in reversed(list(enumerate(labels)))}
+    chosen = [exact.get(text.strip(), bare.get(_bare(text), NO_LABEL)) for text in outputs.texts]
+    return np.array(chosen, dtype=np.int64)
+
+
+def reference_numbers(references: Sequence[str], labels: Sequence[str]) -> IntArray:
+    """Index of each right label, (N,).
+
+    Raises:
+        DataError: A reference is none of the labels.
+    """
+    numbers = {label: number for number, label in enumerate(labels)}
+    for row, reference in enumerate(references, 1):
+        if reference not in numbers:
+            raise DataError(
+                f"the label {reference!r} of test row {row} is not among the {len(labels)} known labels",
+                fix="mend the label, or give the training data examples of it",
+            )
+    return np.array([numbers[reference] for reference in references], dtype=np.int64)
+
+
+def confidences(outputs: Outputs) -> FloatArray | None:
+    """Probability of the chosen label, (N,); ``None`` unless the probabilities are more than plain answers."""
+    probabilities = outputs.probabilities
+    if probabilities is None or bool(np.isin(probabilities, (0.0, 1.0)).all()):
+        return None
+    return np.asarray(probabilities.max(axis=1))
+
+
+def confusion_matrix(references: IntArray, predicted: IntArray, classes: int) -> IntArray:
+    """Counts (C, C + 1): a line for each true class, a column for each answer; the last column is "no valid label"."""
+    columns = np.where(predicted == NO_LABEL, classes, predicted)
+    counts = np.bincount(references * (classes + 1) + columns, minlength=classes * (classes + 1))
+    return counts.reshape(classes, classes + 1)
+
+
+def per_class(
+    outputs: Outputs, references: Sequence[str], labels: Sequence[str], settings: Evaluate
+) -> list[ClassScores]:
+    """Precision, recall and F1 of each class with intervals, in the order of the labels."""
+    truth, chosen = reference_numbers(references, labels), predictions(outputs, labels)
+    table = confusion_matrix(truth, chosen, len(labels))
+    support, predicted = table.sum(axis=1), table[:, :-1].sum(axis=0)
+    sums = _class_sums(truth, chosen, len(labels))
+    found: dict[tuple[str, int], Statistic] = {}
+    for number in range(len(labels)):
+        trials = {"precision": int(predicted[number]), "recall": int(support[number])}
+        for score in ("precision", "recall", "f1"):
+            found[score, number] = Statistic(
+                sums, _of_class(score, number), trials=trials.get(score, max(trials.values()))
+            )
+    got = bootstrap_all(found, resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed)
+    return [
+        ClassScores(
+            label, int(support[i]), int(predicted[i]), *(got[score, i] for score in ("precision", "recall", "f1"))
+        )
+        for i, label in enumerate(labels)
+    ]
+
+
+def _class_sums(truth: IntArray, chosen: IntArray, classes: int) -> Any:
+    """What each row adds, (N, 3C) sparse: to right answers, to predictions and to references of each class."""
+    from scipy.sparse import csr_array
+
+    rows = np.arange(len(truth))
+    hit, named = truth == chosen, chosen != NO_LABEL
+    columns = np.concatenate([truth[hit], classes + chosen[named], 2 * classes + truth])
+    lines = np.concatenate([rows[hit], rows[named], rows])
+    return csr_array((np.ones(len(lines)), (lines, columns)), shape=(len(truth), 3 * classes))
+
+
+def _macro_f1(sums: FloatArray) -> FloatArray:
+    """Mean over the classes that occur among references or predictions, as scikit-learn does by default."""
+    right, predicted, referred = np.split(sums, 3, axis=1)
+    occurring = (predicted + referred > 0).sum(axis=1)
+    return (2 * right / np.maximum(predicted + referred, 1)).sum(axis=1) / occurring
+
+
+def _micro_f1(sums: FloatArray) -> FloatArray:
+    right, predicted, referred = (part.sum(axis=1) for part in np.split(sums, 3, axis=1))
+    return 2 * right / (predicted + referred)
+
+
+def _of_class(score: str, number: int) -> Callable[[FloatArray], FloatArray]:
+    """Precision, recall or F1 of one class from the sums of :func:`_class_sums`; 0 where the divisor is 0."""
+
+    def combine(sums: FloatArray) -> FloatArray:
+        right, predicted, referred = sums.reshape(len(sums), 3, -1)[:, :, number].T
+        bottom = {"precision": predicted, "recall": referred, "f1": (predicted + referred) / 2}[score]
+        return right / np.maximum(bottom, 0.5)
+
+    return combine
+
+
+def _bare(text: str) -> str:
+    return text.strip().strip("\"'`.,:;!*() \n\t").casefold()
+
+
+def _check_probabilities(outputs: Outputs, classes: int) -> None:
+    if outputs.probabilities is None:
+        return
+    if outputs.probabilities.shape != (outputs.rows, classes):
+        raise DataError(f"the probabilities have shape {outputs.probabilities.shape}, not {(outputs.rows, classes)}")
+    total = outputs.probabilities.sum(axis=1)
+    if (outputs.probabilities < 0).any() or np.abs(total - 1).max(initial=0.0) > 1e-3:
+        raise DataError("the probabilities of a row must be 0 or more and add up to 1: were logits passed?")

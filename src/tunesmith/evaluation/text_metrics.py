@@ -1,0 +1,43 @@
+"""Written answers: how near they are to the reference, and how likely the model found it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tunesmith.evaluation import text_scores
+from tunesmith.evaluation.intervals import Statistic
+from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
+
+PRIMARY = ("rougeL", "bits_per_byte")
+
+
+def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:
+    """Name -> how to compute it, for every metric that the outputs allow."""
+    references = right.references
+    makers: dict[str, Callable[[], Statistic]] = {}
+    texts, nats, sizes = outputs.texts, outputs.nats, outputs.reference_bytes
+    if texts is not None:
+        makers["exact_match"] = lambda: text_scores.exact_match(texts, references)
+        makers["rouge1"] = lambda: text_scores.rouge(texts, references, "rouge1")
+        makers["rouge2"] = lambda: text_scores.rouge(texts, references, "rouge2")
+        makers["rougeL"] = lambda: text_scores.rouge(texts, references, "rougeL")
+        makers["chrf"] = lambda: text_scores.chrf(texts, references)
+    if nats is not None and sizes is not None:
+        makers["bits_per_byte"] = lambda: _bits_per_byte(nats, np.asarray(sizes, dtype=np.float64))
+    return makers
+
+
+def _bits_per_byte(nats: FloatArray, sizes: FloatArray) -> Statistic:
+    """Total surprise in bits over total bytes: comparable between tokenizers, which perplexity per token is not."""
+    return Statistic(
+        np.stack([nats, sizes], axis=1),
+        lambda sums: sums[:, 0] / np.log(2.0) / np.maximum(sums[:, 1], 1.0),
+        row_scores=-nats,
+    )
+
+
+def texts(outputs: Outputs, right: Truth) -> list[str]:
+    """The answers themselves."""
+    return outputs.texts if outputs.texts is not None else ["(no text was generated)"] * outputs.rows

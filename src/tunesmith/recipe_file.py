@@ -1,0 +1,198 @@
+"""Reading a recipe: from YAML, from plain values, with overrides; errors have a place and the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import Recipe
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: A YAML (or JSON) file.
+        overrides: ``key.sub=value`` items, as after ``--set``; values are read as YAML.
+
+    Raises:
+        RecipeError: The file cannot be read, or the recipe is malformed; the place is ``file:line``.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError("there is no recipe file", where=str(path), fix="`tunesmith init` writes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe: {error}", where=str(path)) from error
+    try:
+        tree = yaml.safe_load(text)
+        lines = _line_numbers(yaml.compose(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise RecipeError(
+            f"not valid YAML: {getattr(error, 'problem', error)}",
+            where=where,
+            fix="look there and just above: a bracket or quote left open, a missing space after `:`, or an indent",
+        ) from error
+    if not isinstance(tree, dict):
+        raise RecipeError("a recipe is a mapping of keys to values", where=f"{path}:1", fix="start with `task: ...`")
+    return parse(tree, overrides=overrides, source=str(path), lines=lines)
+
+
+def parse(
+    tree: dict[str, Any],
+    *,
+    overrides: list[str] | None = None,
+    source: str | None = None,
+    lines: dict[tuple[str, ...], int] | None = None,
+) -> Recipe:
+    """Make a recipe from plain values.
+
+    Args:
+        tree: Nested dictionaries with the recipe's keys.
+        overrides: ``key.sub=value`` items, applied last.
+        source: Name of the file, for errors.
+        lines: Path of each key -> line in that file, for errors.
+
+    Raises:
+        RecipeError: With the place, and the nearest valid key where one was mistyped.
+    """
+    for item in overrides or []:
+        tree = override(tree, item)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        given = [tuple(item.partition("=")[0].strip().split(".")) for item in overrides or []]
+        raise _as_recipe_error(error, source, lines or {}, given) from None
+
+
+def override(tree: dict[str, Any], item: str) -> dict[str, Any]:
+    """Return a copy of ``tree`` with one ``a.b=value`` applied; the value is read as YAML.
+
+    Raises:
+        RecipeError: The item has no ``=``, or its path leads through a value that is no mapping.
+    """
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"{item!r} is not of the form key=value", where="--set", fix="--set training.epochs=1")
+    path = key.strip().split(".")
+    try:
+        value = _read_scalar(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of {key} is not valid YAML: {text!r}", where="--set") from error
+    result = dict(tree)
+    branch = result
+    for name in path[:-1]:
+        below = branch.get(name)
+        if below is not None and not isinstance(below, dict):
+            raise RecipeError(f"{name!r} is a value, not a group of keys", where=f"--set {item}")
+        branch[name] = dict(below or {})
+        branch = branch[name]
+    branch[path[-1]] = value
+    return result
+
+
+def _read_scalar(text: str) -> Any:
+    """Read a value as YAML, but take ``2e-4`` for the number it is (YAML 1.1 wants ``2.0e-4``)."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text.strip()):
+        return float(text)
+    return yaml.safe_load(text)
+
+
+def _line_numbers(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    lines: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            lines[here] = key.start_mark.line + 1
+            lines |= _line_numbers(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            here = (*path, str(index))
+            lines[here] = value.start_mark.line + 1
+            lines |= _line_numbers(value, here)
+    return lines
+
+
+def _as_recipe_error(
+    error: ValidationError,
+    source: str | None,
+    lines: dict[tuple[str, ...], int],
+    given: Sequence[tuple[str, ...]] = (),
+) -> RecipeError:
+    """The first of pydantic's complaints; ``given`` has the paths of the overrides, which no line of the file holds."""
+    problems = error.errors(include_url=False)
+    # A mistyped key often makes its neighbour "missing" too: report the unknown key first.
+    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
+    path = tuple(str(step) for step in problem["loc"])
+    if problem["type"] == "union_tag_invalid":
+        path = (*path, "kind")
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    key = ".".join(path)
+    where = f"{source}:{line}" if source and line else (source or key or None)
+    if any(path[: len(override)] == override for override in given):
+        where = f"--set {key}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(sorted(known)) or 'none'}"
+        return RecipeError(f"unknown key `{key}`{more}", where=where, fix=fix)
+    if problem["type"] == "missing":
+        return RecipeError(f"`{key}` is missing{more}", where=where, fix=f"add `{path[-1]}: ...`")
+    if problem["type"] in ("literal_error", "union_tag_invalid"):
+        return _wrong_choice(key, more, where, problem)
+    message, _, remedy = problem["msg"].removeprefix("Value error, ").partition(": use ")
+    if message.startswith("Input should be") and isinstance(problem["input"], str | int | float):
+        message = f"{problem['input']!r}, but it {message.removeprefix('Input ')}"
+    text = f"`{key}`: {message}{more}" if key else f"{message}{more}"
+    return RecipeError(text, where=where, fix=f"use {remedy}" if remedy else None)
+
+
+def _wrong_choice(key: str, more: str, where: str | None, problem: Any) -> RecipeError:
+    """A value out of a fixed set, with the nearest that is in it."""
+    context = problem["ctx"]
+    written = str(context.get("tag", problem["input"]))
+    known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
+    near = difflib.get_close_matches(written, known, n=1, cutoff=0.5)
+    fix = (f"did you mean `{near[0]}`? " if near else "") + f"choices: {', '.join(known)}"
+    return RecipeError(f"`{key}` cannot be {written!r}{more}", where=where, fix=fix)
+
+
+def _keys_at(path: tuple[str, ...]) -> list[str]:
+    """Keys that the recipe knows at a path, from its own JSON schema."""
+    schema = Recipe.model_json_schema()
+    nodes: list[dict[str, Any]] = [schema]
+    for step in path:
+        below: list[dict[str, Any]] = []
+        for node in _expanded(nodes, schema):
+            if step.isdigit() and "items" in node:
+                below.append(node["items"])
+            elif step in node.get("properties", {}):
+                below.append(node["properties"][step])
+            elif node.get("properties", {}).get("kind", {}).get("const") == step:
+                below.append(node)
+        nodes = below or nodes
+    return sorted({key for node in _expanded(nodes, schema) for key in node.get("properties", {})})
+
+
+def _expanded(nodes: list[dict[str, Any]], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Follow references and unions of JSON-schema nodes."""
+    result: list[dict[str, Any]] = []
+    for node in nodes:
+        if "$ref" in node:
+            result += _expanded([schema["$defs"][node["$ref"].rsplit("/", 1)[1]]], schema)
+        elif "anyOf" in node or "oneOf" in node:
+            result += _expanded(node.get("anyOf") or node["oneOf"], schema)
+        else:
+            result.append(node)
+    return result
