@@ -5,6 +5,7 @@ Rows are worked on longest first, in rectangles of a bounded number of tokens, a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -270,13 +271,9 @@ def _masks(model: Model, place: torch.Tensor, owner: torch.Tensor, prefix: int) 
 
 def _token_log_probabilities(model: Model, hidden_BTd: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
     """Log probability of T given tokens at T positions of each row, (B, T) float64."""
-    head = model.vocabulary_head()
-    cap = getattr(cast(Any, model.transformer()).config, "final_logit_softcapping", None)
     rows = []
     for hidden_Td in hidden_BTd:  # one row at a time: the scores of a whole batch may be large
-        scores_TV = head(hidden_Td).float()
-        if cap:
-            scores_TV = torch.tanh(scores_TV / cap) * cap
+        scores_TV = model.vocabulary_scores(hidden_Td)
         rows.append(torch.log_softmax(scores_TV, -1).gather(1, tokens_T[:, None])[:, 0].double())
     return torch.stack(rows)
 
@@ -303,21 +300,53 @@ def generate(
 ) -> list[list[int]]:
     """Write an answer behind each prompt, up to its EOS (which is not returned).
 
-    Rows are padded on the left. Greedy at temperature 0; else sampled, the same for the same seed and batch.
+    Greedy at temperature 0; else sampled, each answer by a seed of its own, so the same for the same seed whatever
+    else is asked. Models that cannot write in a running batch go through transformers' ``generate``, row by row.
     """
+    from tunesmith.generation.batch import Request, RunningBatch, Token, unsupported
+    from tunesmith.generation.sampling import Sampling
+
     model.network.eval()
+    if unsupported(model):
+        return _generate_apart(model, prompts, max_new_tokens, temperature, seed, what, on_event)
     answers: list[list[int]] = [[] for _ in prompts]
-    done = 0
+    ended = 0
+
+    def hear(row: int, token: Token) -> None:
+        nonlocal ended
+        if token.choice is not None:
+            answers[row].append(token.choice.token)
+        if token.finish_reason is not None:
+            ended += 1
+            on_event(Progress(what=what, done=ended, total=len(prompts)))
+
+    batch = RunningBatch(model)
+    for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):  # prompts of a length are read together
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=f"{seed}:{row}")
+        batch.add(Request(prompt=prompts[row], sampling=sampling, on_token=functools.partial(hear, row)))
+    batch.run()
+    return answers
+
+
+def _generate_apart(
+    model: Model,
+    prompts: TokenLists,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    what: str,
+    on_event: Listener,
+) -> list[list[int]]:
+    """Answers by transformers' own ``generate``, one row at a time."""
     network: Any = model.transformer()
     torch.manual_seed(seed)
-    with torch.inference_mode():
-        for rows in _rectangles([len(p) for p in prompts], overhead=max_new_tokens):
-            width = max(len(prompts[row]) for row in rows)
-            ids = torch.tensor([[model.pad_id] * (width - len(prompts[r])) + list(prompts[r]) for r in rows])
-            mask = torch.tensor([[0] * (width - len(prompts[r])) + [1] * len(prompts[r]) for r in rows])
+    answers = []
+    for done, prompt in enumerate(prompts, 1):
+        ids = torch.tensor([list(prompt)], device=model.device)
+        with torch.inference_mode():
             written = network.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 do_sample=temperature > 0,
                 temperature=temperature or None,
@@ -325,10 +354,8 @@ def generate(
                 top_k=None,
                 eos_token_id=model.eos_ids,
                 pad_token_id=model.pad_id,
-            )[:, width:].tolist()
-            for row, tokens in zip(rows, written, strict=True):
-                end = next((n for n, token in enumerate(tokens) if token in model.eos_ids), len(tokens))
-                answers[row] = tokens[:end]
-            done += len(rows)
-            on_event(Progress(what=what, done=done, total=len(prompts)))
+            )[0, len(prompt) :].tolist()
+        end = next((n for n, token in enumerate(written) if token in model.eos_ids), len(written))
+        answers.append(written[:end])
+        on_event(Progress(what=what, done=done, total=len(prompts)))
     return answers

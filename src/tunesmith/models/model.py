@@ -110,6 +110,20 @@ class Model:
         """The module that maps hidden states to scores of the vocabulary."""
         return cast(nn.Module, cast(Any, self.transformer()).get_output_embeddings())
 
+    def vocabulary_scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of the vocabulary, (..., V) in at least fp32, from last hidden states (..., d)."""
+        scores = self.vocabulary_head()(hidden)
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        config = cast(Any, self.transformer()).config
+        if getattr(config, "logit_scale", None):  # Cohere
+            scores = scores * config.logit_scale
+        if getattr(config, "logits_scaling", None):  # Granite
+            scores = scores / config.logits_scaling
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap:  # Gemma 2 (arXiv 2408.00118)
+            scores = torch.tanh(scores / cap) * cap
+        return cast(torch.Tensor, scores)
+
     def scores_are_plain(self) -> bool:
         """Whether the vocabulary scores are just ``hidden @ weight.T``, so that a loss may compute them itself."""
         config = cast(Any, self.transformer()).config

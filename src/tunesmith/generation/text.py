@@ -1,0 +1,75 @@
+"""From tokens to text as they come: whole characters only, and nothing of what a stop string will cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class TextStream:
+    """The text of one answer, piece by piece.
+
+    A piece is given out once it can no longer change: a character that is spread over several tokens waits for its
+    last one, and an end that may be the beginning of a stop string waits for what follows. The pieces together are the
+    whole text.
+
+    Args:
+        tokenizer: The model's fast tokenizer.
+        stop: Texts that end the answer; they are not part of it.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that is settled by one more token; sets :attr:`stopped` at a stop string."""
+        self._held += self._decoder.step(self._backend, token) or ""
+        found = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
+        if found:
+            self.stopped = True
+            settled, self._held = self._held[: min(found)], ""
+            return settled
+        keep = self._open_end()
+        settled, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return settled
+
+    def finish(self) -> str:
+        """What was held back; a character that was cut in the middle is left out."""
+        settled, self._held = self._held, ""
+        return settled
+
+    def _open_end(self) -> int:
+        """Length of the longest end of the held text with which a stop string begins."""
+        longest = max((len(text) for text in self._stop), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(text.startswith(self._held[-length:]) for text in self._stop):
+                return length
+        return 0
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """The bytes that a token stands for, even if they are only a part of a character."""
+    text = tokenizer.convert_ids_to_tokens(token)
+    if text is None or token in tokenizer.all_special_ids:
+        return (text or "").encode()
+    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):  # SentencePiece's byte fallback
+        return bytes([int(text[3:5], 16)])
+    table = _byte_of_character()
+    if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder) and all(c in table for c in text):
+        return bytes(table[c] for c in text)
+    return text.replace("▁", " ").encode()
+
+
+@lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """The inverse of GPT-2's printable stand-ins for bytes, which all byte-level tokenizers use."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
