@@ -242,12 +242,13 @@ class RunningBatch:
 
     def _reserve(self, rows: Sequence[_Row]) -> None:
         """Give the cache a slot for each row, with some to spare, and a length that suffices for the next step."""
-        cache, most = self._cache, self._slots_for(rows)
+        cache = self._cache
+        wanted = len(rows) + len(self._memories)  # what is remembered shall not be written over while there is room
+        slots = cache.num_slots if cache.num_slots >= wanted else max(wanted, 2 * cache.num_slots)
+        slots = min(slots, self._slots_for(rows))
         length = max(cache.length, _cache_length(rows))
-        if self._cache_tokens is not None and max(cache.num_slots, len(rows)) * length > self._cache_tokens:
-            length = _cache_length(rows)  # it may have been longer than it needs to be now
-        slots = cache.num_slots if cache.num_slots >= len(rows) else max(len(rows), 2 * cache.num_slots)
-        slots = min(slots, most)
+        if self._cache_tokens is not None and slots * length > self._cache_tokens:
+            length = _cache_length(rows)  # it was longer than it needs to be now
         if length < cache.length or slots < cache.num_slots:
             self._memories = {n: m for n, m in self._memories.items() if n < slots and len(m.tokens) <= length}
         cache.resize(slots, length)
@@ -397,7 +398,7 @@ def context_length(model: Model) -> int:
 
 def _cache_length(rows: Sequence[_Row]) -> int:
     """Length of the slots with which these rows can make their next step (one place more takes the padding)."""
-    longest = max(len(row.tokens) for row in rows) + 1
+    longest = max((len(row.tokens) for row in rows), default=0) + 1
     return -(-longest // LENGTH_STEP) * LENGTH_STEP
 
 

@@ -34,6 +34,7 @@ class SlotCache(Cache):
         self._slots: slice | torch.Tensor = slice(0, 0)
         self._index: tuple[Any, ...] = ()
 
+    @torch.inference_mode()
     def resize(self, num_slots: int, length: int) -> None:
         """Change the room; what lies within the old and the new stays."""
         if (num_slots, length) == (self.num_slots, self.length):
@@ -74,11 +75,13 @@ class SlotCache(Cache):
         values[self._index] = value_states[:, :, 0] if value_states.shape[2] == 1 else value_states.transpose(1, 2)
         return keys[self._slots, :, : self._reach], values[self._slots, :, : self._reach]
 
+    @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of a slot to another."""
         for tensor in (*self._keys, *self._values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
+    @torch.inference_mode()
     def swap(self, first: int, second: int, length: int) -> None:
         """Let two slots exchange their first tokens."""
         for tensor in (*self._keys, *self._values):
