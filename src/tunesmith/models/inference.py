@@ -15,6 +15,7 @@ import torch
 
 from tunesmith.data.batches import Batch
 from tunesmith.events import Listener, Progress, nobody
+from tunesmith.models import visibility
 from tunesmith.models.heads import SentenceClassifier, pool
 from tunesmith.models.model import Model, decoder_of
 
@@ -259,14 +260,9 @@ def _masks(model: Model, place: torch.Tensor, owner: torch.Tensor, prefix: int) 
     batch, width = place.shape
     earlier = place[:, None, :] <= place[:, :, None]
     related = (owner[:, None, :] == -1) | (owner[:, None, :] == owner[:, :, None])
-    allowed = torch.cat([earlier.new_ones(batch, width, prefix), earlier & related], dim=2)[:, None]
-    config = cast(Any, model.transformer()).config
-    window = getattr(config, "sliding_window", None)
-    if not window or "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-        return allowed
+    allowed = torch.cat([earlier.new_ones(batch, width, prefix), earlier & related], dim=2)
     keys = torch.cat([torch.arange(prefix, device=place.device).expand(batch, -1), place + prefix], dim=1)
-    near = (place[:, :, None] + prefix - keys[:, None, :]) < window
-    return {"full_attention": allowed, "sliding_attention": allowed & near[:, None]}
+    return visibility.masks(cast(Any, model.transformer()).config, allowed, place + prefix, keys)
 
 
 def _token_log_probabilities(model: Model, hidden_BTd: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.batches import Batch
+from tunesmith.models import visibility
 from tunesmith.models.heads import SentenceClassifier
 
 Form = Literal["classify", "generate"]
@@ -95,16 +96,26 @@ class Model:
         logits = output if isinstance(output, torch.Tensor) else output.logits
         return cast(torch.Tensor, logits if logits.dtype == torch.float64 else logits.float())
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Last hidden states of a causal model, (B, S, d).
+    def causal_inputs(self, batch: Batch) -> dict[str, Any]:
+        """What a causal model is given for a batch.
 
         The mask is left out: rows are padded on the right, so a causal model's real tokens never see the padding, and
-        without a mask the attention is cheaper.
+        without a mask the attention is cheaper. Only rows of several texts (``batch.extra["segments"]``, see
+        :mod:`tunesmith.models.visibility`) need one.
         """
-        return cast(
-            torch.Tensor,
-            decoder_of(self.transformer())(input_ids=batch.input_ids, use_cache=False).last_hidden_state,
-        )
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        segments = batch.extra.get("segments")
+        if segments is None:
+            return inputs
+        segments = nn.functional.pad(segments, (0, batch.input_ids.shape[1] - segments.shape[1]), value=-1)
+        allowed = visibility.allowed(segments)
+        places = visibility.positions(allowed)
+        mask = visibility.masks(cast(Any, self.transformer()).config, allowed, places, places)
+        return inputs | {"attention_mask": mask, "position_ids": places}
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Last hidden states of a causal model, (B, S, d)."""
+        return cast(torch.Tensor, decoder_of(self.transformer())(**self.causal_inputs(batch)).last_hidden_state)
 
     def vocabulary_head(self) -> nn.Module:
         """The module that maps hidden states to scores of the vocabulary."""

@@ -59,5 +59,5 @@ def token_losses(
         weight_Vd: Any = model.vocabulary_head().weight
         return linear_cross_entropy(hidden_Nd, weight_Vd, targets_N, weights_N, label_smoothing), weights_N, rows
     network: Any = model.network
-    logits_NV = network(input_ids=batch.input_ids, use_cache=False).logits[rows, columns]
+    logits_NV = network(**model.causal_inputs(batch)).logits[rows, columns]
     return token_cross_entropy(logits_NV, targets_N, weights_N, label_smoothing), weights_N, rows

@@ -1,0 +1,43 @@
+"""Which tokens of a row may see which: rows that hold several texts, side by side or behind a common beginning.
+
+A row's *segments* number its texts: every token of text k sees the earlier tokens of text k and those of the trunk,
+segment 0, that stand before it. Packed documents have no trunk; two answers to one prompt have the prompt as theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+TRUNK = 0
+
+
+def allowed(segments_BS: torch.Tensor) -> torch.Tensor:
+    """True where the token of line i may see that of column j, (B, S, S) bool; padding (-1) sees only padding."""
+    size = segments_BS.shape[1]
+    earlier = torch.ones(size, size, dtype=torch.bool, device=segments_BS.device).tril()
+    same = segments_BS[:, :, None] == segments_BS[:, None, :]
+    return earlier & (same | ((segments_BS == TRUNK)[:, None, :] & (segments_BS >= 0)[:, :, None]))
+
+
+def positions(allowed_BSS: torch.Tensor) -> torch.Tensor:
+    """Position of each token in its own text, (B, S): as many tokens stand before it as it sees besides itself."""
+    return allowed_BSS.sum(-1) - 1
+
+
+def masks(config: Any, allowed_BST: torch.Tensor, queries_BS: torch.Tensor, keys_BT: torch.Tensor) -> Any:
+    """The mask in the form that transformers' models take, one for each kind of layer if some have a sliding window.
+
+    Args:
+        config: The model's.
+        allowed_BST: True where a query may see a key.
+        queries_BS: Position of each query in its text.
+        keys_BT: Position of each key.
+    """
+    allowed_B1ST = allowed_BST[:, None]
+    window = getattr(config, "sliding_window", None)
+    if not window or "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return allowed_B1ST
+    near = (queries_BS[:, :, None] - keys_BT[:, None, :]) < window
+    return {"full_attention": allowed_B1ST, "sliding_attention": allowed_B1ST & near[:, None]}
