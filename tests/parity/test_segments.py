@@ -28,7 +28,9 @@ def test_who_sees_whom_in_a_case_by_hand() -> None:
 
 
 @pytest.mark.parametrize("trunk", [[], [5, 9, 7]], ids=["packed documents", "a shared prompt"])
-def test_packed_texts_have_the_states_that_they_have_alone(tiny_decoder: Path, tmp_path: Path, trunk: list[int]) -> None:
+def test_packed_texts_have_the_states_that_they_have_alone(
+    tiny_decoder: Path, tmp_path: Path, trunk: list[int]
+) -> None:
     model = tiny.build(tiny_decoder, "generate")
     model.network.eval()
     texts = [[11, 12, 13, 14], [21, 22], [31, 32, 33]]
