@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from tunesmith.server import errors
 from tunesmith.server.gate import Gate
-from tunesmith.server.routes import health
+from tunesmith.server.routes import files, health, uploads
 from tunesmith.server.services import Services, open_services
 from tunesmith.server.settings import Settings
 
@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     errors.add_handlers(app)
-    for module in (health,):
+    for module in (health, files, uploads):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=settings, tokens=services.tokens)
     return app

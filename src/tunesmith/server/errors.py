@@ -94,6 +94,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _from_http)
     app.add_exception_handler(RequestValidationError, _from_validation)
     app.add_exception_handler(TunesmithError, _from_tunesmith)
+    app.add_exception_handler(OSError, _from_os)
     app.add_exception_handler(Exception, _from_defect)
 
 
@@ -127,8 +128,15 @@ def _from_tunesmith(request: Request, error: Exception) -> JSONResponse:
     return error_response(status, message, error.code)
 
 
+def _from_os(request: Request, error: Exception) -> JSONResponse:
+    """A full disk above all. Nothing was stored: what is stored is stored whole."""
+    assert isinstance(error, OSError)
+    log.error("%s %s: %s", request.method, request.url.path, error)
+    return error_response(
+        507, f"The server could not read or write its data: {error.strerror}.", "insufficient_storage"
+    )
+
+
 def _from_defect(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OSError):
-        return error_response(507, f"The server could not read or write its data: {error.strerror}", "storage")
     log.error("defect while answering %s %s", request.method, request.url.path, exc_info=error)
     return error_response(500, "The server had an error; its log says which.", "internal_error")
