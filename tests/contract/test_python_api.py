@@ -174,6 +174,18 @@ def test_a_generating_model(tiny_decoder: Path, tmp_path: Path) -> None:
     assert isinstance(answer.answer, str) and answer.probability is None
 
 
+def test_a_run_that_keeps_no_rows_to_measure_on(tiny_decoder: Path, tmp_path: Path) -> None:
+    """Every row trains: there is a model that answers, no metrics, and the verdict says why."""
+    run = tunesmith.tune(
+        [*tiny.question_rows(24)], task="text-generation", model=str(tiny_decoder), method="peft",
+        run_dir=tmp_path / "run", precision="fp32", data={"validation": 0.0, "test": 0.0},
+        training={"max_steps": 2, "batch_size": 8, "compile": "off"},
+    )  # fmt: skip
+    assert run.status == "finished" and run.metrics == {} and run.verdict.startswith("Not measured")
+    assert "| system |" not in (run.model_folder / "README.md").read_text(encoding="utf-8")
+    assert len(run.predict(["what is the capital of france"], max_new_tokens=3)) == 1
+
+
 def test_a_decoder_that_names_the_label(tiny_decoder: Path, tmp_path: Path) -> None:
     run = tune(labelled_rows(80), tiny_decoder, tmp_path / "run", method="peft")
     (found,) = run.predict(["the film is great"])

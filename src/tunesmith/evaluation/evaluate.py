@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from tunesmith.recipe import Baseline, Recipe
 from tunesmith.tasks import TASKS, Task
 
 if TYPE_CHECKING:
+    from tunesmith.evaluation.intervals import Interval
     from tunesmith.training.stages import Trained
 
 WRITTEN_LIMIT = 200
@@ -35,6 +36,8 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
     """
     from tunesmith.models.precision import choose_dtype, default_device
 
+    if not (len(data.test) or len(data.validation)):  # as the recipe wants it: else the checks of the data stopped it
+        return _leave_unmeasured(folder, recipe, trained, tell)
     started = time.time()
     task = TASKS[recipe.task]
     rows = _test_rows(recipe, data, tell)
@@ -75,11 +78,22 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
     verdict = comparison.verdict(tuned, others, comparisons, right)
     _keep_answers(folder, task, rows, tuned, right)
     seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
-    summary = _summary(folder, recipe, trained, tuned, others, verdict, sum(seconds.values()))
+    baselines = {other.name: other.metrics for other in others}
+    summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))
     content = _content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
     report.write_report(folder, content)
     if (folder / "model").is_dir():
         write_model_card(folder / "model", summary, _licence(recipe.model))
+    runs.write_json(folder / "summary.json", summary)
+    return verdict
+
+
+def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: Listener) -> str:
+    """All rows were for training: there is a model, and nothing to say about how good it is."""
+    verdict = "Not measured: the recipe keeps no rows for it."
+    tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
+    summary = _summary(folder, recipe, trained, {}, {}, verdict, trained.seconds)
+    write_model_card(folder / "model", summary, _licence(recipe.model))
     runs.write_json(folder / "summary.json", summary)
     return verdict
 
@@ -134,8 +148,8 @@ def _summary(
     folder: Path,
     recipe: Recipe,
     trained: Trained,
-    tuned: System,
-    others: Sequence[System],
+    metrics: Mapping[str, Interval],
+    baselines: Mapping[str, Mapping[str, Interval]],
     verdict: str,
     seconds: float,
 ) -> dict[str, Any]:
@@ -144,8 +158,8 @@ def _summary(
         "run": str(folder),
         "task": recipe.task,
         "method": recipe.method,
-        "metrics": {name: interval.as_dict() for name, interval in tuned.metrics.items()},
-        "baselines": {o.name: {name: i.as_dict() for name, i in o.metrics.items()} for o in others},
+        "metrics": {name: interval.as_dict() for name, interval in metrics.items()},
+        "baselines": {system: {n: i.as_dict() for n, i in found.items()} for system, found in baselines.items()},
         "verdict": verdict,
         "tokens_per_second": trained.facts["tokens_per_second"],
         "seconds": seconds,

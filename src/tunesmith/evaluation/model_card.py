@@ -44,7 +44,7 @@ def write_model_card(folder: Path, summary: dict[str, Any], licence: str | None)
             "",
             summary["verdict"],
             "",
-            *_table(summary),
+            *(_table(summary) if summary["metrics"] else []),
             "",
             "## How to load it",
             "",

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 
 from tunesmith.server import errors
 from tunesmith.server.gate import Gate
-from tunesmith.server.routes import files, health, uploads
+from tunesmith.server.routes import files, health, jobs, uploads
 from tunesmith.server.services import Services, open_services
 from tunesmith.server.settings import Settings
+from tunesmith.server.worker import Workers
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -32,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     errors.add_handlers(app)
-    for module in (health, files, uploads):
+    for module in (health, files, uploads, jobs):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=settings, tokens=services.tokens)
     return app
@@ -41,7 +43,10 @@ def create_app(settings: Settings) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
+    workers = Workers(services)
+    workers.start()
     try:
         yield
     finally:
+        await run_in_threadpool(workers.stop)
         services.database.close()

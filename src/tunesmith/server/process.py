@@ -1,0 +1,253 @@
+"""The process of one job: it validates or trains, writes what came of it to the job's folder, and ends.
+
+It knows the job's folder and nothing of the server: no database, no token. A crash or a kill ends the job's process
+alone. If the server that started it dies, the pipe between them closes, and the process saves itself and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tunesmith import runs
+from tunesmith.errors import DataError, InterruptedRun, TunesmithError
+
+OUTCOME = "outcome.json"
+PRELOAD = [
+    "tunesmith.server.process",
+    "tunesmith.cli.failures",
+    "tunesmith.pipeline",
+    "tunesmith.planning",
+    "tunesmith.training.stages",
+    "tunesmith.evaluation.evaluate",
+    "peft",
+]
+"""Imported once in the process that all job processes are forked from: a job starts in a tenth of a second."""
+
+
+def main(lane: str, folder: str, attempt: int, options: dict[str, Any], lifeline: Connection) -> None:
+    """Entry point of the process.
+
+    Args:
+        lane: ``validate`` or ``train``.
+        folder: The job's folder.
+        attempt: The fencing number, written into the outcome: an older process's is never taken for this one's.
+        options: What the server decided: ``model``, ``recipe`` (of the base), ``min_examples``, ``memory_bytes``.
+        lifeline: Closes when the server is gone.
+    """
+    place = Path(folder)
+    os.setsid()  # Ctrl-C in the server's terminal is the server's: it tells its jobs itself
+    _log_to(place / "log.txt")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    threading.Thread(target=_stop_when_orphaned, args=(lifeline,), daemon=True).start()
+    outcome: dict[str, Any]
+    try:
+        outcome = {"state": "done", **(_validate if lane == "validate" else _train)(place, options)}
+    except InterruptedRun:
+        outcome = {"state": "interrupted"}
+    except KeyboardInterrupt:
+        outcome = {"state": "interrupted"}
+    except _Busy:
+        outcome = {"state": "busy"}
+    except _Refused as error:
+        outcome = {"state": "failed", "error": error.value}
+    except Exception as error:
+        outcome = {"state": "failed", "error": _error(error, place)}
+    runs.write_json(place / OUTCOME, {"attempt": attempt, **outcome})
+
+
+class _Busy(Exception):
+    """Another process still holds the run."""
+
+
+class _Refused(Exception):
+    """The job cannot be done; ``value`` is its error."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.value = {"code": code, "message": message, "param": param}
+
+
+def _validate(place: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Read all rows as training will, plan the run, and put numbers in place of ``auto``."""
+    from tunesmith import catalog, planning
+    from tunesmith.checking import check
+    from tunesmith.data.prepare import prepare
+    from tunesmith.server.recipes import resolve
+
+    job = read_job(place)
+    asked = job["method"][job["method"]["type"]]["hyperparameters"]
+    recipe = _recipe(place, job, options, asked)
+    try:
+        report = check(recipe)
+        rows = report.rows_read.get("train", 0)
+        least = options["min_examples"]
+        if rows < least and not any(problem.code != "no-rows" for problem in report.errors):
+            message = f"Training file has {rows} example(s), but must have at least {least} examples"
+            raise _Refused("invalid_n_examples", message, "training_file")
+        report.raise_errors()
+        prepared = prepare(recipe)
+        chosen = resolve(asked, len(prepared.train))
+        recipe = _recipe(place, job, options, chosen).resolved()
+        plan = planning.forecast(recipe, catalog.model_folder(recipe.model), [prepared])
+    except DataError as error:
+        raise _Refused("invalid_file_format", _said(error, place), _param(error)) from error
+    _refuse_too_large(plan, options.get("memory_bytes"))
+    return {
+        "hyperparameters": chosen,
+        "memory_bytes": int(plan.memory_bytes.high),
+        "seconds": plan.seconds.high,
+        "tokens": plan.tokens,
+    }
+
+
+def _refuse_too_large(plan: Any, limit: int | None) -> None:
+    if limit is not None and plan.memory_bytes.low > limit:
+        advice = f" {plan.advice[0]}." if plan.advice else ""
+        message = (
+            f"The job would need {plan.memory_bytes.low / 1e9:.2f} to {plan.memory_bytes.high / 1e9:.2f} GB of memory; "
+            f"jobs may take {limit / 1e9:.2f} GB here.{advice}"
+        )
+        raise _Refused("insufficient_memory", message, "model")
+
+
+def _train(place: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Run the recipe, or go on with the run; then make its checkpoints usable and write the results file."""
+    from tunesmith import pipeline
+    from tunesmith.server.words import checkpoint_metrics, results_csv
+
+    job = read_job(place)
+    folder = place / "run"
+    _wait_for(folder)
+    if (folder / "recipe.yaml").is_file():
+        run = pipeline.resume(folder)
+    else:
+        chosen = job["method"][job["method"]["type"]]["hyperparameters"]
+        run = pipeline.run(_recipe(place, job, options, chosen), run_dir=folder)
+    events = list(runs.read_events(folder))
+    runs.write_text(place / "results.csv", results_csv(events))
+    metrics = checkpoint_metrics(events)
+    steps = _usable_checkpoints(run, place / "checkpoints")
+    summary = run.summary()
+    return {
+        "tokens": int(summary["tokens"]),
+        "verdict": summary["verdict"],
+        "checkpoints": [{"step": step, "metrics": metrics.get(step, {"step": float(step)})} for step in steps],
+    }
+
+
+def _usable_checkpoints(run: runs.Run, target: Path) -> list[int]:
+    """Write each checkpoint that was kept as a model that can be loaded. Gives their steps."""
+    from tunesmith.models.saving import load_artefact, save_artefact
+    from tunesmith.training import checkpoint
+
+    stages = sorted((run.path / "stages").iterdir(), key=lambda path: int(path.name.partition("-")[0]))
+    found = sorted((stages[-1] / "checkpoints").glob("step-*"))
+    steps = []
+    for path in found:
+        saved = checkpoint.read(path)
+        steps.append(saved.step)
+        final = target / f"step-{saved.step}"
+        if final.is_dir():  # of an attempt that was killed afterwards
+            continue
+        model, notes = load_artefact(run.model_folder)
+        _put_weights(model, saved)
+
+        def write(folder: Path, model: Any = model, notes: Any = notes) -> None:
+            save_artefact(model, folder, task=notes.task, system_prompt=notes.system_prompt)
+
+        runs.write_folder(final, write)
+    return steps
+
+
+def _put_weights(model: Any, saved: Any) -> None:
+    """Put a checkpoint's weights into the model of the same run: it holds those parameters that trained."""
+    import torch
+
+    parameters = dict(model.network.named_parameters())
+    with torch.no_grad():
+        for name, value in saved.weights().items():
+            parameters[name].copy_(value)
+
+
+def _wait_for(folder: Path, seconds: float = 30.0) -> None:
+    """A process of an earlier attempt, whose server died, may still be saving itself."""
+    import filelock
+
+    if not folder.is_dir():
+        return
+    with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / ".lock", timeout=seconds):
+        return
+    raise _Busy
+
+
+def _recipe(place: Path, job: dict[str, Any], options: dict[str, Any], chosen: dict[str, Any]) -> Any:
+    from tunesmith.server.recipes import job_recipe
+
+    files = {param: next(iter(sorted((place / "data").glob(f"{param}.jsonl*"))), None) for param in PARAMS}
+    training = files["training_file"]
+    if training is None:
+        raise _Refused("invalid_file", "The training file is gone.", "training_file")
+    return job_recipe(
+        options["model"],
+        options["recipe"],
+        training=training,
+        validation=files["validation_file"],
+        seed=job["seed"],
+        hyperparameters=chosen,
+    )
+
+
+PARAMS = ("training_file", "validation_file")
+
+
+def read_job(place: Path) -> dict[str, Any]:
+    """What ``job.json`` says."""
+    value: dict[str, Any] = json.loads((place / "job.json").read_text(encoding="utf-8"))
+    return value
+
+
+def _error(error: Exception, place: Path) -> dict[str, Any]:
+    """What the API says of an exception. The whole of a defect is in the job's log."""
+    from tunesmith.cli.failures import as_tunesmith_error
+
+    known = as_tunesmith_error(error)
+    if type(known) is TunesmithError:
+        import traceback
+
+        traceback.print_exc()
+    return {"code": known.code.replace("-", "_"), "message": _said(known, place), "param": _param(known)}
+
+
+def _said(error: TunesmithError, place: Path) -> str:
+    """What, where and how to mend it, without the server's paths."""
+    fix = f" How to mend it: {error.fix}" if error.fix and "tunesmith " not in error.fix else ""
+    text = (f"{error.where}: " if error.where else "") + error.what.rstrip(".") + "." + fix
+    return text.replace(f"{place}/data/", "").replace(f"{place}/", "")
+
+
+def _param(error: TunesmithError) -> str | None:
+    return next((param for param in PARAMS if f"/{param}." in (error.where or "")), None)
+
+
+def _log_to(path: Path) -> None:
+    """Whatever libraries print goes to a file of the job."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
+def _stop_when_orphaned(lifeline: Connection, deadline: float = 60.0) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()  # nothing is ever sent
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(deadline)
+    os.kill(os.getpid(), signal.SIGKILL)

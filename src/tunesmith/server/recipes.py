@@ -1,0 +1,112 @@
+"""From a job of the API to a recipe of ours: formats, hyper-parameters, and what ``auto`` means.
+
+The client's choices are the number of epochs, the batch size and a multiplier of the learning rate; everything else is
+the recipe's default, or what ``models.yaml`` sets for the base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunesmith import recipe_file
+from tunesmith.recipe import Recipe
+
+TARGET_EPOCHS, MOST_EPOCHS = 3, 25
+FEW_EXAMPLES, MANY_EXAMPLES = 100, 25_000
+"""OpenAI's documented rule for ``n_epochs: auto``: three, more for so few examples, fewer for so many."""
+KEPT_CHECKPOINTS = 3
+"""As at OpenAI: the checkpoints of the last three epochs can be used."""
+
+
+def auto_epochs(examples: int) -> int:
+    """What OpenAI takes for ``n_epochs: auto``."""
+    if examples * TARGET_EPOCHS < FEW_EXAMPLES:
+        return min(MOST_EPOCHS, FEW_EXAMPLES // max(1, examples))
+    if examples * TARGET_EPOCHS > MANY_EXAMPLES:
+        return max(1, MANY_EXAMPLES // examples)
+    return TARGET_EPOCHS
+
+
+def auto_batch_size(examples: int) -> int:
+    """What the loop takes for a generating model when the recipe leaves it open."""
+    from tunesmith.training.defaults import BATCH_SIZE
+
+    return max(4, min(BATCH_SIZE["generate"], examples // 20))
+
+
+def resolve(asked: dict[str, Any], examples: int) -> dict[str, Any]:
+    """The hyper-parameters with numbers in place of ``auto``."""
+    auto = {
+        "n_epochs": auto_epochs(examples),
+        "batch_size": min(examples, auto_batch_size(examples)),
+        "learning_rate_multiplier": 1.0,
+    }
+    return {name: auto[name] if asked.get(name, "auto") == "auto" else asked[name] for name in auto}
+
+
+def job_recipe(
+    model: str,
+    more: dict[str, Any],
+    *,
+    training: Path,
+    validation: Path | None,
+    seed: int,
+    hyperparameters: dict[str, Any],
+) -> Recipe:
+    """The recipe of a supervised job.
+
+    Args:
+        model: The base, as a recipe calls it.
+        more: The base's ``recipe`` in ``models.yaml``; it may set anything that the client does not.
+        training: Rows of ``messages``, or of ``prompt`` and ``completion``.
+        validation: The same, to validate on after each epoch.
+        seed: Of the order of the rows and of dropout.
+        hyperparameters: Numbers, as :func:`resolve` gives them; ``auto`` leaves the recipe's defaults.
+
+    Raises:
+        RecipeError: ``models.yaml`` asks for something impossible.
+    """
+    chosen = {name: value for name, value in hyperparameters.items() if value != "auto"}
+    base: dict[str, Any] = {
+        "task": "text-generation",
+        "method": "instruction",
+        "data": {"validation": 0.0, "test": 0.0},
+        "training": {"keep_checkpoints": KEPT_CHECKPOINTS},
+        "evaluate": {"baselines": ["base"]},
+    }
+    ours: dict[str, Any] = {
+        "model": model,
+        "data": {"train": [str(training)], "format": "jsonl"},
+        "training": {"seed": seed},
+    }
+    if validation is not None:
+        ours["data"]["validation"] = [str(validation)]
+    if "n_epochs" in chosen:
+        ours["training"]["epochs"] = chosen["n_epochs"]
+    if "batch_size" in chosen:
+        ours["training"] |= {"batch_size": chosen["batch_size"], "batch_tokens": None}
+    recipe = recipe_file.parse(_merged(_merged(base, more), ours), source="models.yaml")
+    multiplier = chosen.get("learning_rate_multiplier", 1.0)
+    if multiplier != 1.0:
+        rate = (recipe.training.learning_rate or _default_rate(recipe)) * multiplier
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})
+    return recipe
+
+
+def _default_rate(recipe: Recipe) -> float:
+    """The rate that the multiplier multiplies: the default of what trains."""
+    from tunesmith import parameters
+
+    kind = recipe.resolved().stages[-1].parameters
+    assert kind is not None
+    return parameters.learning_rate(kind.kind, "generate")
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A tree with another laid over it."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
