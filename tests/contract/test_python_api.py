@@ -14,6 +14,7 @@ import tiny
 import tunesmith
 from conftest import labelled_rows, write_jsonl
 from tunesmith import events as kinds
+from tunesmith import pipeline, recipe_file
 from tunesmith.errors import DataError, NotFoundError, RecipeError, TunesmithError, UsageError
 
 QUICK: dict[str, Any] = {
@@ -174,13 +175,16 @@ def test_a_generating_model(tiny_decoder: Path, tmp_path: Path) -> None:
     assert isinstance(answer.answer, str) and answer.probability is None
 
 
-def test_a_run_that_keeps_no_rows_to_measure_on(tiny_decoder: Path, tmp_path: Path) -> None:
+def test_a_run_that_keeps_no_rows_to_measure_on(tiny_decoder: Path, questions: Path, tmp_path: Path) -> None:
     """Every row trains: there is a model that answers, no metrics, and the verdict says why."""
-    run = tunesmith.tune(
-        [*tiny.question_rows(24)], task="text-generation", model=str(tiny_decoder), method="peft",
-        run_dir=tmp_path / "run", precision="fp32", data={"validation": 0.0, "test": 0.0},
-        training={"max_steps": 2, "batch_size": 8, "compile": "off"},
+    recipe = recipe_file.parse(
+        {
+            "task": "text-generation", "model": str(tiny_decoder), "method": "peft", "precision": "fp32",
+            "data": {"train": [str(questions)], "validation": 0.0, "test": 0.0},
+            "training": {"max_steps": 2, "batch_size": 8, "compile": "off"},
+        }
     )  # fmt: skip
+    run = pipeline.run(recipe, run_dir=tmp_path / "run")
     assert run.status == "finished" and run.metrics == {} and run.verdict.startswith("Not measured")
     assert "| system |" not in (run.model_folder / "README.md").read_text(encoding="utf-8")
     assert len(run.predict(["what is the capital of france"], max_new_tokens=3)) == 1
