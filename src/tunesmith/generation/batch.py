@@ -36,7 +36,7 @@ MAX_ROWS = 64
 LENGTH_STEP = 64
 """The cache's length is a multiple of this: it grows (by a copy) once in so many tokens."""
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
 UseAdapters = Callable[[Sequence[str | None]], AbstractContextManager[Any]]
 """Given the adapter of each row of a pass: makes the network use it."""
@@ -47,7 +47,7 @@ class Token:
     """One token of an answer, or its end.
 
     Attributes:
-        choice: The token; ``None`` where the answer ends without one (by an EOS, or a cancellation).
+        choice: The token; ``None`` where the answer ends without one (by an EOS, a cancellation, a failure).
         text: What text is settled now.
         finish_reason: Set on the last.
     """
@@ -176,6 +176,16 @@ class RunningBatch:
         else:
             self.waiting.remove(row)
         request.on_token(Token(None, finish_reason="cancelled"))
+
+    def fail_all(self) -> None:
+        """Give up everything, and begin with a fresh cache: a step has failed."""
+        rows = [*self.running, *self.waiting]
+        self.running.clear()
+        self.waiting.clear()
+        self._memories.clear()
+        self._cache = SlotCache()
+        for row in rows:
+            row.request.on_token(Token(None, finish_reason="failed"))
 
     def forget(self, adapter: str | None) -> None:
         """Reuse nothing that was computed with an adapter: it was changed or taken away."""
@@ -365,6 +375,8 @@ class RunningBatch:
         piece = text.push(choice.token) if text else ""
         if text and text.stopped:
             self._end(row, Token(choice, piece, "stop"))
+        elif request.constraint is not None and request.constraint.finished:
+            self._end(row, Token(choice, piece + (text.finish() if text else ""), "stop"))
         elif len(row.written) >= request.sampling.max_new_tokens or len(row.tokens) >= self.context:
             self._end(row, Token(choice, piece + (text.finish() if text else ""), "length"))
         else:

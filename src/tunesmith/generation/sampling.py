@@ -51,6 +51,10 @@ class Sampling:
 class Constraint(Protocol):
     """What an answer may consist of, token by token."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more may come."""
+
     def allowed(self) -> torch.Tensor:
         """Which tokens may come next, (V',) bool; tokens beyond V' may not."""
 

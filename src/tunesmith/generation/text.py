@@ -19,11 +19,12 @@ class TextStream:
     Args:
         tokenizer: The model's fast tokenizer.
         stop: Texts that end the answer; they are not part of it.
+        keep_special: Whether special tokens are text too: some models mark their tool calls by them.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, keep_special: bool = False) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = DecodeStream(skip_special_tokens=not keep_special)
         self._stop = [text for text in stop if text]
         self._held = ""
         self.stopped = False

@@ -3,15 +3,36 @@
 PEFT computes ``base(x) + B(A(x)) * scale`` as five operations, two of them over the whole output, and autograd does
 the same backwards. Here the adapter's product is added inside the matrix product (``addmm``), forwards and backwards.
 The modules stay PEFT's, and so does their format; what this operation does not cover goes through PEFT's own code.
+
+In service each row of a batch may use an adapter of its own (:func:`adapters_of_rows`): the base's product is shared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
+
+_ROWS: ContextVar[Mapping[str, slice | torch.Tensor] | None] = ContextVar("adapters of the rows", default=None)
+
+
+@contextlib.contextmanager
+def adapters_of_rows(rows: Mapping[str, slice | torch.Tensor]) -> Iterator[None]:
+    """Within, fused layers use for each row of the batch the adapter that is given here, and none for the others.
+
+    Args:
+        rows: Adapter -> which rows, as a slice or indices. For inference: dropout is not applied.
+    """
+    before = _ROWS.set(rows)
+    try:
+        yield
+    finally:
+        _ROWS.reset(before)
 
 
 def fuse(network: nn.Module) -> int:
@@ -30,6 +51,9 @@ def fuse(network: nn.Module) -> int:
 
 def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The layer's output; adapters that are off, merged, several, or more than plain LoRA are PEFT's business."""
+    rows = _ROWS.get()
+    if rows is not None:
+        return _by_rows(layer, x, rows)
     active = layer.active_adapters
     if args or kwargs or layer.disable_adapters or layer.merged or len(active) != 1 or active[0] in layer.lora_variant:
         return type(layer).forward(layer, x, *args, **kwargs)
@@ -39,6 +63,14 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
         return type(layer).forward(layer, x)
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     return _LoRALinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
+
+
+def _by_rows(layer: Any, x: torch.Tensor, rows: Mapping[str, slice | torch.Tensor]) -> torch.Tensor:
+    y = layer.get_base_layer()(x)
+    for name, which in rows.items():
+        if name in layer.lora_A:
+            y[which] += layer.lora_B[name](layer.lora_A[name](x[which])) * layer.scaling[name]
+    return y
 
 
 class _LoRALinear(torch.autograd.Function):

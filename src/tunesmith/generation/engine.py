@@ -1,0 +1,157 @@
+"""A running batch in a thread of its own, for servers: requests come from any thread, tokens go out as they come."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+from tunesmith.errors import ResourceError, UsageError
+from tunesmith.generation.batch import Request, RunningBatch, Token
+
+log = logging.getLogger("tunesmith.generation")
+
+Result = TypeVar("Result")
+
+QUEUE_LIMIT = 256
+"""Requests that may wait; a further one is refused."""
+
+
+class QueueFullError(ResourceError):
+    """Too many requests are waiting.
+
+    Attributes:
+        retry_after: Seconds after which there should be room again.
+    """
+
+    code = "queue-full"
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already", fix=f"try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Engine:
+    """Steps a batch as long as there is something to write.
+
+    Args:
+        batch: Only the engine's thread touches it from now on.
+        queue_limit: Requests that may wait.
+        name: Of the thread.
+    """
+
+    def __init__(self, batch: RunningBatch, *, queue_limit: int = QUEUE_LIMIT, name: str = "generation") -> None:
+        self.queue_limit = queue_limit
+        self.tokens_written = 0
+        self._batch = batch
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._arriving = 0
+        self._tokens_per_second = 100.0  # a guess before anything was written; then a running mean
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not joined the batch yet."""
+        return self._arriving + len(self._batch.waiting)
+
+    @property
+    def running(self) -> int:
+        """Rows of the batch."""
+        return len(self._batch.running)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Let requests join, all or none.
+
+        Raises:
+            QueueFullError: Too many are waiting.
+        """
+        with self._lock:
+            waiting = self.waiting
+            if waiting and waiting + len(requests) > self.queue_limit:
+                raise QueueFullError(waiting, self._retry_after(waiting))
+            self._arriving += len(requests)
+        self._orders.put(lambda: self._add(requests))
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Take requests out before the next step, wherever they are."""
+
+        def order() -> None:
+            for request in requests:
+                self._batch.cancel(request)
+
+        self._orders.put(order)
+
+    def call(self, function: Callable[[], Result]) -> Future[Result]:
+        """Run something between two steps, in the engine's thread: it may use and change the model."""
+        future: Future[Result] = Future()
+
+        def order() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:  # it belongs to whoever asked
+                future.set_exception(error)
+
+        self._orders.put(order)
+        return future
+
+    def close(self) -> None:
+        """Stop after the current step; requests that are left are told that they failed."""
+        self._orders.put(None)
+        self._thread.join()
+
+    def _add(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            try:
+                self._batch.add(request)
+            except UsageError:
+                log.exception("a request cannot be answered")
+                request.on_token(Token(None, finish_reason="failed"))
+        with self._lock:
+            self._arriving -= len(requests)
+
+    def _work(self) -> None:
+        try:
+            while True:
+                if not self._follow_orders():
+                    return
+                if self._batch.busy:
+                    self._step()
+        finally:
+            self._batch.fail_all()
+
+    def _follow_orders(self) -> bool:
+        """Do what was asked for since the last step; wait for something if there is nothing to write."""
+        while True:
+            try:
+                order = self._orders.get(block=not self._batch.busy)
+            except queue.Empty:
+                return True
+            if order is None:
+                return False
+            order()
+
+    def _step(self) -> None:
+        started, rows = time.perf_counter(), self.running
+        try:
+            self._batch.step()
+        except Exception:  # out of memory, or a defect: these answers are lost, the server goes on
+            log.exception("a step of the batch failed; its requests are given up")
+            self._batch.fail_all()
+            return
+        written = max(1, min(rows, self.running))
+        self.tokens_written += written
+        speed = written / max(1e-6, time.perf_counter() - started)
+        self._tokens_per_second += 0.05 * (speed - self._tokens_per_second)
+
+    def _retry_after(self, waiting: int) -> int:
+        """When about a tenth of what waits will have been written, guessing 100 tokens an answer."""
+        return max(1, min(60, math.ceil(waiting * 0.1 * 100 / self._tokens_per_second)))
