@@ -36,11 +36,14 @@ def run(recipe: Recipe, *, run_dir: str | Path | None = None, on_event: Listener
     Raises:
         TunesmithError: What is wrong, where, and how to mend it. What was done so far stays in the run's folder.
     """
+    from tunesmith.evaluation.metrics import truth
+
     recipe = recipe.resolved()
     folder = Path(run_dir) if run_dir is not None else runs.new_run_folder(recipe)
     runs.refuse_occupied(folder)
     if not recipe.data.train:
         raise UsageError("there is nothing to train on", where="data.train", fix="name a file: `data: {train: FILE}`")
+    truth(TASKS[recipe.task], [], None, recipe.evaluate)  # a mistyped metric must not end hours of training
     runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
     runs.write_json(folder / "environment.json", environment.describe())
     return _walk(folder, recipe, on_event, resumed=False)

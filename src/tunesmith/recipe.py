@@ -247,6 +247,9 @@ class Evaluate(Part):
         ],
         description="What to compare with. `larger: MODEL` adds a bigger base model, 0-shot and few-shot.",
     )
+    metric: str | None = Field(
+        default=None, description="The metric that decides which system is better; default: the task's own."
+    )
     limit: int | None = Field(
         default=None, ge=10, description="Measure on at most this many test rows, the same for all."
     )

@@ -318,6 +318,7 @@ class StoredAnswer:
     probabilities: list[float] | None
     nats: float | None
     reference_bytes: float | None
+    references: list[str] | None = None  # all of them, where a row has several
 
 
 def write_answers(folder: Path, answers: Sequence[StoredAnswer]) -> None:

@@ -105,6 +105,34 @@ def test_rouge_equals_rouge_score(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_rouge_with_several_references_equals_rouge_score(seed: int) -> None:
+    """Texts of several lines, and 1 to 3 references a row."""
+    texts, first = sentences(60, seed)
+    _, second = sentences(60, seed + 10)
+    texts = [text.replace(" the ", "\n", 2) for text in texts]
+    several = [
+        (one, *[other.replace(" a ", "\n"), one[::-1]][: n % 3])
+        for n, (one, other) in enumerate(zip(first, second, strict=True))
+    ]
+    kinds = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    scorer = RougeScorer(kinds, use_stemmer=False)
+    scores = [scorer.score_multi(list(right), text) for text, right in zip(texts, several, strict=True)]
+    found = statistics(Outputs(texts=texts), Truth("text", several))
+    for name in kinds:
+        assert found[name].row_scores == pytest.approx([score[name].fmeasure for score in scores])
+    assert not np.allclose(found["rougeLsum"].row_scores, found["rougeL"].row_scores)
+
+
+def test_chrf_with_several_references_equals_sacrebleu() -> None:
+    texts, first = sentences(60, 1)
+    second = sentences(60, 2)[1]
+    several = [(one, other) if n % 3 else (one,) for n, (one, other) in enumerate(zip(first, second, strict=True))]
+    streams = [[right[0] for right in several], [right[1] if right[1:] else None for right in several]]
+    found = statistics(Outputs(texts=texts), Truth("text", several))["chrf"]
+    assert found.value == pytest.approx(CHRF().corpus_score(texts, streams).score)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_chrf_equals_sacrebleu(seed: int) -> None:
     texts, references = sentences(60, seed)
     found = statistics(Outputs(texts=texts), Truth("text", references))["chrf"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.errors import DataError, NonFiniteError
+from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.calibration import reliability
 from tunesmith.evaluation.label_metrics import confidences, per_class, predictions
 from tunesmith.evaluation.metrics import METRICS, measure
@@ -43,7 +43,7 @@ def test_every_metric_is_described_and_lies_in_its_interval() -> None:
     outputs, references = binary([True, False, True, True, False, True, True])
     texts = Outputs(texts=["a b", "", "c"], nats=np.array([1.0, 2.0, 3.0]), reference_bytes=np.array([3, 3, 1]))
     found = measure(outputs, Truth("label", references, LABELS), SETTINGS) | measure(
-        texts, Truth("text", ["a c", "b b", "c"]), SETTINGS
+        texts, Truth("text", ["a c", "b b", ("c", "c\nd")]), SETTINGS
     )
     assert set(found) == set(METRICS)
     for interval in found.values():
@@ -106,6 +106,38 @@ def test_words_of_other_scripts_count() -> None:
     assert tokens("猫が2024年") == ["猫", "が", "2024", "年"]
     found = measure(Outputs(texts=["кошка спит"]), Truth("text", ["кошка сидит"]), SETTINGS)
     assert found["rouge1"].value == pytest.approx(0.5)
+
+
+def test_of_several_references_the_nearest_counts() -> None:
+    several = [("the cat sat", "a dog ran away"), ("one",)]
+    outputs = Outputs(texts=["a dog ran", "two"])
+    found = measure(outputs, Truth("text", several), SETTINGS)
+    alone = measure(outputs, Truth("text", ["a dog ran away", "one"]), SETTINGS)
+    for name in ("rouge1", "rouge2", "rougeL", "chrf", "exact_match"):
+        assert found[name].value == pytest.approx(alone[name].value), name
+    assert measure(Outputs(texts=["B "]), Truth("text", [("a", "B")]), SETTINGS)["exact_match"].value == 1.0
+    # 3 words against the 3 of the nearest in length, and 1 against 1
+    assert found["length_ratio"].value == pytest.approx(1.0)
+
+
+def test_repetition_of_a_case_by_hand() -> None:
+    # a b c d a b c d: five runs of four words, of which "a b c d" occurs twice; three words have no run.
+    found = measure(Outputs(texts=["a b c d a b c d", "x y z"]), Truth("text", ["a", "x"]), SETTINGS)
+    assert found["repetition"].value == pytest.approx((1 / 5 + 0) / 2)
+
+
+def test_the_metric_that_decides_can_be_chosen() -> None:
+    from tunesmith.evaluation.metrics import primary, truth
+    from tunesmith.tasks import TASKS
+
+    chosen = truth(TASKS["text-generation"], ["a"], None, Evaluate(metric="exact_match"))
+    assert primary(chosen)[0] == "exact_match"
+    assert primary(truth(TASKS["text-generation"], ["a"], None, Evaluate()))[0] == "rougeL"
+    with pytest.raises(UsageError, match="chfr") as refused:
+        truth(TASKS["text-generation"], ["a"], None, Evaluate(metric="chfr"))
+    assert "did you mean 'chrf'" in str(refused.value.fix)
+    with pytest.raises(UsageError):  # it describes, and cannot decide
+        truth(TASKS["text-generation"], ["a"], None, Evaluate(metric="length_ratio"))
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=80), st.lists(st.sampled_from("abc"), max_size=80))

@@ -13,8 +13,8 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering
 from tunesmith.evaluation.answering import Setting, Shots
 from tunesmith.evaluation.comparison import System
-from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.evaluation.metrics import measure, truth
+from tunesmith.evaluation.outputs import Outputs
 from tunesmith.events import Evaluated, Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
@@ -53,7 +53,7 @@ def run_baselines(
     """
     shots = next((b.shots for b in wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
     kinds: set[str] = {baseline.kind for baseline in wanted}
-    right = Truth(setting.task.answer, [setting.task.reference(row) for row in rows], setting.labels)
+    right = truth(setting.task, [setting.task.reference(row) for row in rows], setting.labels, settings)
 
     def system(name: str, title: str, what: str, outputs: Outputs, parameters: int) -> System:
         metrics = measure(outputs, right, settings)

@@ -13,7 +13,7 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, comparison, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
-from tunesmith.evaluation.metrics import kind, measure
+from tunesmith.evaluation.metrics import kind, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
 from tunesmith.events import Evaluated, Listener, Notice, Phase, Step, Validated
@@ -41,8 +41,8 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
     started = time.time()
     task = TASKS[recipe.task]
     rows = _test_rows(recipe, data, tell)
-    right = Truth(task.answer, [task.reference(row) for row in rows], data.labels)
     settings = recipe.evaluate
+    right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
     setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
     tell(Phase(step="evaluate", message=f"the tuned model on {len(rows)} test rows"))
     outputs = answering.answer(trained.model, rows, setting)
@@ -138,10 +138,17 @@ def _keep_answers(
                 probabilities=None if outputs.probabilities is None else outputs.probabilities[n].tolist(),
                 nats=None if outputs.nats is None else float(outputs.nats[n]),
                 reference_bytes=None if outputs.reference_bytes is None else float(outputs.reference_bytes[n]),
+                references=_several(right, n),
             )
             for n, row in enumerate(rows)
         ],
     )
+
+
+def _several(right: Truth, row: int) -> list[str] | None:
+    """All right answers to a row, where there are several texts."""
+    reference = right.references[row]
+    return list(reference) if right.answer == "text" and not isinstance(reference, str) else None
 
 
 def _summary(

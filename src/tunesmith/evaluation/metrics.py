@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.errors import DataError, NonFiniteError
+from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all
 from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
-from tunesmith.tasks.base import Answer
+from tunesmith.tasks.base import Answer, Task
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Metric:
         name: As in recipes and JSON.
         title: As in tables.
         what: For readers who have never met it, in one line.
-        higher_is_better: Direction.
+        higher_is_better: Direction; ``None`` for what describes rather than judges.
     """
 
     name: str
     title: str
     what: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
 
 
 METRICS: dict[str, Metric] = {
@@ -47,8 +48,11 @@ METRICS: dict[str, Metric] = {
         Metric("rougeL", "ROUGE-L", "Words shared with the reference answer in the same order, 0 to 1."),
         Metric("rouge1", "ROUGE-1", "Words shared with the reference answer, 0 to 1."),
         Metric("rouge2", "ROUGE-2", "Pairs of neighbouring words shared with the reference answer, 0 to 1."),
+        Metric("rougeLsum", "ROUGE-Lsum", "ROUGE-L of summaries of several lines, line by line, 0 to 1."),
         Metric("chrf", "chrF", "Runs of characters shared with the reference answers, 0 to 100."),
         Metric("exact_match", "Exact match", "Share of answers equal to the reference."),
+        Metric("length_ratio", "Length ratio", "Words written over words of the reference; 1 is as long.", None),
+        Metric("repetition", "Repetition", "Share of an answer's runs of four words that stood in it before.", False),
         Metric("bits_per_byte", "Bits per byte", "Surprise at the reference answers, per byte of text.", False),
     )
 }
@@ -60,6 +64,29 @@ KINDS: dict[Answer, str] = {
 """Kind of answer -> the module that knows it. Each has ``PRIMARY``, names of metrics by which systems are compared (the
 first that all of them have is taken), ``statistics(outputs, right)``, which gives for each metric a function that
 computes it, and ``texts(outputs, right)``, the answers as a reader sees them."""
+
+
+DECIDES = {"summarization": "rouge1"}
+"""Task -> the metric by which its field compares systems, where that is not the first of its kind of answer."""
+
+
+def truth(task: Task, references: Sequence[Any], labels: Sequence[str] | None, settings: Evaluate) -> Truth:
+    """What would have been right on some rows, and the metric that decides.
+
+    Raises:
+        UsageError: ``evaluate.metric`` is no metric that can decide.
+    """
+    metric = settings.metric or DECIDES.get(task.name)
+    if metric is not None and (metric not in METRICS or METRICS[metric].higher_is_better is None):
+        known = [name for name, about in METRICS.items() if about.higher_is_better is not None]
+        close = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError(
+            f"{metric!r} is no metric by which systems can be compared",
+            where="evaluate.metric",
+            fix=f"{hint}metrics: {', '.join(known)}",
+        )
+    return Truth(task.answer, references, labels, metric)
 
 
 def kind(right: Truth) -> Any:
@@ -95,7 +122,7 @@ def statistics(outputs: Outputs, right: Truth, *, only: str | None = None) -> di
 def primary(right: Truth) -> Sequence[str]:
     """Names of the metrics by which systems are compared, the best first."""
     names: Sequence[str] = kind(right).PRIMARY
-    return names
+    return names if right.metric is None else [right.metric, *(name for name in names if name != right.metric)]
 
 
 def available(outputs: Outputs, right: Truth) -> set[str]:

@@ -53,8 +53,10 @@ class Truth:
         answer: Kind of the answers; it decides which metrics there are.
         references: N right answers, in the form that the kind's metrics read: texts or labels unless they say else.
         labels: The classes, in the order of the columns of ``Outputs.probabilities``; ``None`` for tasks without.
+        metric: The metric that decides; ``None`` leaves it to the kind of the answers.
     """
 
     answer: Answer
     references: Sequence[Any]
     labels: Sequence[str] | None = None
+    metric: str | None = None

@@ -9,8 +9,8 @@ import numpy as np
 
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import Comparison, System, compare
-from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.evaluation.metrics import measure, truth
+from tunesmith.evaluation.outputs import Outputs
 from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
 
@@ -41,7 +41,7 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
     if task.answer == "label":
         labels = sorted({a.reference for a in answers[0]} | {a.answer for s in answers for a in s})
     ordered = [sorted(stored, key=lambda a: (a.key, a.reference)) for stored in answers]
-    right = Truth(task.answer, [a.reference for a in ordered[0]], labels)
+    right = truth(task, [a.references or a.reference for a in ordered[0]], labels, settings)
     systems = []
     for run, stored in zip(opened, ordered, strict=True):
         outputs = _outputs(stored, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,16 +15,21 @@ PRIMARY = ("rougeL", "bits_per_byte")
 
 
 def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:
-    """Name -> how to compute it, for every metric that the outputs allow."""
-    references = right.references
+    """Name -> how to compute it, for every metric that the outputs allow.
+
+    A reference is a text, or a list of several texts that are all right.
+    """
+    references = [[one] if isinstance(one, str) else list(one) for one in right.references]
     makers: dict[str, Callable[[], Statistic]] = {}
     texts, nats, sizes = outputs.texts, outputs.nats, outputs.reference_bytes
     if texts is not None:
         makers["exact_match"] = lambda: text_scores.exact_match(texts, references)
-        makers["rouge1"] = lambda: text_scores.rouge(texts, references, "rouge1")
-        makers["rouge2"] = lambda: text_scores.rouge(texts, references, "rouge2")
-        makers["rougeL"] = lambda: text_scores.rouge(texts, references, "rougeL")
+        lines = any("\n" in one.strip() for several in references for one in several)
+        for name in ("rouge1", "rouge2", "rougeL", *(["rougeLsum"] if lines else [])):
+            makers[name] = functools.partial(text_scores.rouge, texts, references, name)
         makers["chrf"] = lambda: text_scores.chrf(texts, references)
+        makers["length_ratio"] = lambda: text_scores.length_ratio(texts, references)
+        makers["repetition"] = lambda: text_scores.repetition(texts)
     if nats is not None and sizes is not None:
         makers["bits_per_byte"] = lambda: _bits_per_byte(nats, np.asarray(sizes, dtype=np.float64))
     return makers
