@@ -62,7 +62,7 @@ def row_renderer(
     tokenizer: Any,
     task: Task,
     *,
-    classify: bool,
+    form: str,
     labels: Sequence[str] | None,
     max_length: int,
     system_prompt: str | None = None,
@@ -73,13 +73,13 @@ def row_renderer(
     Args:
         tokenizer: The model's.
         task: Whose rows.
-        classify: Whether the model answers with a head; else it writes the answer.
+        form: How the model answers (:data:`tunesmith.models.model.Form`).
         labels: The classes, if the task has any.
         max_length: Longest example in tokens.
         system_prompt: Put before every conversation.
         eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
     """
-    if classify:
+    if form == "classify":
         return classification_renderer(tokenizer, task, labels or [], max_length)
     return conversation_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), task, labels, system_prompt)
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from tunesmith.data.batches import Batch
 from tunesmith.models.model import Model
-from tunesmith.objectives.base import LossSum
+from tunesmith.objectives.base import LossSum, means
 from tunesmith.recipe import Training
 
 
@@ -31,6 +31,10 @@ class Classify:
         total = functional.cross_entropy(logits_BC, batch.labels, reduction="sum", label_smoothing=self.label_smoothing)
         correct = (logits_BC.detach().argmax(-1) == batch.labels).sum()
         return LossSum(total, float(len(batch.labels)), {"accuracy": correct})
+
+    def metrics(self, sums: dict[str, float], weight: float) -> dict[str, float]:
+        """Means."""
+        return means(sums, weight)
 
     def score(self, metrics: dict[str, float]) -> list[float]:
         """Accuracy first; of two equal ones the lower loss."""

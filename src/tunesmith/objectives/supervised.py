@@ -8,7 +8,7 @@ import torch
 
 from tunesmith.data.batches import Batch
 from tunesmith.models.model import Model
-from tunesmith.objectives.base import LossSum
+from tunesmith.objectives.base import LossSum, means
 from tunesmith.objectives.cross_entropy import TokenLosses, linear_cross_entropy, token_cross_entropy
 from tunesmith.recipe import Training
 
@@ -33,6 +33,10 @@ class Supervised:
             float(weights_N.sum(dtype=torch.float64)),
             {"token_accuracy": torch.dot(losses.correct_N.to(weights_N.dtype), weights_N)},
         )
+
+    def metrics(self, sums: dict[str, float], weight: float) -> dict[str, float]:
+        """Means."""
+        return means(sums, weight)
 
     def score(self, metrics: dict[str, float]) -> list[float]:
         """The lower loss is better."""

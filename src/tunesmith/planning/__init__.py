@@ -161,7 +161,7 @@ def _render(recipe: Recipe, data: PreparedData, tokenizer: Any, folder: Path, co
     render = row_renderer(
         tokenizer,
         task,
-        classify=form == "classify",
+        form=form,
         labels=data.labels,
         max_length=max_length,
         system_prompt=recipe.system_prompt,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.rows import Row
-from tunesmith.tasks.base import Answer, Field, Message
+from tunesmith.tasks.base import Answer, Field, Message, Reading
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Data
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -24,6 +27,10 @@ class TextGeneration:
         ),
     )
     answer: Answer = "text"
+
+    def reading(self, sample: Sequence[Row], data: Data) -> Reading:
+        """Rows are taken as they are."""
+        return Reading()
 
     def input_text(self, row: Row) -> str:
         """Everything up to the last answer."""

@@ -311,7 +311,7 @@ class Trainer:
                 examples=len(rows),
                 seconds=seconds,
                 memory_bytes=self._memory.now(),
-                metrics={name: value / weight for name, value in metrics.items()},
+                metrics=self.objective.metrics(metrics, weight),
             )
         )
 
@@ -451,7 +451,7 @@ def evaluate_loss(model: Model, objective: Objective, data: TokenFile, micro_tok
             weight += loss.weight
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value)
-    return {"loss": total / weight} | {name: value / weight for name, value in metrics.items()}
+    return {"loss": total / weight} | objective.metrics(metrics, weight)
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:

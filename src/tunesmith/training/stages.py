@@ -117,7 +117,7 @@ def _train_stage(
     render = row_renderer(
         model.tokenizer,
         TASKS[recipe.task],
-        classify=form == "classify",
+        form=form,
         labels=prepared.labels,
         max_length=model.max_length,
         system_prompt=recipe.system_prompt,
