@@ -232,7 +232,30 @@ class Generation(Part):
     """How answers are written when a generating task is evaluated."""
 
     max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(default=0.0, ge=0, description="0 takes the likeliest token (greedy).")
+    temperature: float = Field(
+        default=0.0, ge=0, description="0 takes the likeliest token (greedy); above it answers are drawn by the seed."
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Draw from the likeliest tokens that together have this probability."
+    )
+    top_k: int = Field(default=0, ge=0, description="Draw from this many of the likeliest tokens; 0 is all.")
+    num_beams: int = Field(default=1, ge=1, description="Beams searched for the likeliest answer; 1 is none.")
+    length_penalty: float = Field(
+        default=1.0, description="Of beams: 0 takes the likeliest answer whatever its length; higher favours long ones."
+    )
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, description="No run of this many tokens may occur twice in an answer; 0 allows all."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Generation:
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ValueError("`num_beams` searches and `temperature` draws: give one of them")
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
+            raise ValueError("`top_p` and `top_k` say what is drawn from, which needs a `temperature` above 0")
+        if self.num_beams == 1 and self.length_penalty != 1:
+            raise ValueError("`length_penalty` chooses between beams, which needs `num_beams` above 1")
+        return self
 
 
 class Evaluate(Part):

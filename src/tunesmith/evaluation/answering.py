@@ -68,22 +68,30 @@ def answer(
     written = inference.generate(
         model,
         prompts,
-        max_new_tokens=setting.generation.max_new_tokens,
-        temperature=setting.generation.temperature,
+        **setting.generation.model_dump(),
         seed=setting.seed,
         on_event=setting.on_event,
     )
     texts = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
     read = sum(len(prompt) for prompt in prompts)
+    written_tokens = sum(len(tokens) for tokens in written)
     if not score_references:
-        return Outputs(texts=texts, prompt_tokens=read, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Outputs(texts=texts, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
     seconds = time.perf_counter() - started  # scoring the references is our question, not the system's work
     rendered = [renderer(turns, tools=row.fields.get("tools")) for turns, row in zip(conversations, rows, strict=True)]
     nats = inference.answer_nats(
         model, [r.input_ids for r in rendered], [r.loss_weights or [] for r in rendered], on_event=setting.on_event
     )
     sizes = np.asarray([max(1, len(setting.task.target_text(row).encode())) for row in rows], dtype=np.float64)
-    return Outputs(texts=texts, nats=nats, reference_bytes=sizes, prompt_tokens=read, seconds=seconds)
+    return Outputs(
+        texts=texts,
+        nats=nats,
+        reference_bytes=sizes,
+        prompt_tokens=read,
+        written_tokens=written_tokens,
+        seconds=seconds,
+    )
 
 
 def prompt_limit(model: Model) -> int:

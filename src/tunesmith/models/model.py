@@ -61,6 +61,11 @@ class Model:
         return int(pad if pad is not None else (self.eos_ids[0] if self.eos_ids else 0))
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads what goes in, and a decoder of its own writes the answer (T5, BART)."""
+        return bool(getattr(cast(Any, self.transformer()).config, "is_encoder_decoder", False))
+
+    @property
     def total_parameters(self) -> int:
         """All parameters, shared ones counted once."""
         return sum(p.numel() for p in self.network.parameters())
