@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 TaskName = Literal["text-classification", "text-generation", "chat"]
 ObjectiveName = Literal["supervised", "classify"]
 MethodName = Literal["supervised", "instruction", "full", "transfer", "peft", "features"]
+LossOn = Literal["every-answer", "last-answer"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 Switch = Annotated[
     Literal["auto", "on", "off"],
@@ -55,6 +56,10 @@ class Data(Part):
     )
     truncate: bool = Field(
         default=True, description="Cut examples that are too long (reported). `false`: they are an error."
+    )
+    loss_on: LossOn = Field(
+        default="every-answer",
+        description="Which answers of a conversation are learned. A message's own `weight` goes before it.",
     )
     drop_bad: bool = Field(
         default=False, description="Leave out rows with errors, writing them to `dropped.jsonl`, instead of stopping."

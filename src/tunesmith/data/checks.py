@@ -57,19 +57,20 @@ def has_error(faults: list[Fault]) -> bool:
 
 def _take(fields: dict[str, Any], field: Field, value: Any, origin: Origin) -> Fault | None:
     """Put a value under its field's name, or say why it cannot be."""
-    if value is _MISSING or value is None:
+    blank = isinstance(value, str) and (not value or value.isspace())
+    if value is _MISSING or value is None or (blank and not field.required):
         if not field.required:
             return None
         return Fault("missing-field", f"`{field.name}` is missing", origin, fix="fill it in", group=field.name)
     if field.kind == "label":
         value = _label(value)
-    if field.kind in ("text", "label"):
+    if field.kind in ("text", "label") or (field.kind == "turns" and not isinstance(value, list)):
         if not isinstance(value, str):
             fix = "join the list into one text" if isinstance(value, list) else "write it as text"
             kind = _KINDS.get(type(value), type(value).__name__)
             message = f"`{field.name}` is {kind}, where text is wanted"
             return Fault("wrong-type", message, origin, fix=fix, group=f"{field.name} {kind}")
-        if not value or value.isspace():
+        if blank:
             return Fault("empty-field", f"`{field.name}` is empty", origin, fix="fill it in", group=field.name)
     fields[field.name] = value
     return None

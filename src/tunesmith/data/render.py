@@ -17,6 +17,7 @@ from typing import Any
 
 from tunesmith.data.rows import Origin, Row
 from tunesmith.errors import DataError
+from tunesmith.recipe import LossOn
 from tunesmith.tasks.base import Message, Task
 
 PLAIN_TEMPLATE = (
@@ -67,6 +68,7 @@ def row_renderer(
     max_length: int,
     system_prompt: str | None = None,
     eos_ids: Sequence[int] | None = None,
+    loss_on: LossOn = "every-answer",
 ) -> Render:
     """The rendering of a task's rows for a model: the one that training, planning and checks share.
 
@@ -78,10 +80,12 @@ def row_renderer(
         max_length: Longest example in tokens.
         system_prompt: Put before every conversation.
         eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
+        loss_on: Which answers of a conversation are learned, of those that name no weight of their own.
     """
     if form == "classify":
         return classification_renderer(tokenizer, task, labels or [], max_length)
-    return conversation_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), task, labels, system_prompt)
+    renderer = ConversationRenderer(tokenizer, max_length, eos_ids)
+    return conversation_renderer(renderer, task, labels, system_prompt, loss_on)
 
 
 def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], max_length: int) -> Render:
@@ -106,7 +110,11 @@ def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], m
 
 
 def conversation_renderer(
-    renderer: ConversationRenderer, task: Task, labels: Sequence[str] | None, system_prompt: str | None = None
+    renderer: ConversationRenderer,
+    task: Task,
+    labels: Sequence[str] | None,
+    system_prompt: str | None = None,
+    loss_on: LossOn = "every-answer",
 ) -> Render:
     """Render rows for a model that writes the answer; the loss is on the answers.
 
@@ -115,9 +123,16 @@ def conversation_renderer(
 
     def render(row: Row) -> Rendered:
         messages = task.conversation(row, labels, system_prompt)
+        if loss_on == "last-answer":
+            messages = only_last_learned(messages)
         return renderer(messages, tools=row.fields.get("tools"), origin=row.origin)
 
     return render
+
+
+def only_last_learned(messages: Sequence[Message]) -> list[Message]:
+    """The same messages, those before the last without loss unless they name a weight of their own."""
+    return [*({"weight": 0.0, **message} for message in messages[:-1]), *messages[-1:]]
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int) -> tuple[list[int], int]:
@@ -220,7 +235,7 @@ class ConversationRenderer:
         try:
             return self.tokenizer.apply_chat_template(
                 safe,
-                tools=self._neutral(tools),
+                tools=self._neutral(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )

@@ -108,10 +108,11 @@ def _answer_tokens(renderer: ConversationRenderer, label: str) -> list[int]:
 
 
 def _with_shots(row: Row, setting: Setting, shots: Shots | None) -> list[Message]:
-    """The row's conversation with worked examples before it, which carry no loss."""
+    """The row's conversation with worked examples before it. Only the answer asked for carries loss."""
     own = setting.task.conversation(row, setting.labels, setting.system_prompt)
+    own = [*({**turn, "weight": 0.0} for turn in own[:-1]), {**own[-1], "weight": 1.0}]
     if shots is None:
-        return [*own[:-1], {**own[-1], "weight": 1.0}]
+        return own
     opening = own[:1] if own and own[0]["role"] == "system" else []
     examples = [
         {**turn, "weight": 0.0}
@@ -119,7 +120,7 @@ def _with_shots(row: Row, setting: Setting, shots: Shots | None) -> list[Message
         for turn in setting.task.conversation(shot, setting.labels, None)
         if turn["role"] != "system"
     ]
-    return [*opening, *examples, *own[len(opening) : -1], {**own[-1], "weight": 1.0}]
+    return [*opening, *examples, *own[len(opening) :]]
 
 
 def by_label_similarity(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:

@@ -28,7 +28,8 @@ class Field:
         name: The task's name for it.
         what: For help texts and errors.
         aliases: Column names that are taken for it when no column is named (lower case).
-        kind: ``text`` and ``label`` are checked as such; values of other kinds are the task's business.
+        kind: ``text`` and ``label`` are checked as such, ``turns`` unless it is a list (of messages); values of other
+            kinds are the task's business.
         required: Whether every row must have it.
         unasked: What stands for it in a row whose answer is still to be found.
     """

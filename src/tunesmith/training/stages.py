@@ -122,6 +122,7 @@ def _train_stage(
         max_length=model.max_length,
         system_prompt=recipe.system_prompt,
         eos_ids=model.eos_ids,
+        loss_on=recipe.data.loss_on,
     )
     tokens = folder / "tokens" / place.name
     trainer = Trainer(
