@@ -102,10 +102,27 @@ def test_a_rows_own_system_message_goes_before_the_recipes() -> None:
 
 def test_tool_calls_old_and_new_become_one_shape() -> None:
     call = {"type": "function", "function": {"name": "rate", "arguments": {"film": "rome"}}}
-    new = as_messages([{"role": "assistant", "content": None, "tool_calls": [
-        {"id": "c1", "type": "function", "function": {"name": "rate", "arguments": '{"film": "rome"}'}}]}])
-    old = as_messages([{"role": "assistant", "content": None, "tool_calls": None,
-                        "function_call": {"name": "rate", "arguments": '{"film": "rome"}'}}])
+    new = as_messages(
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "rate", "arguments": '{"film": "rome"}'}}
+                ],
+            }
+        ]
+    )
+    old = as_messages(
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": None,
+                "function_call": {"name": "rate", "arguments": '{"film": "rome"}'},
+            }
+        ]
+    )
     share = as_messages([{"from": "function_call", "value": '{"name": "rate", "arguments": {"film": "rome"}}'}])
     assert new == [{"role": "assistant", "content": "", "tool_calls": [{"id": "c1", **call}]}]
     assert old == share == [{"role": "assistant", "content": "", "tool_calls": [call]}]

@@ -1,9 +1,9 @@
 """Conversations in the shapes that people have, brought into one: messages with roles.
 
-Read are OpenAI's chat format (content parts, ``tool_calls``, the older ``function_call`` and ``functions``, ``weight``),
-ShareGPT's (``from`` and ``value``), Alpaca's (``instruction``, ``input``, ``output``, ``system``, ``history``) and pairs
-of a prompt and a completion, each a text or a list of messages. A single ``text`` in which marks stand for roles is not
-taken apart: which marks are meant is a guess, and a wrong one teaches a model to write them.
+Read are OpenAI's chat format (content parts, ``tool_calls``, the older ``function_call`` and ``functions``,
+``weight``), ShareGPT's (``from`` and ``value``), Alpaca's (``instruction``, ``input``, ``output``, ``system``,
+``history``) and pairs of a prompt and a completion, each a text or a list of messages. A single ``text`` in which marks
+stand for roles is not taken apart: which marks are meant is a guess, and a wrong one teaches a model to write them.
 
 In the one shape a message has a ``role`` out of :data:`ROLES` and a ``content`` that is text; arguments of tool calls
 are objects, as chat templates want them, and everything else a message carries is kept.

@@ -41,7 +41,9 @@ class TextGeneration:
             _IMAGES,
         ),
         (
-            Field("prompt", "what the model is given", ("prompt", "instruction", "input", "question", "source"), "turns"),
+            Field(
+                "prompt", "what the model is given", ("prompt", "instruction", "input", "question", "source"), "turns"
+            ),
             Field("completion", "what it shall write", _ANSWER_NAMES, "turns"),
             _SYSTEM,
             _TOOLS,
