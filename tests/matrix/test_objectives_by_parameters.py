@@ -19,7 +19,7 @@ from tunesmith.recipe import Full, Head, Layers, LoRA, Parameters
 from tunesmith.training.loop import evaluate_loss
 
 KINDS: dict[str, Parameters] = {"full": Full(), "head": Head(), "layers": Layers(layers="last 1"), "lora": LoRA(rank=4)}
-RATES = {"full": 3e-3, "head": 3e-2, "layers": 5e-3, "lora": 1e-2}
+RATES = {"full": 3e-3, "head": 1e-2, "layers": 5e-3, "lora": 1e-2}
 MODELS = {"sentence encoder": "tiny_encoder", "stock encoder": "lively_bert", "decoder": "tiny_decoder"}
 CASES = [("classify", model, kind) for model in MODELS for kind in KINDS] + [
     ("supervised", "decoder", kind) for kind in KINDS if kind != "head"  # refused by the recipe: nothing to train

@@ -9,8 +9,9 @@ import torch
 
 from tunesmith import parameters
 from tunesmith.allocator import keep_freed_memory
+from tunesmith.models import attention, packing
 from tunesmith.models.load import load_model
-from tunesmith.models.model import Form, Model
+from tunesmith.models.model import Form, Model, decoder_of
 from tunesmith.recipe import Data, Parameters, Training
 
 
@@ -45,4 +46,5 @@ def build_for_training(
     )
     torch.manual_seed(training.seed)
     parameters.apply(model, choice)
+    model.packable_length = packing.longest_row(decoder_of(model.transformer()), attention.NAME)
     return model
