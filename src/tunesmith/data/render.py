@@ -33,6 +33,10 @@ the system message: with the real one, a model tuned today would be asked someth
 resumed after midnight would go on with other tokens."""
 
 _NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_NO_SYSTEM_ROLE = (
+    "this template has no lasting place for a system message: write its text at the head of the first user message, "
+    "for training and in service"
+)
 _FIRST_PLACEHOLDER = 0xF0000  # a plane of Unicode that is for private use: no text in the wild has it
 
 
@@ -240,11 +244,19 @@ class ConversationRenderer:
                 add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # a template is a program of the model's author and may raise anything
-            raise DataError(
-                f"the model's chat template refuses these messages: {error}",
-                where=where,
-                fix="most templates want an optional system message first, then user and assistant in turn",
-            ) from error
+            fix = "most templates want an optional system message first, then user and assistant in turn"
+            if messages and messages[0].get("role") == "system" and self._takes(messages[1:], tools):
+                fix = _NO_SYSTEM_ROLE
+            what = f"the model's chat template refuses these messages: {error}"
+            raise DataError(what, where=where, fix=fix) from error
+
+    def _takes(self, messages: Sequence[Message], tools: Any) -> bool:
+        """Whether the template has nothing against these messages."""
+        try:
+            self._text(messages, tools, None)
+        except DataError:
+            return False
+        return True
 
     def _neutral(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -264,11 +276,13 @@ class ConversationRenderer:
                 continue
             prefix = self._text(messages[:number], tools, where, add_generation_prompt=True)
             if not text.startswith(prefix):
+                system = messages[0].get("role") == "system" and number == 2
+                fix = f"give message {number + 1} `weight: 0`, or split the conversation before it"
                 raise DataError(
                     f"the model's chat template writes what stands before message {number + 1} differently once the "
                     "answer is known, so training and serving would not see the same prompt",
                     where=where,
-                    fix=f"give message {number + 1} `weight: 0`, or split the conversation before it",
+                    fix=_NO_SYSTEM_ROLE if system else fix,
                 )
             last = number == len(messages) - 1
             end = len(text) if last else _common_prefix(text, self._text(messages[: number + 1], tools, where))
