@@ -45,13 +45,14 @@ def build(
     parameters: Parameters | None = None,
     training: Training | None = None,
     dtype: torch.dtype = torch.float64,
+    labels: list[str] | None = LABELS,
 ) -> Model:
     """A model ready to train."""
     return build_for_training(
         folder,
         name="tiny",
         form=form,
-        labels=LABELS if form == "classify" else None,
+        labels=labels if form == "classify" else None,
         choice=parameters or Full(),
         training=training or Training(),
         data=Data(),

@@ -55,8 +55,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
             return Rendered(input_ids=input_ids, cut_tokens=cut)
 
         return without_label
-    rendering = ConversationRenderer(tokenizer, max_length)
-    return conversation_renderer(rendering, task, None, recipe.system_prompt, recipe.data.loss_on)
+    return conversation_renderer(ConversationRenderer(tokenizer, max_length), task, None, recipe.system_prompt)
 
 
 def _not_here(model: str) -> Notice:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from tunesmith.recipe import Full, Head, Layers, LoRA, NoParameters, Parameters, Recipe, Stage, Training
+from tunesmith.recipe import Full, Head, Layers, LoRA, NoParameters, ObjectiveName, Parameters, Recipe, Stage, Training
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,22 @@ METHODS: dict[str, Method] = {
             lambda recipe: LoRA(),
         ),
         Method(
+            "preference",
+            "learn to write the better of two answers, straight from the pairs (DPO and its kin)",
+            "you have pairs of a better and a worse answer, and a model that already answers passably",
+            "dpo",
+            "lora",
+            lambda recipe: LoRA(),
+        ),
+        Method(
+            "reward",
+            "learn to score answers from pairs: a reward model, or a judge",
+            "you want to rank answers, or to train another model by reinforcement",
+            "reward",
+            "full or lora",
+            lambda recipe: Full(),
+        ),
+        Method(
             "features",
             "fit a classical classifier on the frozen model's features",
             "seconds count, data are few, or a baseline is wanted: nothing of the model changes",
@@ -88,13 +104,17 @@ METHODS: dict[str, Method] = {
 }
 
 
+_OBJECTIVES: dict[str, ObjectiveName] = {"preference": "dpo", "reward": "reward"}
+"""What a method teaches where the task alone does not say."""
+
+
 def fill_in(recipe: Recipe) -> Recipe:
     """Spell out the stages of a recipe: its own words first, then the top of the recipe, then its method."""
     chosen = recipe.parameters or METHODS[recipe.method].choose(recipe)
     stages = [
         stage.model_copy(
             update={
-                "objective": stage.objective or recipe.objective,
+                "objective": stage.objective or recipe.objective or _OBJECTIVES.get(recipe.method),
                 "parameters": stage.parameters or chosen,
                 "training": _merged(recipe.training, stage.training),
             }

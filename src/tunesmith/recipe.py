@@ -13,10 +13,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-TaskName = Literal["text-classification", "text-generation", "chat"]
-ObjectiveName = Literal["supervised", "classify"]
-MethodName = Literal["supervised", "instruction", "full", "transfer", "peft", "features"]
-LossOn = Literal["every-answer", "last-answer"]
+TaskName = Literal["text-classification", "text-generation", "chat", "preference"]
+ObjectiveName = Literal["supervised", "classify", "reward", "dpo"]
+MethodName = Literal["supervised", "instruction", "full", "transfer", "peft", "features", "preference", "reward"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 Switch = Annotated[
     Literal["auto", "on", "off"],
@@ -56,10 +55,6 @@ class Data(Part):
     )
     truncate: bool = Field(
         default=True, description="Cut examples that are too long (reported). `false`: they are an error."
-    )
-    loss_on: LossOn = Field(
-        default="every-answer",
-        description="Which answers of a conversation are learned. A message's own `weight` goes before it.",
     )
     drop_bad: bool = Field(
         default=False, description="Leave out rows with errors, writing them to `dropped.jsonl`, instead of stopping."
@@ -141,6 +136,36 @@ class NoParameters(Part):
 Parameters = Annotated[Full | Head | Layers | LoRA | NoParameters, Field(discriminator="kind")]
 
 
+class RewardLoss(Part):
+    """How a reward model learns from preferences."""
+
+    center: float = Field(
+        default=0.01, ge=0, description="Weight that keeps the scores of a pair around zero (arXiv 2312.09244)."
+    )
+    margin: float = Field(
+        default=0.0, ge=0, description="The scores of a pair shall differ by this times the pair's own `margin`."
+    )
+
+
+class PreferenceLoss(Part):
+    """How a model learns from preferences directly."""
+
+    loss: Literal["sigmoid", "robust", "hinge", "ipo", "simpo", "orpo"] = Field(
+        default="sigmoid", description="`sigmoid` is DPO (arXiv 2305.18290)."
+    )
+    beta: float = Field(
+        default=0.1, gt=0, description="How strongly the model is held to the reference: the greater, the more."
+    )
+    gamma: float = Field(default=0.5, ge=0, description="Margin of `simpo`, in units of the scaled likelihoods.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Share of preferences taken to be wrong (`sigmoid` and `robust`)."
+    )
+    length_normalised: bool = Field(default=False, description="Likelihoods per token instead of per answer.")
+    sft_weight: float | None = Field(
+        default=None, ge=0, description="Weight of the better answer's own loss; default: 1 for `orpo`, else 0."
+    )
+
+
 class Training(Part):
     """Step 4: how the loop runs. Fields left at `null` take the default of the method, shown by `recipe show`."""
 
@@ -169,6 +194,8 @@ class Training(Part):
         description="Dropout inside the model. `null` keeps the model's own; 0 is faster (on a CPU much faster).",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Mass moved from the label to all classes.")
+    reward: RewardLoss = Field(default=RewardLoss(), description="For `objective: reward`.")
+    preference: PreferenceLoss = Field(default=PreferenceLoss(), description="For `objective: dpo`.")
     seed: int = Field(default=0, description="Seed of the head, the data order and dropout.")
     eval_steps: int | None = Field(default=None, ge=1, description="Validate every N updates; default: each epoch.")
     patience: int | None = Field(
@@ -237,30 +264,7 @@ class Generation(Part):
     """How answers are written when a generating task is evaluated."""
 
     max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(
-        default=0.0, ge=0, description="0 takes the likeliest token (greedy); above it answers are drawn by the seed."
-    )
-    top_p: float = Field(
-        default=1.0, gt=0, le=1, description="Draw from the likeliest tokens that together have this probability."
-    )
-    top_k: int = Field(default=0, ge=0, description="Draw from this many of the likeliest tokens; 0 is all.")
-    num_beams: int = Field(default=1, ge=1, description="Beams searched for the likeliest answer; 1 is none.")
-    length_penalty: float = Field(
-        default=1.0, description="Of beams: 0 takes the likeliest answer whatever its length; higher favours long ones."
-    )
-    no_repeat_ngram_size: int = Field(
-        default=0, ge=0, description="No run of this many tokens may occur twice in an answer; 0 allows all."
-    )
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Generation:
-        if self.num_beams > 1 and self.temperature > 0:
-            raise ValueError("`num_beams` searches and `temperature` draws: give one of them")
-        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
-            raise ValueError("`top_p` and `top_k` say what is drawn from, which needs a `temperature` above 0")
-        if self.num_beams == 1 and self.length_penalty != 1:
-            raise ValueError("`length_penalty` chooses between beams, which needs `num_beams` above 1")
-        return self
+    temperature: float = Field(default=0.0, ge=0, description="0 takes the likeliest token (greedy).")
 
 
 class Evaluate(Part):

@@ -19,6 +19,8 @@ from tunesmith.events import Listener
 
 NEUTRAL = 0.5
 """Ratings within this distance of zero say neither yes nor no: they get no label."""
+APART = 1.0
+"""Least difference of two ratings that make a pair."""
 MAX_SOURCE_CHARACTERS = 4000
 MIN_SUMMARY_WORDS = 3
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -26,22 +28,40 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def ratings(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
     """Snippets with human ratings (Hutto and Gilbert, ICWSM 2014): ``labelled.jsonl`` and ``ratings.jsonl``."""
-    member = dict(entry.options)["member"]
-    # Often read as latin-1, which turns "é" into "Ã©": every byte of these tables is valid UTF-8.
-    table = packages.read_tar_member(downloads[0], "hutto_ICWSM_2014.tar.gz", member).decode("utf-8")
     rows = []
-    for number, line in enumerate(table.rstrip("\n").split("\n"), 1):  # splitlines() also breaks at U+0085
-        parts = line.rstrip("\r").split("\t")
-        if len(parts) != 3:
-            raise DataError("expected id, rating and text between tabs", where=f"{member}:{number}")
-        rating = float(parts[1])
-        row = {"id": parts[0], "text": parts[2].strip(), "rating": rating}
+    for row in _rated_snippets(entry, downloads):
+        rating = row["rating"]
         label = "positive" if rating > NEUTRAL else "negative" if rating < -NEUTRAL else None
         rows.append(row | ({"label": label} if label else {}))
     labelled = [row for row in rows if "label" in row]
     _write(folder / "labelled.jsonl", labelled)
     _write(folder / "ratings.jsonl", rows)
     return {"rows": len(rows), "labelled": len(labelled), "without_label": len(rows) - len(labelled)}
+
+
+def rating_pairs(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
+    """Pairs of those snippets at least :data:`APART` apart: ``pairs.jsonl``."""
+    from tunesmith.data.pairs import Rated, make_pairs
+
+    rated = [Rated(row["text"], row["rating"]) for row in _rated_snippets(entry, downloads)]
+    made = make_pairs(rated, margin=APART)
+    _write(folder / "pairs.jsonl", made.pairs)
+    return {"rows": len(made.pairs), "texts": len(rated), "unpaired": made.unpaired}
+
+
+def docstring_pairs(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
+    """Functions with the right and with another one's docstring: ``pairs.jsonl``."""
+    python_docstrings(entry, downloads, folder, on_event)
+    place = folder / "pairs.jsonl"
+    rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    others = rows[len(rows) // 2 :] + rows[: len(rows) // 2]  # of another module, mostly
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+        for row, other in zip(rows, others, strict=True)
+        if row["completion"] != other["completion"]
+    ]
+    _write(place, pairs)
+    return {"rows": len(pairs), "python": sys.version.split()[0]}
 
 
 def python_reference(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
@@ -94,6 +114,18 @@ def digits(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener
     images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
     np.savez_compressed(folder / "digits.npz", images=images, labels=labels)
     return {"rows": len(labels)}
+
+
+def _rated_snippets(entry: Entry, downloads: list[Path]) -> Iterator[dict[str, Any]]:
+    """``id``, ``text`` and ``rating`` of each line of a table of ratings."""
+    member = dict(entry.options)["member"]
+    # Often read as latin-1, which turns "é" into "Ã©": every byte of these tables is valid UTF-8.
+    table = packages.read_tar_member(downloads[0], "hutto_ICWSM_2014.tar.gz", member).decode("utf-8")
+    for number, line in enumerate(table.rstrip("\n").split("\n"), 1):  # splitlines() also breaks at U+0085
+        parts = line.rstrip("\r").split("\t")
+        if len(parts) != 3:
+            raise DataError("expected id, rating and text between tabs", where=f"{member}:{number}")
+        yield {"id": parts[0], "text": parts[2].strip(), "rating": float(parts[1])}
 
 
 def _library_files(library: Path) -> list[Path]:

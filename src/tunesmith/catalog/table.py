@@ -250,6 +250,25 @@ ENTRIES: dict[str, Entry] = {
             "tunesmith.catalog.corpora:python_docstrings",
         ),
         Entry(
+            "movie-preferences",
+            "data",
+            "pairs of snippets of film reviews of which the first was rated higher, by at least 1.0 in the mean of 20 "
+            "people's ratings; without a prompt; two pairs a snippet",
+            "MIT",
+            (_VADER,),
+            "tunesmith.catalog.corpora:rating_pairs",
+            options=(("member", "movieReviewSnippets_GroundTruth.txt"),),
+        ),
+        Entry(
+            "python-preferences",
+            "data",
+            "functions of the running Python's standard library (prompt), the first sentence of their own docstring "
+            "(chosen) and that of another function (rejected)",
+            "PSF-2.0",
+            (),
+            "tunesmith.catalog.corpora:docstring_pairs",
+        ),
+        Entry(
             "digits",
             "data",
             "1,797 pictures of handwritten digits, 8x8, of scikit-learn: arrays `images` and `labels` in digits.npz",

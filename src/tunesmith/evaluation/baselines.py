@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from tunesmith.data.rows import Row
-from tunesmith.evaluation import answering
+from tunesmith.evaluation import answering, pairs
 from tunesmith.evaluation.answering import Setting, Shots
 from tunesmith.evaluation.comparison import System
-from tunesmith.evaluation.metrics import evaluated, measure, truth
+from tunesmith.evaluation.metrics import measure, truth
 from tunesmith.evaluation.outputs import Outputs
-from tunesmith.events import Notice, Phase
+from tunesmith.events import Evaluated, Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Model
@@ -57,9 +57,16 @@ def run_baselines(
 
     def system(name: str, title: str, what: str, outputs: Outputs, parameters: int) -> System:
         metrics = measure(outputs, right, settings)
-        setting.on_event(evaluated(name, outputs, metrics))
+        setting.on_event(
+            Evaluated(system=name, metrics={n: i.as_dict() for n, i in metrics.items()}, seconds=outputs.seconds)
+        )
         return System(name, title, what, outputs, metrics, parameters=parameters)
 
+    if setting.task.answer == "pair":
+        untuned = _load(base[0], base[1], setting, dtype, device)
+        for found in pairs.baselines(kinds, untuned, data.train, rows, setting):
+            yield system(*found)
+        return
     if "majority" in kinds and setting.task.answer == "label":
         yield system(
             "majority",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all
 from tunesmith.evaluation.outputs import Outputs, Truth
-from tunesmith.events import Evaluated
 from tunesmith.recipe import Evaluate
 from tunesmith.tasks.base import Answer, Task
 
@@ -46,6 +45,7 @@ METRICS: dict[str, Metric] = {
         Metric("ece", "Calibration error (ECE)", "Average gap between stated confidence and actual accuracy.", False),
         Metric("brier", "Brier score", "Squared distance of the stated probabilities from the truth.", False),
         Metric("log_loss", "Log loss", "Surprise at the right label, in nats: confident mistakes cost most.", False),
+        Metric("pair_accuracy", "Pair accuracy", "Share of pairs in which the better answer got the higher score."),
         Metric("rougeL", "ROUGE-L", "Words shared with the reference answer in the same order, 0 to 1."),
         Metric("rouge1", "ROUGE-1", "Words shared with the reference answer, 0 to 1."),
         Metric("rouge2", "ROUGE-2", "Pairs of neighbouring words shared with the reference answer, 0 to 1."),
@@ -61,6 +61,7 @@ METRICS: dict[str, Metric] = {
 KINDS: dict[Answer, str] = {
     "label": "tunesmith.evaluation.label_metrics",
     "text": "tunesmith.evaluation.text_metrics",
+    "pair": "tunesmith.evaluation.pair_metrics",
 }
 """Kind of answer -> the module that knows it. Each has ``PRIMARY``, names of metrics by which systems are compared (the
 first that all of them have is taken), ``statistics(outputs, right)``, which gives for each metric a function that
@@ -111,16 +112,6 @@ def measure(outputs: Outputs, right: Truth, settings: Evaluate) -> dict[str, Int
     return bootstrap_all(found, resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed)
 
 
-def evaluated(system: str, outputs: Outputs, metrics: Mapping[str, Interval]) -> Evaluated:
-    """The event that says what :func:`measure` made of a system's answers."""
-    return Evaluated(
-        system=system,
-        metrics={name: interval.as_dict() for name, interval in metrics.items()},
-        seconds=outputs.seconds,
-        written_tokens_per_second=outputs.written_tokens_per_second,
-    )
-
-
 def statistics(outputs: Outputs, right: Truth, *, only: str | None = None) -> dict[str, Statistic]:
     """The metrics as statistics that can be resampled; ``only`` computes a single one. See :func:`measure`."""
     _check_shapes(outputs, len(right.references))
@@ -147,7 +138,7 @@ def _check_shapes(outputs: Outputs, rows: int) -> None:
         raise DataError(
             "there are no test rows to measure on", fix="give `data.test` a file with rows, or a share above 0"
         )
-    for name in ("probabilities", "texts", "nats", "reference_bytes"):
+    for name in ("probabilities", "texts", "nats", "reference_bytes", "gaps"):
         values = getattr(outputs, name)
         if values is not None and len(values) != rows:
             raise DataError(f"the outputs hold {len(values)} {name} for {rows} test rows")

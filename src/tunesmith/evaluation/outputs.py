@@ -25,8 +25,8 @@ class Outputs:
         texts: N generated answers.
         nats: (N,) negative log likelihood of each reference answer, in nats.
         reference_bytes: (N,) length of each reference answer in UTF-8 bytes: with ``nats`` it gives bits per byte.
+        gaps: (N,) score of the better answer minus that of the worse one.
         prompt_tokens: Tokens that the system read, summed over the N rows.
-        written_tokens: Tokens that it wrote, summed over the N rows; 0 where it writes none.
         seconds: Wall-clock time for the N rows.
     """
 
@@ -34,19 +34,14 @@ class Outputs:
     texts: list[str] | None = None
     nats: FloatArray | None = None
     reference_bytes: FloatArray | IntArray | None = None
+    gaps: FloatArray | None = None
     prompt_tokens: int = 0
-    written_tokens: int = 0
     seconds: float = 0.0
-
-    @property
-    def written_tokens_per_second(self) -> float:
-        """Speed of writing, the reading of the prompts included; 0 where nothing is written."""
-        return self.written_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def rows(self) -> int:
         """N, the number of test rows."""
-        for values in (self.probabilities, self.texts, self.nats):
+        for values in (self.probabilities, self.texts, self.nats, self.gaps):
             if values is not None:
                 return len(values)
         return 0

@@ -8,10 +8,11 @@ from typing import Any
 
 from tunesmith.data.rows import Origin, Row
 from tunesmith.errors import DataError
-from tunesmith.evaluation import answering
+from tunesmith.evaluation import answering, pairs
+from tunesmith.events import nobody
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ArtefactNotes
-from tunesmith.recipe import Data, Generation
+from tunesmith.recipe import Generation
 from tunesmith.tasks import TASKS, Task
 
 
@@ -41,6 +42,10 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
         DataError: A row lacks the task's input field; its number is the place.
     """
     task = TASKS[notes.task]
+    if task.answer == "pair":
+        if model.form == "classify":
+            return _scores(model, rows, notes)
+        task = TASKS["text-generation"]  # what learned from preferences writes
     wanted = [_as_row(value, number, task) for number, value in enumerate(rows, 1)]
     if not wanted:
         return []
@@ -57,25 +62,45 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     return found
 
 
+def _scores(model: Model, rows: Sequence[Any], notes: ArtefactNotes) -> list[Prediction]:
+    """The scores that a reward model gives to answers: texts, or rows with `prompt` and `completion`, or `messages`."""
+    texts = []
+    for number, value in enumerate(rows, 1):
+        fields = {"completion": str(value)} if not isinstance(value, dict) else value
+        answer = fields.get("completion", fields.get("chosen", fields.get("text")))
+        if "messages" not in fields and answer is None:
+            raise DataError("the row has no `completion`", where=f"input:{number}", fix="give the answer to be scored")
+        turns = list(fields.get("messages") or [])
+        if not turns:
+            turns = [{"role": "user", "content": fields["prompt"]}] if fields.get("prompt") else []
+            turns.append({"role": "assistant", "content": str(answer)})
+        texts.append(turns)
+    return [Prediction(f"{score:.6g}") for score in pairs.score_texts(model, texts, nobody)]
+
+
 def _as_row(value: Any, number: int, task: Task) -> Row:
     """A row with an empty answer, which the rendering cuts off again."""
     origin = Origin("input", number)
-    fields = dict(value) if isinstance(value, dict) else {task.forms[-1][0].name: str(value)}
-    form = next((form for form in task.forms if form[0].name in fields), None)
-    if form is None:
-        names = " or ".join(f"`{form[0].name}`" for form in task.forms)
-        raise DataError(
-            f"the row has no {names}",
-            where=str(origin),
-            fix=f"name the input {names}; fields of this row: {', '.join(fields) or 'none'}",
-        )
-    unasked = {field.name: field.unasked for field in form[1:] if field.required}
-    row = Row({**unasked, **{key: value for key, value in fields.items() if value is not None}}, origin)
-    convert = task.reading([row], Data()).convert
-    row, faults = convert(row) if convert else (row, [])
-    if faults:
-        raise DataError(faults[0].message, where=str(origin), fix=faults[0].fix)
-    turns = row.fields.get("messages")
-    if turns and turns[-1]["role"] != "assistant":
-        turns.append({"role": "assistant", "content": ""})
-    return row
+    fields = dict(value) if isinstance(value, dict) else _from_text(value, task)
+    if "messages" in fields:
+        turns = list(fields["messages"])
+        if turns and turns[-1].get("role") != "assistant":
+            turns.append({"role": "assistant", "content": ""})
+        return Row({**fields, "messages": turns}, origin)
+    for form in task.forms:
+        if form[0].name in fields:
+            empty = {field.name: "" for field in form[1:]}
+            return Row({**empty, **fields}, origin)
+    names = " or ".join(f"`{form[0].name}`" for form in task.forms)
+    raise DataError(
+        f"the row has no {names}",
+        where=str(origin),
+        fix=f"name the input {names}; fields of this row: {', '.join(fields) or 'none'}",
+    )
+
+
+def _from_text(value: Any, task: Task) -> dict[str, Any]:
+    name = task.forms[-1][0].name
+    if name == "messages":
+        return {"messages": [{"role": "user", "content": str(value)}]}
+    return {name: str(value)}

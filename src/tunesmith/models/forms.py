@@ -23,6 +23,8 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
         UsageError: The model cannot do the task.
     """
     natural = natural_form(config)
+    if TASKS[recipe.task].answer == "pair":
+        return _of_pairs(recipe, stage, natural)
     if TASKS[recipe.task].answer == "text":
         if natural != "generate":
             raise UsageError(
@@ -41,3 +43,17 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
     if stage.objective == "classify" or natural == "classify" or needs_head:
         return "classify", "classify"
     return "generate", "supervised"
+
+
+def _of_pairs(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
+    """Preferences teach a model to score answers, or one that writes to write the better ones."""
+    objective = stage.objective or ("reward" if natural == "classify" else "dpo")
+    if objective == "reward":
+        return "classify", "reward"
+    if natural != "generate":
+        raise UsageError(
+            f"{recipe.model} is an encoder: it cannot write, so it cannot learn by `{objective}`",
+            where="objective",
+            fix="use `objective: reward`, or a causal language model",
+        )
+    return "generate", objective

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "classify": "tunesmith.objectives.classify:Classify",
+    "dpo": "tunesmith.objectives.preference:Preference",
+    "reward": "tunesmith.objectives.reward:Reward",
     "supervised": "tunesmith.objectives.supervised:Supervised",
 }
 

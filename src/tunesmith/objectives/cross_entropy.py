@@ -8,6 +8,7 @@ and cut cross-entropy, arXiv 2411.09009).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,45 @@ def linear_cross_entropy(
     return TokenLosses(*_LinearCrossEntropy.apply(hidden_Nd, weight_Vd, targets_N, weights_N, label_smoothing))
 
 
+@dataclass(frozen=True)
+class TokenNats:
+    """What a model thinks of N tokens, each differentiable.
+
+    Attributes:
+        nats_N: -log p of each token, fp32 or wider.
+        entropy_N: Entropy of the distribution that the token was chosen from, in nats.
+    """
+
+    nats_N: torch.Tensor
+    entropy_N: torch.Tensor
+
+
+def linear_token_nats(
+    hidden_Nd: torch.Tensor, weight_Vd: torch.Tensor, targets_N: torch.Tensor, temperature: float = 1.0
+) -> TokenNats:
+    """Negative log likelihoods of single tokens from ``hidden @ weight.T / temperature``, chunk by chunk.
+
+    For losses that are not known sums of token losses (preferences, policy ratios): the scores are computed once more
+    in the backward pass, when it is known what each token counts.
+
+    Args:
+        hidden_Nd: Hidden states at N positions.
+        weight_Vd: The vocabulary head; its gradient is computed only if it trains.
+        targets_N: int64 token ids.
+        temperature: The scores are divided by it: that of sampling, so that ratios are those of the sampled policy.
+    """
+    if not torch.is_grad_enabled():
+        hidden_Nd, weight_Vd = hidden_Nd.detach(), weight_Vd.detach()
+    return TokenNats(*_LinearTokenNats.apply(hidden_Nd, weight_Vd, targets_N, temperature))
+
+
+def scored_token_nats(logits_NV: torch.Tensor, targets_N: torch.Tensor, temperature: float = 1.0) -> TokenNats:
+    """The same from scores that exist already."""
+    log_p_NV = torch.log_softmax(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature, -1)
+    entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
+    return TokenNats(-log_p_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1), entropy_N)
+
+
 def token_cross_entropy(
     logits_NV: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor, label_smoothing: float = 0.0
 ) -> TokenLosses:
@@ -77,14 +117,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(hidden_Nd.dtype, torch.float32)
-        chunk = max(1, CHUNK_SCORES // weight_Vd.shape[0])
         losses_N = torch.empty(len(targets_N), dtype=wide, device=hidden_Nd.device)
         correct_N = torch.empty(len(targets_N), dtype=torch.bool, device=hidden_Nd.device)
         grad_Nd = torch.empty_like(hidden_Nd) if ctx.needs_input_grad[0] else None
         # Chunks are added up in the wide type: a sum of many bf16 terms loses the small ones.
         grad_Vd = torch.zeros_like(weight_Vd, dtype=wide) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(targets_N), chunk):
-            part = slice(start, start + chunk)
+        for part in _chunks(len(targets_N), weight_Vd.shape[0]):
             scores = (hidden_Nd[part] @ weight_Vd.T).to(wide)
             losses_N[part], correct_N[part] = _loss(scores, targets_N[part], label_smoothing)
             if grad_Nd is None and grad_Vd is None:
@@ -110,6 +148,52 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _LinearTokenNats(torch.autograd.Function):
+    """Keeps hidden states only; scores exist for a chunk of positions at a time, forwards and backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_Nd: torch.Tensor, weight_Vd: torch.Tensor, targets_N: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = torch.promote_types(hidden_Nd.dtype, torch.float32)
+        nats_N = torch.empty(len(targets_N), dtype=wide, device=hidden_Nd.device)
+        entropy_N = torch.empty_like(nats_N)
+        for part in _chunks(len(targets_N), weight_Vd.shape[0]):
+            log_p_NV = torch.log_softmax((hidden_Nd[part] @ weight_Vd.T).to(wide) / temperature, dim=-1)
+            nats_N[part] = -log_p_NV.gather(1, targets_N[part].unsqueeze(1)).squeeze(1)
+            entropy_N[part] = -(log_p_NV.exp() * log_p_NV).sum(-1)
+        ctx.save_for_backward(hidden_Nd, weight_Vd, targets_N)
+        ctx.temperature = temperature
+        return nats_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        hidden_Nd, weight_Vd, targets_N = ctx.saved_tensors
+        of_nats_N, of_entropy_N = grads
+        wide = of_nats_N.dtype
+        grad_Nd = torch.empty_like(hidden_Nd) if ctx.needs_input_grad[0] else None
+        grad_Vd = torch.zeros_like(weight_Vd, dtype=wide) if ctx.needs_input_grad[1] else None
+        for part in _chunks(len(targets_N), weight_Vd.shape[0]):
+            log_p_NV = torch.log_softmax((hidden_Nd[part] @ weight_Vd.T).to(wide) / ctx.temperature, dim=-1)
+            p_NV = log_p_NV.exp()
+            scores_NV = p_NV * of_nats_N[part].unsqueeze(1)  # d nats / d scores = p - onehot
+            scores_NV.scatter_add_(1, targets_N[part].unsqueeze(1), -of_nats_N[part].unsqueeze(1))
+            if bool(of_entropy_N[part].any()):  # d entropy / d scores = -p (log p + entropy)
+                entropy_N1 = -(p_NV * log_p_NV).sum(-1, keepdim=True)
+                scores_NV -= of_entropy_N[part].unsqueeze(1) * p_NV * (log_p_NV + entropy_N1)
+            narrow_NV = (scores_NV / ctx.temperature).to(weight_Vd.dtype)
+            if grad_Nd is not None:
+                torch.mm(narrow_NV, weight_Vd, out=grad_Nd[part])
+            if grad_Vd is not None:
+                grad_Vd += narrow_NV.T @ hidden_Nd[part]
+        return grad_Nd, None if grad_Vd is None else grad_Vd.to(weight_Vd.dtype), None, None
+
+
+def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, CHUNK_SCORES // vocabulary)
+    return (slice(start, start + size) for start in range(0, positions, size))
 
 
 def _loss(

@@ -8,22 +8,25 @@ import torch
 
 from tunesmith.data.batches import Batch
 from tunesmith.models.model import Model
-from tunesmith.objectives.base import LossSum, means
-from tunesmith.objectives.cross_entropy import TokenLosses, linear_cross_entropy, token_cross_entropy
+from tunesmith.objectives.base import LossSum, Objective
+from tunesmith.objectives.cross_entropy import (
+    TokenLosses,
+    TokenNats,
+    linear_cross_entropy,
+    linear_token_nats,
+    scored_token_nats,
+    token_cross_entropy,
+)
 from tunesmith.recipe import Training
 
 
-class Supervised:
+class Supervised(Objective):
     """-log p(token | what stands before it), weighted and summed over the answers' tokens."""
 
     name = "supervised"
 
     def __init__(self, settings: Training) -> None:
         self.label_smoothing = settings.label_smoothing
-
-    def prepare(self, batch: Batch, sampler: Any) -> Batch:
-        """Nothing to do."""
-        return batch
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Weighted sum over the loss-bearing tokens of (B, S). Metric: ``token_accuracy``."""
@@ -34,13 +37,27 @@ class Supervised:
             {"token_accuracy": torch.dot(losses.correct_N.to(weights_N.dtype), weights_N)},
         )
 
-    def metrics(self, sums: dict[str, float], weight: float) -> dict[str, float]:
-        """Means."""
-        return means(sums, weight)
-
     def score(self, metrics: dict[str, float]) -> list[float]:
         """The lower loss is better."""
         return [-metrics["loss"]]
+
+
+def token_nats(model: Model, batch: Batch, temperature: float = 1.0) -> tuple[TokenNats, torch.Tensor, torch.Tensor]:
+    """What the model thinks of the tokens that carry weight, each differentiable.
+
+    Returns:
+        The tokens' nats and entropies (N,), the batch row of each (N,), and its column (N,).
+    """
+    assert batch.loss_weights is not None, "the data were rendered for another objective"
+    rows, columns = batch.loss_weights[:, 1:].nonzero(as_tuple=True)
+    targets_N = batch.input_ids[rows, columns + 1]
+    if model.scores_are_plain():
+        hidden_Nd = model.hidden_states(batch)[rows, columns]
+        weight_Vd: Any = model.vocabulary_head().weight
+        return linear_token_nats(hidden_Nd, weight_Vd, targets_N, temperature), rows, columns + 1
+    network: Any = model.network
+    logits_NV = network(**model.causal_inputs(batch)).logits[rows, columns]
+    return scored_token_nats(logits_NV, targets_N, temperature), rows, columns + 1
 
 
 def token_losses(

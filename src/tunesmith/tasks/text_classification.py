@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from tunesmith.data.rows import Row
-from tunesmith.tasks.base import Answer, Field, Message, Reading
-
-if TYPE_CHECKING:
-    from tunesmith.recipe import Data
+from tunesmith.tasks.base import Answer, Field, Message
 
 
 class TextClassification:
@@ -24,10 +20,6 @@ class TextClassification:
         ),
     )
     answer: Answer = "label"
-
-    def reading(self, sample: Sequence[Row], data: Data) -> Reading:
-        """Rows are taken as they are."""
-        return Reading()
 
     def input_text(self, row: Row) -> str:
         """The text."""

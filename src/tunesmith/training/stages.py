@@ -117,19 +117,24 @@ def _train_stage(
     render = row_renderer(
         model.tokenizer,
         TASKS[recipe.task],
-        form=form,
+        classify=form == "classify",
         labels=prepared.labels,
         max_length=model.max_length,
         system_prompt=recipe.system_prompt,
         eos_ids=model.eos_ids,
-        loss_on=recipe.data.loss_on,
     )
     tokens = folder / "tokens" / place.name
+    objective = objectives.make(objective_name, settings)
+    train = write_tokens(prepared.train, render, tokens / "train", what="rendering train", on_event=tell)
+    validation = write_tokens(
+        prepared.validation, render, tokens / "validation", what="rendering validation", on_event=tell
+    )
+    objective.start(model, [train, validation], tell)
     trainer = Trainer(
         model,
-        objectives.make(objective_name, settings),
-        write_tokens(prepared.train, render, tokens / "train", what="rendering train", on_event=tell),
-        write_tokens(prepared.validation, render, tokens / "validation", what="rendering validation", on_event=tell),
+        objective,
+        train,
+        validation,
         settings,
         place,
         identity=identity,

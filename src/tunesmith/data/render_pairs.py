@@ -1,0 +1,89 @@
+"""The rendering of preferences: two answers to one prompt in one row, or two texts to score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tunesmith.data.render import ConversationRenderer, Render, Rendered, encode_text
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+from tunesmith.tasks.base import Message
+from tunesmith.tasks.preference import conversations, margin_of
+
+CHOSEN, REJECTED = 1, 2
+"""Segments of the answers in a row; the prompt is the trunk that both see (:mod:`tunesmith.models.visibility`)."""
+
+
+def pair_renderer(renderer: ConversationRenderer, system_prompt: str | None = None) -> Render:
+    """Render a preference for a model that writes: the prompt once, then both answers, which do not see each other.
+
+    The prompt's last token stands before each answer, so that it predicts the first token of both.
+
+    The returned function raises :class:`DataError` if an answer carries no loss, or both have become the same.
+    """
+
+    def render(row: Row) -> Rendered:
+        chosen, rejected = (renderer(turns, origin=row.origin) for turns in conversations(row, system_prompt))
+        shared = min(_prompt_length(chosen), _prompt_length(rejected))
+        if chosen.input_ids[:shared] != rejected.input_ids[:shared] or shared == 0:
+            raise DataError("the template writes the prompt of the two answers differently", where=str(row.origin))
+        if chosen.input_ids == rejected.input_ids:
+            raise DataError(
+                "both answers are the same once they are cut to `data.max_length`",
+                where=str(row.origin),
+                fix="raise `data.max_length`",
+            )
+        trunk = shared - 1
+        ids, weights, segments = chosen.input_ids[:trunk], [0.0] * trunk, [0] * trunk
+        for number, answer in ((CHOSEN, chosen), (REJECTED, rejected)):
+            ids = ids + answer.input_ids[trunk:]
+            weights = weights + (answer.loss_weights or [])[trunk:]
+            segments = segments + [number] * (len(answer.input_ids) - trunk)
+        cut = chosen.cut_tokens + rejected.cut_tokens
+        return Rendered(ids, weights, cut_tokens=cut, extra={"segments": segments})
+
+    return render
+
+
+def _prompt_length(rendered: Rendered) -> int:
+    """Tokens before the answer."""
+    return next(n for n, weight in enumerate(rendered.loss_weights or []) if weight)
+
+
+Read = Callable[[list[Message]], tuple[list[int], int]]
+"""Tokens of a text that is to be scored, and how many were cut off."""
+
+
+def score_reader(tokenizer: Any, max_length: int, eos_ids: Sequence[int] | None = None) -> Read:
+    """How a model that scores reads: whole conversations with their template, if it has one, else the bare texts.
+
+    An answer without a prompt is read bare in any case, with what the tokenizer puts around bare texts.
+    """
+    renderer = ConversationRenderer(tokenizer, max_length, eos_ids) if tokenizer.chat_template else None
+
+    def read(turns: list[Message]) -> tuple[list[int], int]:
+        if renderer is None or len(turns) < 2:
+            return encode_text(tokenizer, plain_text(turns), max_length)
+        rendered = renderer(turns)
+        return rendered.input_ids, rendered.cut_tokens
+
+    return read
+
+
+def score_pair_renderer(read: Read, system_prompt: str | None = None) -> Render:
+    """Render a preference for a model that scores: the better text, the worse one in ``extra["rejected"]``."""
+
+    def render(row: Row) -> Rendered:
+        (better, one), (worse, other) = (read(turns) for turns in conversations(row, system_prompt))
+        if better == worse:
+            raise DataError("both texts have the same tokens", where=str(row.origin), fix="raise `data.max_length`")
+        extra: dict[str, list[int] | list[float]] = {"rejected": worse, "margin": [margin_of(row) or 0.0]}
+        return Rendered(better, label=0, cut_tokens=one + other, extra=extra)
+
+    return render
+
+
+def plain_text(turns: list[Message]) -> str:
+    """Turns as an encoder reads them: one under the other, without marks."""
+    return "\n".join(str(turn.get("content") or "") for turn in turns)

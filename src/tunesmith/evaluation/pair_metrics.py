@@ -1,0 +1,27 @@
+"""Pairs of answers: whether the better one got the higher score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tunesmith.evaluation.intervals import Statistic, mean
+from tunesmith.evaluation.outputs import Outputs, Truth
+
+PRIMARY = ("pair_accuracy",)
+
+
+def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:
+    """Name -> how to compute it. A tie counts half, as a coin would."""
+    gaps = outputs.gaps
+    if gaps is None:
+        return {}
+    hits = (gaps > 0) + 0.5 * (gaps == 0)
+    return {"pair_accuracy": lambda: mean(hits, proportion=not bool((gaps == 0).any()))}
+
+
+def texts(outputs: Outputs, right: Truth) -> list[str]:
+    """Which answer was preferred, and by how much."""
+    gaps = outputs.gaps if outputs.gaps is not None else np.zeros(outputs.rows)
+    return [f"prefers the {'better' if gap > 0 else 'worse'} answer by {abs(gap):.3g}" for gap in gaps]

@@ -1,0 +1,109 @@
+"""Preferences: the shapes they come in, what is wrong with them, and pairs made of ratings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from tunesmith.cli.main import run
+from tunesmith.data.pairs import Rated, make_pairs, split
+from tunesmith.errors import DataError
+from tunesmith.tasks import TASKS
+from tunesmith.tasks.preference import turns_of
+
+TASK = TASKS["preference"]
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def bot(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def row(**fields: Any) -> Any:
+    return tiny.rows_of([fields])[0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]},
+        {"chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")]},
+        {"prompt": "q", "chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")]},
+        {"input": {"messages": [user("q")]}, "preferred_output": [bot("a")], "non_preferred_output": [bot("b")]},
+    ],
+    ids=["texts", "turns", "implicit prompt", "repeated prompt", "OpenAI"],
+)
+def test_every_shape_says_the_same(fields: dict[str, Any]) -> None:
+    assert turns_of(row(**fields)) == ([user("q")], [bot("a")], [bot("b")])
+    assert not list(TASK.problems(row(**fields)))
+    assert TASK.conversation(row(**fields), None, "be brief")[0]["role"] == "system"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "identical-answers"),
+        ({"prompt": "q", "chosen": " ", "rejected": "a"}, "empty-field"),
+        ({"prompt": "q", "chosen": [user("a")], "rejected": "b"}, "last-role"),
+        ({"prompt": "q", "chosen": [{"role": "robot", "content": "a"}], "rejected": "b"}, "messages-shape"),
+        ({"prompt": "q", "chosen": 3, "rejected": "b"}, "messages-shape"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -1}, "wrong-type"),
+        ({"input": {}, "preferred_output": [bot("a")], "non_preferred_output": [bot("b")]}, "messages-shape"),
+    ],
+)
+def test_what_is_wrong_is_named(fields: dict[str, Any], code: str) -> None:
+    assert [found for found, _ in TASK.problems(row(**fields))] == [code]
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.integers(-4, 4)), min_size=2, max_size=40), st.integers(1, 4))
+def test_pairs_are_far_enough_apart_and_none_comes_twice(items: list[tuple[str, int]], margin: int) -> None:
+    rated = [Rated(text, rating) for text, rating in items]
+    try:
+        made = make_pairs(rated, margin=margin, per_text=3)
+    except DataError:
+        means = {t: [r for text, r in items if text == t] for t, _ in items}
+        alone = [sum(v) / len(v) for v in means.values() if max(v) - min(v) < margin]
+        assert not alone or max(alone) - min(alone) < margin
+        return
+    known = {(pair["chosen"], pair["rejected"]) for pair in made.pairs}
+    assert len(known) == len(made.pairs)
+    assert all(pair["margin"] >= margin for pair in made.pairs)
+    assert not known & {(rejected, chosen) for chosen, rejected in known}
+
+
+def test_only_texts_of_one_group_are_compared() -> None:
+    made = make_pairs([Rated("a", 1, "x"), Rated("b", 5, "y"), Rated("c", 4, "x")], margin=1)
+    assert made.pairs == [{"prompt": "x", "chosen": "c", "rejected": "a", "margin": 3.0}]
+    assert made.unpaired == 1
+
+
+def test_texts_are_divided_before_they_are_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "ratings.csv"
+    source.write_text("text,rating\n" + "".join(f"text {n},{n % 9 - 4}\n" for n in range(200)), encoding="utf-8")
+    out, test = tmp_path / "pairs.jsonl", tmp_path / "test.jsonl"
+    assert run(["pairs", str(source), "--out", str(out), "--test-out", str(test), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[1]["file"] == str(test)
+    sides = []
+    for path in (out, test):
+        pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        sides.append({pair[key] for pair in pairs for key in ("chosen", "rejected")})
+    assert all(sides) and not sides[0] & sides[1]
+    kept, held_back = split([Rated(f"text {n}", 0) for n in range(1000)], 0.2)
+    assert 150 < len(held_back) < 250 and len(kept) + len(held_back) == 1000
+
+
+def test_a_rating_that_is_no_number_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "ratings.csv"
+    source.write_text("text,rating\na,1\nb,good\n", encoding="utf-8")
+    assert run(["pairs", str(source), "--out", str(tmp_path / "x.jsonl")]) == 3
+    assert "ratings.csv:3" in capsys.readouterr().err
