@@ -31,7 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_entry_is_pinned_and_has_a_builder():
     names = [entry.name for entry in catalog.entries()]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 12
     for entry in catalog.entries():
         assert entry.what and entry.licence
         module, _, function = entry.build.partition(":")
