@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 
 import uvicorn
@@ -23,6 +24,8 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"Serving on http://{name}:{listener.getsockname()[1]}/v1 - stop with Ctrl-C", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises it once more when all is stopped: that is a normal end
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -33,6 +36,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(128)  # from now on clients wait for the server instead of being refused
     except OSError as error:
         listener.close()
         place = f"{settings.host}:{settings.port}"
