@@ -55,7 +55,8 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
             return Rendered(input_ids=input_ids, cut_tokens=cut)
 
         return without_label
-    return conversation_renderer(ConversationRenderer(tokenizer, max_length), task, None, recipe.system_prompt)
+    rendering = ConversationRenderer(tokenizer, max_length)
+    return conversation_renderer(rendering, task, None, recipe.system_prompt, recipe.data.loss_on)
 
 
 def _not_here(model: str) -> Notice:

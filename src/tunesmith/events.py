@@ -134,11 +134,12 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """One system was measured on the test rows."""
+    """One system was measured on the test rows, and wrote so many tokens a second if it writes its answers."""
 
     system: str
     metrics: dict[str, dict[str, float]]
     seconds: float
+    written_tokens_per_second: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 TaskName = Literal["text-classification", "text-generation", "chat", "preference"]
 ObjectiveName = Literal["supervised", "classify", "reward", "dpo"]
 MethodName = Literal["supervised", "instruction", "full", "transfer", "peft", "features", "preference", "reward"]
+LossOn = Literal["every-answer", "last-answer"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 Switch = Annotated[
     Literal["auto", "on", "off"],
@@ -55,6 +56,10 @@ class Data(Part):
     )
     truncate: bool = Field(
         default=True, description="Cut examples that are too long (reported). `false`: they are an error."
+    )
+    loss_on: LossOn = Field(
+        default="every-answer",
+        description="Which answers of a conversation are learned. A message's own `weight` goes before it.",
     )
     drop_bad: bool = Field(
         default=False, description="Leave out rows with errors, writing them to `dropped.jsonl`, instead of stopping."
@@ -264,7 +269,30 @@ class Generation(Part):
     """How answers are written when a generating task is evaluated."""
 
     max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(default=0.0, ge=0, description="0 takes the likeliest token (greedy).")
+    temperature: float = Field(
+        default=0.0, ge=0, description="0 takes the likeliest token (greedy); above it answers are drawn by the seed."
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Draw from the likeliest tokens that together have this probability."
+    )
+    top_k: int = Field(default=0, ge=0, description="Draw from this many of the likeliest tokens; 0 is all.")
+    num_beams: int = Field(default=1, ge=1, description="Beams searched for the likeliest answer; 1 is none.")
+    length_penalty: float = Field(
+        default=1.0, description="Of beams: 0 takes the likeliest answer whatever its length; higher favours long ones."
+    )
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, description="No run of this many tokens may occur twice in an answer; 0 allows all."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Generation:
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ValueError("`num_beams` searches and `temperature` draws: give one of them")
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
+            raise ValueError("`top_p` and `top_k` say what is drawn from, which needs a `temperature` above 0")
+        if self.num_beams == 1 and self.length_penalty != 1:
+            raise ValueError("`length_penalty` chooses between beams, which needs `num_beams` above 1")
+        return self
 
 
 class Evaluate(Part):

@@ -111,6 +111,47 @@ def test_greedy_answers_equal_answers_written_one_by_one(decoder: Model, monkeyp
         assert answer == ids[len(prompt) :]
 
 
+def test_beams_equal_a_search_over_all_answers(decoder: Model) -> None:
+    """With more beams than there are prefixes a beam search is exhaustive: it finds the likeliest answer."""
+    vocabulary = len(decoder.tokenizer)
+    prompts = ids_of(decoder, sentences(3, seed=6))
+    found = inference.generate(decoder, prompts, max_new_tokens=2, num_beams=vocabulary, length_penalty=0.0)
+    network: Any = decoder.network
+    for prompt, answer in zip(prompts, found, strict=True):
+        pairs = torch.tensor([[*prompt, first] for first in range(vocabulary)])
+        with torch.no_grad():
+            log_p = torch.log_softmax(network(input_ids=pairs).logits.double(), -1)
+        scores = log_p[0, len(prompt) - 1][:, None] + log_p[:, len(prompt)]
+        for end in decoder.eos_ids:  # an answer that ended has no second token
+            scores[end] = -torch.inf
+            scores[end, end] = log_p[0, len(prompt) - 1, end]
+        first, second = divmod(int(scores.argmax()), vocabulary)
+        assert answer == [token for token in (first, second) if token not in decoder.eos_ids]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_run_of_tokens_occurs_twice_in_an_answer(decoder: Model, beams: int) -> None:
+    prompts = ids_of(decoder, sentences(5, seed=2))
+
+    def repeats(size: int) -> int:
+        keys = {"max_new_tokens": 24, "num_beams": beams, "no_repeat_ngram_size": size}
+        answers = inference.generate(decoder, prompts, **keys)
+        runs = [[tuple(ids[n : n + 2]) for n in range(len(ids) - 1)] for ids in answers]
+        return sum(len(found) - len(set(found)) for found in runs)
+
+    assert repeats(0) > 0 and repeats(2) == 0
+
+
+def test_draws_from_the_two_likeliest_tokens(decoder: Model) -> None:
+    prompts = ids_of(decoder, sentences(1, seed=4)) * 40
+    network: Any = decoder.network
+    with torch.no_grad():
+        likeliest = network(input_ids=torch.tensor(prompts[:1])).logits[0, -1].topk(2).indices.tolist()
+    drawn = inference.generate(decoder, prompts, max_new_tokens=1, temperature=4.0, top_k=2, seed=3)
+    assert {token for ids in drawn for token in ids or decoder.eos_ids[:1]} == set(likeliest)
+    assert drawn == inference.generate(decoder, prompts, max_new_tokens=1, temperature=4.0, top_k=2, seed=3)
+
+
 def test_class_probabilities_come_back_in_order(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "TOKENS_A_PASS", 40)
     model = tiny.build(tiny_encoder, "classify")

@@ -90,7 +90,7 @@ def pair_data(model: Model, folder: Path, rows: list[dict[str, Any]] = ROWS) -> 
     render = row_renderer(
         model.tokenizer,
         TASKS["preference"],
-        classify=model.form == "classify",
+        form=model.form,
         labels=None,
         max_length=model.max_length,
         eos_ids=model.eos_ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from tunesmith.data.batches import POOL_EXAMPLES, TokenFile, collate, epoch_batches, micro_batches, write_tokens
+from tunesmith.data.batches import TokenFile, cheapest_cuts, collate, epoch_batches, micro_batches, write_tokens
 from tunesmith.data.render import Rendered
 from tunesmith.events import Listener, Notice, nobody
 
@@ -76,7 +77,7 @@ def test_an_epoch_has_each_example_once(lengths: np.ndarray, seed: int, epoch: i
     batches = epoch_batches(lengths, seed=seed, epoch=epoch, batch_size=size)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(len(batch) <= size for batch in batches)
-    assert sum(len(batch) < size for batch in batches) <= 1 + len(lengths) // POOL_EXAMPLES
+    assert all(len(batch) == size for batch in batches[:-1])
 
 
 @given(lengths=LENGTHS, budget=st.integers(16, 600))
@@ -96,18 +97,48 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_bucketing_saves_most_of_the_padding() -> None:
-    lengths = np.random.default_rng(0).integers(10, 500, 2000)
-    batches = epoch_batches(lengths, seed=0, epoch=0, batch_size=16)
-    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
-    assert lengths.sum() / padded > 0.95  # shuffled alone it is 0.55
-
-
-def test_large_batches_are_drawn_at_random() -> None:
-    """A batch as large as the pool must not be a slice of one length."""
+def test_batches_are_drawn_whatever_the_lengths() -> None:
+    """A batch of like length would weigh the tokens of short texts more: a mean over tokens has few of them."""
     lengths = np.arange(1, 4001)
-    batches = epoch_batches(lengths, seed=0, epoch=0, batch_size=2000)
-    assert all(abs(lengths[batch].mean() - 2000) < 150 for batch in batches)
+    batches = epoch_batches(lengths, seed=0, epoch=0, batch_size=16)
+    assert min(lengths[batch].std() for batch in batches) > 500  # of a uniform draw 1155
+    assert abs(np.mean([lengths[batch].mean() for batch in batches]) - 2000) < 1
+
+
+def test_rectangles_save_most_of_the_padding() -> None:
+    lengths = np.random.default_rng(0).integers(50, 450, 1600)
+    padded = widest = pieces = 0
+    for batch in epoch_batches(lengths, seed=0, epoch=0, batch_size=32):
+        widest += len(batch) * int(lengths[batch].max())
+        for piece in micro_batches(lengths, batch, 4096, 1):
+            padded, pieces = padded + len(piece) * int(lengths[piece].max()), pieces + 1
+    assert lengths.sum() / widest < 0.6
+    assert lengths.sum() / padded > 0.85 and pieces / 50 < 8
+
+
+@given(widths=st.lists(st.integers(1, 40), min_size=1, max_size=9), most=st.integers(1, 120))
+def test_no_other_cuts_are_cheaper(widths: list[int], most: int) -> None:
+    """Against every way of cutting."""
+    widths.sort(reverse=True)
+
+    def cost(ends: tuple[int, ...]) -> float:
+        total, start = 0, 0
+        for end in ends:
+            tokens = widths[start] * (end - start)
+            total += 7 + (tokens if tokens <= most or end - start == 1 else 10**9)
+            start = end
+        return total
+
+    last = len(widths)
+    every = [(*cut, last) for size in range(last) for cut in itertools.combinations(range(1, last), size)]
+    assert cost(tuple(cheapest_cuts(np.asarray(widths), most, 7))) == min(cost(ends) for ends in every)
+
+
+@given(lengths=LENGTHS, budget=st.integers(16, 600))
+def test_pieces_without_padding_keep_their_budget(lengths: np.ndarray, budget: int) -> None:
+    pieces = list(micro_batches(lengths, np.arange(len(lengths)), budget, 16, False))
+    assert sorted(np.concatenate(pieces).tolist()) == list(range(len(lengths)))
+    assert all(lengths[piece].sum() <= budget or len(piece) == 1 for piece in pieces)
 
 
 @given(lengths=LENGTHS, budget=st.integers(16, 600), multiple=st.sampled_from([1, 8, 16]))
@@ -117,7 +148,7 @@ def test_rectangles_keep_their_budget_with_padding(lengths: np.ndarray, budget: 
     for piece in pieces:
         width = -(-int(lengths[piece].max()) // multiple) * multiple
         assert len(piece) * width <= budget or len(piece) == 1
-    assert int(lengths[pieces[0]].max()) == int(lengths.max())  # the largest first: memory fails at once or never
+    assert int(lengths[pieces[0]].max()) == int(lengths.max())
 
 
 def test_a_label_that_training_has_not_is_refused_with_its_place(tiny_encoder: Path, tmp_path: Path) -> None:

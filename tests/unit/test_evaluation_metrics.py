@@ -45,6 +45,7 @@ def test_every_metric_is_described_and_lies_in_its_interval() -> None:
     found = measure(outputs, Truth("label", references, LABELS), SETTINGS) | measure(
         texts, Truth("text", ["a c", "b b", ("c", "c\nd")]), SETTINGS
     )
+    found |= measure(Outputs(gaps=np.array([1.0, -2.0, 0.0])), Truth("pair", [1.0] * 3), SETTINGS)
     assert set(found) == set(METRICS)
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high

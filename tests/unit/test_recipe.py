@@ -246,3 +246,18 @@ def test_a_wrong_value_of_an_override_is_named_with_the_nearest(
     assert what in caught.value.what
     assert caught.value.where == where, "not a line of the file, which is innocent"
     assert (caught.value.fix or "").startswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_beams": 4, "temperature": 0.7}, "give one of them"),
+        ({"top_p": 0.9}, "above 0"),
+        ({"top_k": 5}, "above 0"),
+        ({"length_penalty": 2.0}, "above 1"),
+    ],
+)
+def test_ways_of_writing_that_exclude_each_other_are_refused(settings: dict, words: str) -> None:
+    tree = {"task": "text-generation", "model": "m", "evaluate": {"generation": settings}}
+    with pytest.raises(RecipeError, match=words):
+        parse(tree)

@@ -51,7 +51,8 @@ FAMILIES = {
     ),
     "qwen-3": Family(
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), None, "<|im_end|>", "<|im_end|>",
-        before="<think>\n\n</think>\n\n", plain=("<think>", "</think>"), other_eos=("<|endoftext|>",),
+        before="<think>\n\n</think>\n\n", plain=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+        other_eos=("<|endoftext|>",),
     ),
     "gemma-3": Family(
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", "<end_of_turn>",
@@ -59,6 +60,12 @@ FAMILIES = {
     ),
     "mistral-v0.1": Family(("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>", "</s>", system=False),
     "mistral-v0.3": Family(("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>", "</s>", before=" ", system=False),
+    "mistral-v7": Family(
+        ("<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"), "<s>", "</s>", "</s>", before=" ",
+    ),
+    "phi-4": Family(
+        ("<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"), "<|endoftext|>", "<|im_end|>", "<|im_end|>",
+    ),
     "phi-3": Family(
         ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         None, "<|endoftext|>", "<|end|>", other_eos=("<|end|>",),
@@ -174,7 +181,7 @@ def test_special_tokens_in_a_text_stay_text(name: str) -> None:
     assert_served_as_trained(name, attacked, rendered)
 
 
-@pytest.mark.parametrize("name", ["llama-3.2", "qwen-2.5"])
+@pytest.mark.parametrize("name", ["llama-3.2", "qwen-2.5", "qwen-3"])
 def test_tools_and_their_calls(name: str) -> None:
     tools = [{"type": "function", "function": {"name": "rate", "description": f"rate {FAMILIES[name].end} a film"}}]
     call = {"type": "function", "function": {"name": "rate", "arguments": {"film": "rome"}}}
@@ -187,7 +194,7 @@ def test_tools_and_their_calls(name: str) -> None:
     rendered = renderer(name)(messages, tools=tools)
     calls, answer = learned(name, rendered)
     assert '"rate"' in calls and '{"film": "rome"}' in calls and calls.endswith(FAMILIES[name].end)
-    assert answer == "it is great" + FAMILIES[name].end
+    assert answer == FAMILIES[name].before + "it is great" + FAMILIES[name].end
     assert_served_as_trained(name, messages, rendered, tools=tools)
     end = renderer(name).tokenizer.convert_tokens_to_ids(FAMILIES[name].end)
     plain = renderer(name)(messages, tools=[{**tools[0], "function": {"name": "rate", "description": "rate"}}])
@@ -232,7 +239,36 @@ def test_a_template_that_moves_the_system_message_is_refused_not_mislearned() ->
     """Mistral 0.3 writes it before the last question, and leaves it out once the answer is known."""
     with pytest.raises(DataError, match="would not see the same prompt") as caught:
         renderer("mistral-v0.3")(turns("the film", "good", system="you are a critic"), origin=Origin("a.jsonl", 3))
-    assert caught.value.where == "a.jsonl:3"
+    assert caught.value.where == "a.jsonl:3" and "first user message" in (caught.value.fix or "")
+
+
+def test_a_template_without_a_system_role_says_what_to_do_instead() -> None:
+    """Mistral 0.1 and Gemma 2 refuse the role; the remedy is not the order of turns."""
+    rendering = renderer("mistral-v0.1")
+    with pytest.raises(DataError, match="refuses") as caught:
+        rendering(turns("the film", "good", system="you are a critic"), origin=Origin("a.jsonl", 3))
+    assert "first user message" in (caught.value.fix or "")
+    with pytest.raises(DataError, match="refuses") as caught:  # without the system message it would be no better
+        rendering(turns("the film", "good", system="a critic")[::-1], origin=Origin("a.jsonl", 3))
+    assert "in turn" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral-v7", "phi-4"])
+def test_reading_what_openai_sends(name: str) -> None:
+    """From a row in OpenAI's shape, with parts and weights, to the tokens that are learned."""
+    from tunesmith.data.conversations import as_messages
+
+    given = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "the film"}]},
+        {"role": "assistant", "content": "bad", "weight": 0},
+        {"role": "user", "content": "the plot"},
+        {"role": "assistant", "content": [{"type": "text", "text": "good"}], "weight": 1},
+    ]
+    messages = as_messages(given)
+    rendered = renderer(name)(messages)
+    assert learned(name, rendered) == [FAMILIES[name].before + "good" + FAMILIES[name].end]
+    assert_served_as_trained(name, messages, rendered)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

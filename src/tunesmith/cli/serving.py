@@ -40,6 +40,9 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A further host name to answer to; may be repeated.")
     ] = None,
+    rebuild_index: Annotated[
+        bool, typer.Option("--rebuild-index", help="Restore the database from DIR first; stop other servers before.")
+    ] = False,
 ) -> None:
     """Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.
 
@@ -63,7 +66,7 @@ def serve(
         models=models,
         allowed_hosts=tuple(name.lower() for name in allowed_host or ()),
     )
-    run_server(settings)
+    run_server(settings, rebuild=rebuild_index)
 
 
 @token_app.command("add")

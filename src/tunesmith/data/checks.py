@@ -9,16 +9,16 @@ from tunesmith.data.columns import Choice
 from tunesmith.data.problems import Fault
 from tunesmith.data.readers import Record
 from tunesmith.data.rows import Origin, Row
-from tunesmith.tasks.base import Field, Task
+from tunesmith.tasks.base import Field, Reading, Task
 
 _MISSING = object()
 _KINDS = {list: "a list", dict: "an object", bool: "a truth value", int: "a number", float: "a number", bytes: "bytes"}
 
 
-def check_record(record: Record, choice: Choice, task: Task) -> tuple[Row, list[Fault]]:
-    """Map a record to the task's fields and list everything that is wrong with it.
+def check_record(record: Record, choice: Choice, task: Task, reading: Reading) -> tuple[Row, list[Fault]]:
+    """Map a record to the task's fields, read it, and list everything that is wrong with it.
 
-    Labels become text (``1`` -> ``"1"``, ``true`` -> ``"true"``); nothing else is converted.
+    Labels become text (``1`` -> ``"1"``, ``true`` -> ``"true"``); all other conversion is the reading's.
 
     Returns:
         The row, and its faults; a row with a fault of severity ``error`` must not be used.
@@ -37,26 +37,40 @@ def check_record(record: Record, choice: Choice, task: Task) -> tuple[Row, list[
             if fault is not None:
                 faults.append(fault)
     row = Row(fields, origin)
-    if not faults or not any(fault.severity == "error" for fault in faults):
+    if reading.convert is not None and not has_error(faults):
+        row, found = reading.convert(row)
+        faults += found
+    if not has_error(faults):
         faults += (Fault(code, message, origin) for code, message in task.problems(row))
     return row, faults
 
 
+def mapped(record: Record, choice: Choice) -> Row:
+    """A record under the names of the task's fields, unchecked."""
+    return Row({c.field.name: record.values.get(c.column) for c in choice.columns}, record.origin)
+
+
+def has_error(faults: list[Fault]) -> bool:
+    """Whether a row with these faults must not be used."""
+    return bool(faults) and any(fault.severity == "error" for fault in faults)  # mostly there is none: no generator
+
+
 def _take(fields: dict[str, Any], field: Field, value: Any, origin: Origin) -> Fault | None:
     """Put a value under its field's name, or say why it cannot be."""
-    if value is _MISSING or value is None:
+    blank = isinstance(value, str) and (not value or value.isspace())
+    if value is _MISSING or value is None or (blank and not field.required):
         if not field.required:
             return None
         return Fault("missing-field", f"`{field.name}` is missing", origin, fix="fill it in", group=field.name)
     if field.kind == "label":
         value = _label(value)
-    if field.kind in ("text", "label"):
+    if field.kind in ("text", "label") or (field.kind == "turns" and not isinstance(value, list)):
         if not isinstance(value, str):
             fix = "join the list into one text" if isinstance(value, list) else "write it as text"
             kind = _KINDS.get(type(value), type(value).__name__)
             message = f"`{field.name}` is {kind}, where text is wanted"
             return Fault("wrong-type", message, origin, fix=fix, group=f"{field.name} {kind}")
-        if not value or value.isspace():
+        if blank:
             return Fault("empty-field", f"`{field.name}` is empty", origin, fix="fill it in", group=field.name)
     fields[field.name] = value
     return None

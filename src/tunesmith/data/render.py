@@ -17,6 +17,7 @@ from typing import Any
 
 from tunesmith.data.rows import Origin, Row
 from tunesmith.errors import DataError
+from tunesmith.recipe import LossOn
 from tunesmith.tasks.base import Message, Task
 
 PLAIN_TEMPLATE = (
@@ -32,6 +33,10 @@ the system message: with the real one, a model tuned today would be asked someth
 resumed after midnight would go on with other tokens."""
 
 _NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_NO_SYSTEM_ROLE = (
+    "this template has no lasting place for a system message: write its text at the head of the first user message, "
+    "for training and in service"
+)
 _FIRST_PLACEHOLDER = 0xF0000  # a plane of Unicode that is for private use: no text in the wild has it
 
 
@@ -62,33 +67,36 @@ def row_renderer(
     tokenizer: Any,
     task: Task,
     *,
-    classify: bool,
+    form: str,
     labels: Sequence[str] | None,
     max_length: int,
     system_prompt: str | None = None,
     eos_ids: Sequence[int] | None = None,
+    loss_on: LossOn = "every-answer",
 ) -> Render:
     """The rendering of a task's rows for a model: the one that training, planning and checks share.
 
     Args:
         tokenizer: The model's.
         task: Whose rows.
-        classify: Whether the model answers with a head; else it writes the answer.
+        form: How the model answers (:data:`tunesmith.models.model.Form`).
         labels: The classes, if the task has any.
         max_length: Longest example in tokens.
         system_prompt: Put before every conversation.
         eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
+        loss_on: Which answers of a conversation are learned, of those that name no weight of their own.
     """
     if task.answer == "pair":
         from tunesmith.data import render_pairs
 
-        if classify:
+        if form == "classify":
             reader = render_pairs.score_reader(tokenizer, max_length, eos_ids)
             return render_pairs.score_pair_renderer(reader, system_prompt)
         return render_pairs.pair_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), system_prompt)
-    if classify:
+    if form == "classify":
         return classification_renderer(tokenizer, task, labels or [], max_length)
-    return conversation_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), task, labels, system_prompt)
+    renderer = ConversationRenderer(tokenizer, max_length, eos_ids)
+    return conversation_renderer(renderer, task, labels, system_prompt, loss_on)
 
 
 def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], max_length: int) -> Render:
@@ -113,7 +121,11 @@ def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], m
 
 
 def conversation_renderer(
-    renderer: ConversationRenderer, task: Task, labels: Sequence[str] | None, system_prompt: str | None = None
+    renderer: ConversationRenderer,
+    task: Task,
+    labels: Sequence[str] | None,
+    system_prompt: str | None = None,
+    loss_on: LossOn = "every-answer",
 ) -> Render:
     """Render rows for a model that writes the answer; the loss is on the answers.
 
@@ -122,9 +134,16 @@ def conversation_renderer(
 
     def render(row: Row) -> Rendered:
         messages = task.conversation(row, labels, system_prompt)
+        if loss_on == "last-answer":
+            messages = only_last_learned(messages)
         return renderer(messages, tools=row.fields.get("tools"), origin=row.origin)
 
     return render
+
+
+def only_last_learned(messages: Sequence[Message]) -> list[Message]:
+    """The same messages, those before the last without loss unless they name a weight of their own."""
+    return [*({"weight": 0.0, **message} for message in messages[:-1]), *messages[-1:]]
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int) -> tuple[list[int], int]:
@@ -227,16 +246,24 @@ class ConversationRenderer:
         try:
             return self.tokenizer.apply_chat_template(
                 safe,
-                tools=self._neutral(tools),
+                tools=self._neutral(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # a template is a program of the model's author and may raise anything
-            raise DataError(
-                f"the model's chat template refuses these messages: {error}",
-                where=where,
-                fix="most templates want an optional system message first, then user and assistant in turn",
-            ) from error
+            fix = "most templates want an optional system message first, then user and assistant in turn"
+            if messages and messages[0].get("role") == "system" and self._takes(messages[1:], tools):
+                fix = _NO_SYSTEM_ROLE
+            what = f"the model's chat template refuses these messages: {error}"
+            raise DataError(what, where=where, fix=fix) from error
+
+    def _takes(self, messages: Sequence[Message], tools: Any) -> bool:
+        """Whether the template has nothing against these messages."""
+        try:
+            self._text(messages, tools, None)
+        except DataError:
+            return False
+        return True
 
     def _neutral(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -256,11 +283,13 @@ class ConversationRenderer:
                 continue
             prefix = self._text(messages[:number], tools, where, add_generation_prompt=True)
             if not text.startswith(prefix):
+                system = messages[0].get("role") == "system" and number == 2
+                fix = f"give message {number + 1} `weight: 0`, or split the conversation before it"
                 raise DataError(
                     f"the model's chat template writes what stands before message {number + 1} differently once the "
                     "answer is known, so training and serving would not see the same prompt",
                     where=where,
-                    fix=f"give message {number + 1} `weight: 0`, or split the conversation before it",
+                    fix=_NO_SYSTEM_ROLE if system else fix,
                 )
             last = number == len(messages) - 1
             end = len(text) if last else _common_prefix(text, self._text(messages[: number + 1], tools, where))

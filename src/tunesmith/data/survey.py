@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tunesmith.data.checks import check_record, raw_text
+from tunesmith.data.checks import check_record, has_error, mapped, raw_text
 from tunesmith.data.columns import Choice, choose_columns
 from tunesmith.data.labels import LabelBook
 from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
@@ -24,7 +24,7 @@ from tunesmith.data.sources import Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
 from tunesmith.recipe import Recipe
-from tunesmith.tasks import TASKS
+from tunesmith.tasks import TASKS, Reading
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
@@ -50,6 +50,7 @@ class Survey:
         spool: The rows themselves; ``None`` if only a check is wanted.
         dropped: Takes the rows left out; ``None`` if nobody wants them.
         choices: The columns chosen, and for how many files which is the first.
+        said: What the task said of how sources are read.
         rows_read: Part -> records met.
         num_left_out: Rows left out because of errors of their own.
         rendered: Part -> rows rendered.
@@ -63,6 +64,7 @@ class Survey:
     spool: RowSpool | None = None
     dropped: DroppedRows | None = None
     choices: dict[Choice, list[Any]] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
     rows_read: dict[str, int] = field(default_factory=dict)
     num_left_out: int = 0
     rendered: dict[str, int] = field(default_factory=dict)
@@ -169,8 +171,10 @@ class Surveyor:
             return
         first = next((item.origin for item in ahead if isinstance(item, Record)), None)
         choice = choose_columns(columns, self._task, self._data.columns, _header(source, first)) if columns else None
+        reading = Reading()
         if isinstance(choice, Choice):
             self._remember(choice, source)
+            reading = self._reading([mapped(item, choice) for item in ahead if isinstance(item, Record)], source)
         elif choice is not None:
             self._survey.findings.add(choice)
             items = iter(())  # without columns nothing more can be said about this file
@@ -178,7 +182,14 @@ class Surveyor:
             if isinstance(item, Fault):
                 self._fault(item, part)
             elif isinstance(choice, Choice):
-                self._record(item, choice, part, thinner)
+                self._record(item, choice, reading, part, thinner)
+
+    def _reading(self, sample: list[Row], source: Source) -> Reading:
+        reading = self._task.reading(sample, self._data)
+        if reading.said and reading.said not in self._survey.said:  # once, not for every file of a folder
+            self._survey.said.append(reading.said)
+            self._on_event(Notice(level="info", message=reading.said, where=source.name))
+        return reading
 
     def _remember(self, choice: Choice, source: Source) -> None:
         known = self._survey.choices.setdefault(choice, [source.name, 0])
@@ -194,14 +205,14 @@ class Surveyor:
         if row_error and fault.origin:
             self._leave_out(fault.origin, [fault], fault.raw or "")
 
-    def _record(self, record: Record, choice: Choice, part: int, thinner: _Thinner) -> None:
+    def _record(self, record: Record, choice: Choice, reading: Reading, part: int, thinner: _Thinner) -> None:
         self._count(part)
-        row, faults = check_record(record, choice, self._task)
-        if not _bad(faults):
+        row, faults = check_record(record, choice, self._task, reading)
+        if not has_error(faults):
             faults += self._enter(row, part, thinner)
         for fault in faults:
             self._survey.findings.add(fault)
-        if _bad(faults):
+        if has_error(faults):
             self._leave_out(record.origin, faults, raw_text(record))
 
     def _enter(self, row: Row, part: int, thinner: _Thinner) -> list[Fault]:
@@ -220,7 +231,7 @@ class Surveyor:
         tokens, cut, faults = 0, 0, list[Fault]()
         if self._render is not None and thinner.takes(content_hash):
             tokens, cut, faults = self._measure(row, part)
-            if _bad(faults):
+            if has_error(faults):
                 return faults
         label = self._label(row, part, target)
         position = survey.ledger.num_rows
@@ -273,10 +284,6 @@ class Surveyor:
         read[PARTS[part]] += 1
         if read[PARTS[part]] % _PROGRESS_ROWS == 0:
             self._on_event(Progress(what="reading data", done=sum(read.values()), total=None))
-
-
-def _bad(faults: list[Fault]) -> bool:
-    return bool(faults) and any(fault.severity == "error" for fault in faults)  # mostly there is none: no generator
 
 
 def _header(source: Source, first: Origin | None) -> Origin:

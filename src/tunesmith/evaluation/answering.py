@@ -71,22 +71,30 @@ def answer(
     written = inference.generate(
         model,
         prompts,
-        max_new_tokens=setting.generation.max_new_tokens,
-        temperature=setting.generation.temperature,
+        **setting.generation.model_dump(),
         seed=setting.seed,
         on_event=setting.on_event,
     )
     texts = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
     read = sum(len(prompt) for prompt in prompts)
+    written_tokens = sum(len(tokens) for tokens in written)
     if not score_references:
-        return Outputs(texts=texts, prompt_tokens=read, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Outputs(texts=texts, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
     seconds = time.perf_counter() - started  # scoring the references is our question, not the system's work
     rendered = [renderer(turns, tools=row.fields.get("tools")) for turns, row in zip(conversations, rows, strict=True)]
     nats = inference.answer_nats(
         model, [r.input_ids for r in rendered], [r.loss_weights or [] for r in rendered], on_event=setting.on_event
     )
     sizes = np.asarray([max(1, len(setting.task.target_text(row).encode())) for row in rows], dtype=np.float64)
-    return Outputs(texts=texts, nats=nats, reference_bytes=sizes, prompt_tokens=read, seconds=seconds)
+    return Outputs(
+        texts=texts,
+        nats=nats,
+        reference_bytes=sizes,
+        prompt_tokens=read,
+        written_tokens=written_tokens,
+        seconds=seconds,
+    )
 
 
 def prompt_limit(model: Model) -> int:
@@ -103,10 +111,11 @@ def _answer_tokens(renderer: ConversationRenderer, label: str) -> list[int]:
 
 
 def _with_shots(row: Row, setting: Setting, shots: Shots | None) -> list[Message]:
-    """The row's conversation with worked examples before it, which carry no loss."""
+    """The row's conversation with worked examples before it. Only the answer asked for carries loss."""
     own = setting.task.conversation(row, setting.labels, setting.system_prompt)
+    own = [*({**turn, "weight": 0.0} for turn in own[:-1]), {**own[-1], "weight": 1.0}]
     if shots is None:
-        return [*own[:-1], {**own[-1], "weight": 1.0}]
+        return own
     opening = own[:1] if own and own[0]["role"] == "system" else []
     examples = [
         {**turn, "weight": 0.0}
@@ -114,7 +123,7 @@ def _with_shots(row: Row, setting: Setting, shots: Shots | None) -> list[Message
         for turn in setting.task.conversation(shot, setting.labels, None)
         if turn["role"] != "system"
     ]
-    return [*opening, *examples, *own[len(opening) : -1], {**own[-1], "weight": 1.0}]
+    return [*opening, *examples, *own[len(opening) :]]
 
 
 def by_label_similarity(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:

@@ -13,9 +13,9 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, pairs
 from tunesmith.evaluation.answering import Setting, Shots
 from tunesmith.evaluation.comparison import System
-from tunesmith.evaluation.metrics import measure, truth
+from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs
-from tunesmith.events import Evaluated, Notice, Phase
+from tunesmith.events import Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Model
@@ -57,9 +57,7 @@ def run_baselines(
 
     def system(name: str, title: str, what: str, outputs: Outputs, parameters: int) -> System:
         metrics = measure(outputs, right, settings)
-        setting.on_event(
-            Evaluated(system=name, metrics={n: i.as_dict() for n, i in metrics.items()}, seconds=outputs.seconds)
-        )
+        setting.on_event(evaluated(name, outputs, metrics))
         return System(name, title, what, outputs, metrics, parameters=parameters)
 
     if setting.task.answer == "pair":

@@ -13,10 +13,10 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, comparison, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
-from tunesmith.evaluation.metrics import kind, measure, truth
+from tunesmith.evaluation.metrics import evaluated, kind, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
-from tunesmith.events import Evaluated, Listener, Notice, Phase, Step, Validated
+from tunesmith.events import Listener, Notice, Phase, Step, Validated
 from tunesmith.recipe import Baseline, Recipe
 from tunesmith.tasks import TASKS, Task
 
@@ -47,7 +47,7 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
     tell(Phase(step="evaluate", message=f"the tuned model on {len(rows)} test rows"))
     outputs = answering.answer(trained.model, rows, setting)
     metrics = measure(outputs, right, settings)
-    tell(Evaluated(system="tuned", metrics={n: i.as_dict() for n, i in metrics.items()}, seconds=outputs.seconds))
+    tell(evaluated("tuned", outputs, metrics))
     tuned = System(
         "tuned",
         f"{recipe.model}, tuned ({recipe.method})",

@@ -9,10 +9,10 @@ import numpy as np
 
 from tunesmith.evaluation.calibration import ReliabilityBin, reliability
 from tunesmith.evaluation.comparison import System
+from tunesmith.evaluation.f1 import ClassScores
 from tunesmith.evaluation.label_metrics import (
     NO_LABEL,
     NO_LABEL_TITLE,
-    ClassScores,
     confidences,
     confusion_matrix,
     per_class,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tunesmith.errors import DataError
 from tunesmith.evaluation import calibration
-from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all, mean
+from tunesmith.evaluation.f1 import ClassScores, class_scores, macro_f1, micro_f1
+from tunesmith.evaluation.intervals import Statistic, mean
 from tunesmith.evaluation.outputs import FloatArray, IntArray, Outputs, Truth
 from tunesmith.recipe import Evaluate
 
@@ -20,27 +20,6 @@ NO_LABEL = -1
 """Prediction of a generating model whose answer is none of the labels. It is always wrong."""
 
 NO_LABEL_TITLE = "(no valid label)"
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """How well one class is recognised. Without rows or predictions a score is 0 and its limits 0 and 1.
-
-    Attributes:
-        label: The class.
-        support: Test rows that truly belong to it.
-        predicted: Test rows that were given it.
-        precision: Share of ``predicted`` that is right.
-        recall: Share of ``support`` that was found.
-        f1: Harmonic mean of the two.
-    """
-
-    label: str
-    support: int
-    predicted: int
-    precision: Interval
-    recall: Interval
-    f1: Interval
 
 
 def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:
@@ -60,8 +39,8 @@ def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statist
     hits, sums, rows = hit.astype(np.float64), _class_sums(truth, chosen, len(labels)), len(truth)
     makers: dict[str, Callable[[], Statistic]] = {
         "accuracy": lambda: mean(hits, proportion=True),
-        "macro_f1": lambda: Statistic(sums, _macro_f1, row_scores=hits, trials=rows),
-        "micro_f1": lambda: Statistic(sums, _micro_f1, row_scores=hits, trials=rows),
+        "macro_f1": lambda: Statistic(sums, macro_f1, row_scores=hits, trials=rows),
+        "micro_f1": lambda: Statistic(sums, micro_f1, row_scores=hits, trials=rows),
     }
     confidence, probabilities = confidences(outputs), outputs.probabilities
     if confidence is not None and probabilities is not None:
@@ -132,23 +111,7 @@ def per_class(
 ) -> list[ClassScores]:
     """Precision, recall and F1 of each class with intervals, in the order of the labels."""
     truth, chosen = reference_numbers(references, labels), predictions(outputs, labels)
-    table = confusion_matrix(truth, chosen, len(labels))
-    support, predicted = table.sum(axis=1), table[:, :-1].sum(axis=0)
-    sums = _class_sums(truth, chosen, len(labels))
-    found: dict[tuple[str, int], Statistic] = {}
-    for number in range(len(labels)):
-        trials = {"precision": int(predicted[number]), "recall": int(support[number])}
-        for score in ("precision", "recall", "f1"):
-            found[score, number] = Statistic(
-                sums, _of_class(score, number), trials=trials.get(score, max(trials.values()))
-            )
-    got = bootstrap_all(found, resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed)
-    return [
-        ClassScores(
-            label, int(support[i]), int(predicted[i]), *(got[score, i] for score in ("precision", "recall", "f1"))
-        )
-        for i, label in enumerate(labels)
-    ]
+    return class_scores(_class_sums(truth, chosen, len(labels)), labels, settings)
 
 
 def _class_sums(truth: IntArray, chosen: IntArray, classes: int) -> Any:
@@ -160,29 +123,6 @@ def _class_sums(truth: IntArray, chosen: IntArray, classes: int) -> Any:
     columns = np.concatenate([truth[hit], classes + chosen[named], 2 * classes + truth])
     lines = np.concatenate([rows[hit], rows[named], rows])
     return csr_array((np.ones(len(lines)), (lines, columns)), shape=(len(truth), 3 * classes))
-
-
-def _macro_f1(sums: FloatArray) -> FloatArray:
-    """Mean over the classes that occur among references or predictions, as scikit-learn does by default."""
-    right, predicted, referred = np.split(sums, 3, axis=1)
-    occurring = (predicted + referred > 0).sum(axis=1)
-    return (2 * right / np.maximum(predicted + referred, 1)).sum(axis=1) / occurring
-
-
-def _micro_f1(sums: FloatArray) -> FloatArray:
-    right, predicted, referred = (part.sum(axis=1) for part in np.split(sums, 3, axis=1))
-    return 2 * right / (predicted + referred)
-
-
-def _of_class(score: str, number: int) -> Callable[[FloatArray], FloatArray]:
-    """Precision, recall or F1 of one class from the sums of :func:`_class_sums`; 0 where the divisor is 0."""
-
-    def combine(sums: FloatArray) -> FloatArray:
-        right, predicted, referred = sums.reshape(len(sums), 3, -1)[:, :, number].T
-        bottom = {"precision": predicted, "recall": referred, "f1": (predicted + referred) / 2}[score]
-        return right / np.maximum(bottom, 0.5)
-
-    return combine
 
 
 def _bare(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all
 from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.events import Evaluated
 from tunesmith.recipe import Evaluate
 from tunesmith.tasks.base import Answer, Task
 
@@ -110,6 +111,16 @@ def measure(outputs: Outputs, right: Truth, settings: Evaluate) -> dict[str, Int
     """
     found = statistics(outputs, right)
     return bootstrap_all(found, resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed)
+
+
+def evaluated(system: str, outputs: Outputs, metrics: Mapping[str, Interval]) -> Evaluated:
+    """The event that says what :func:`measure` made of a system's answers."""
+    return Evaluated(
+        system=system,
+        metrics={name: interval.as_dict() for name, interval in metrics.items()},
+        seconds=outputs.seconds,
+        written_tokens_per_second=outputs.written_tokens_per_second,
+    )
 
 
 def statistics(outputs: Outputs, right: Truth, *, only: str | None = None) -> dict[str, Statistic]:

@@ -27,6 +27,7 @@ class Outputs:
         reference_bytes: (N,) length of each reference answer in UTF-8 bytes: with ``nats`` it gives bits per byte.
         gaps: (N,) score of the better answer minus that of the worse one.
         prompt_tokens: Tokens that the system read, summed over the N rows.
+        written_tokens: Tokens that it wrote, summed over the N rows; 0 where it writes none.
         seconds: Wall-clock time for the N rows.
     """
 
@@ -36,7 +37,13 @@ class Outputs:
     reference_bytes: FloatArray | IntArray | None = None
     gaps: FloatArray | None = None
     prompt_tokens: int = 0
+    written_tokens: int = 0
     seconds: float = 0.0
+
+    @property
+    def written_tokens_per_second(self) -> float:
+        """Speed of writing, the reading of the prompts included; 0 where nothing is written."""
+        return self.written_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def rows(self) -> int:

@@ -12,7 +12,7 @@ from tunesmith.evaluation import answering, pairs
 from tunesmith.events import nobody
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ArtefactNotes
-from tunesmith.recipe import Generation
+from tunesmith.recipe import Data, Generation
 from tunesmith.tasks import TASKS, Task
 
 
@@ -81,26 +81,22 @@ def _scores(model: Model, rows: Sequence[Any], notes: ArtefactNotes) -> list[Pre
 def _as_row(value: Any, number: int, task: Task) -> Row:
     """A row with an empty answer, which the rendering cuts off again."""
     origin = Origin("input", number)
-    fields = dict(value) if isinstance(value, dict) else _from_text(value, task)
-    if "messages" in fields:
-        turns = list(fields["messages"])
-        if turns and turns[-1].get("role") != "assistant":
-            turns.append({"role": "assistant", "content": ""})
-        return Row({**fields, "messages": turns}, origin)
-    for form in task.forms:
-        if form[0].name in fields:
-            empty = {field.name: "" for field in form[1:]}
-            return Row({**empty, **fields}, origin)
-    names = " or ".join(f"`{form[0].name}`" for form in task.forms)
-    raise DataError(
-        f"the row has no {names}",
-        where=str(origin),
-        fix=f"name the input {names}; fields of this row: {', '.join(fields) or 'none'}",
-    )
-
-
-def _from_text(value: Any, task: Task) -> dict[str, Any]:
-    name = task.forms[-1][0].name
-    if name == "messages":
-        return {"messages": [{"role": "user", "content": str(value)}]}
-    return {name: str(value)}
+    fields = dict(value) if isinstance(value, dict) else {task.forms[-1][0].name: str(value)}
+    form = next((form for form in task.forms if form[0].name in fields), None)
+    if form is None:
+        names = " or ".join(f"`{form[0].name}`" for form in task.forms)
+        raise DataError(
+            f"the row has no {names}",
+            where=str(origin),
+            fix=f"name the input {names}; fields of this row: {', '.join(fields) or 'none'}",
+        )
+    unasked = {field.name: field.unasked for field in form[1:] if field.required}
+    row = Row({**unasked, **{key: value for key, value in fields.items() if value is not None}}, origin)
+    convert = task.reading([row], Data()).convert
+    row, faults = convert(row) if convert else (row, [])
+    if faults:
+        raise DataError(faults[0].message, where=str(origin), fix=faults[0].fix)
+    turns = row.fields.get("messages")
+    if turns and turns[-1]["role"] != "assistant":
+        turns.append({"role": "assistant", "content": ""})
+    return row

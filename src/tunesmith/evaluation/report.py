@@ -330,6 +330,8 @@ def _system_json(system: System, tuned: bool) -> dict[str, Any]:
         "seconds": outputs.seconds,
         "rows_per_second": outputs.rows / outputs.seconds if outputs.seconds else None,
         "prompt_tokens_per_row": outputs.prompt_tokens / outputs.rows if outputs.rows else None,
+        "written_tokens_per_row": outputs.written_tokens / outputs.rows if outputs.written_tokens else None,
+        "written_tokens_per_second": outputs.written_tokens_per_second or None,
     }
 
 

@@ -29,6 +29,7 @@ class Sampling:
         seed: With the same seed and model the same answer comes.
         frequency_penalty: Taken from a token's score for each time that it occurs in the answer so far.
         presence_penalty: Taken once from the score of a token that occurs in the answer so far.
+        no_repeat_ngram_size: No run of this many tokens may occur twice in an answer; 0 allows all.
         logit_bias: Token -> what is added to its score.
         top_logprobs: Also say the log probability of each chosen token, and this many alternatives; ``None``: neither.
     """
@@ -40,6 +41,7 @@ class Sampling:
     seed: int | str = 0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
 
@@ -123,12 +125,21 @@ def _adjust(scores_V: torch.Tensor, draw: Draw) -> None:
     if draw.written and (sampling.frequency_penalty or sampling.presence_penalty):
         seen, counts = torch.tensor(list(draw.written), device=scores_V.device).unique(return_counts=True)
         scores_V[seen] -= counts * sampling.frequency_penalty + sampling.presence_penalty
+    if sampling.no_repeat_ngram_size:
+        scores_V[repeating(draw.written, sampling.no_repeat_ngram_size)] = -torch.inf
     for token, bias in sampling.logit_bias.items():
         scores_V[token] += bias
     if draw.constraint is not None:
         allowed = draw.constraint.allowed().to(scores_V.device)[: len(scores_V)]
         scores_V[: len(allowed)].masked_fill_(~allowed, -torch.inf)
         scores_V[len(allowed) :] = -torch.inf
+
+
+def repeating(written: Sequence[int], size: int) -> list[int]:
+    """Tokens that would make the answer's last ``size`` tokens a run that it holds already (arXiv 1705.04304)."""
+    start = tuple(written[len(written) - size + 1 :]) if size > 1 else ()
+    places = range(len(written) - size + 1)
+    return [written[n + size - 1] for n in places if tuple(written[n : n + size - 1]) == start]
 
 
 def _sample(scores_NV: torch.Tensor, draws: Sequence[Draw]) -> list[int]:

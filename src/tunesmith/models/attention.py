@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tunesmith.errors import UsageError
+from tunesmith.models import packing
 
 NAME = "tunesmith"
 
@@ -52,41 +53,87 @@ def batched_attention(
     """
     if s_aux is not None:
         raise UsageError("the model uses attention sinks, which this version cannot train", fix="choose another model")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    dropout = dropout if module.training else 0.0
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    rectangles = packing.active()
+    if rectangles is None:
+        bias = _bias(attention_mask, causal, query.shape[2], key.shape[2], query)
+        return _attend(query, key, value, bias, scaling, dropout, softcap), None
+    mixed = []
+    for part in rectangles:
+        mask = None if causal or part.mask is None else part.mask[:, None, None]  # padding is behind what is causal
+        bias = _bias(mask, causal, part.width, part.width, query)
+        q, k, v = (_rows(each, part) for each in (query, key, value))
+        mixed.append(_attend(q, k, v, bias, scaling, dropout, softcap).flatten(0, 1))
+    return torch.cat(mixed)[None], None
+
+
+def _rows(states_1HTh: torch.Tensor, part: packing.Rectangle) -> torch.Tensor:
+    """The texts of a rectangle as rows, (B, H, S, h)."""
+    heads, width = states_1HTh.shape[1], states_1HTh.shape[-1]
+    return states_1HTh[0, :, part.tokens].reshape(heads, part.rows, part.width, width).transpose(0, 1)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention of (B, H, S, h) to (B, K, T, h) with a bias (B or 1, 1, S or 1, T) on the scores -> (B, S, H, h)."""
     batch, heads, length, width = query.shape
     keys, total = key.shape[1], key.shape[2]
     group = heads // keys
-    scaling = width**-0.5 if scaling is None else scaling
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     stacked = query.reshape(batch * keys, group * length, width)
     turned = key.reshape(batch * keys, total, width).transpose(1, 2)
-    if attention_mask is not None or (causal and length > 1):
-        bias = _bias(attention_mask, length, total, query)
-        bias = bias.expand(batch, heads, length, total).reshape(batch * keys, group * length, total)
-    else:
-        bias = query.new_zeros(1, 1, 1)
+    spread = query.new_zeros(1, 1, 1) if bias is None else _spread(bias, batch, keys, group, length)
     if softcap is None:
-        scores = torch.baddbmm(bias, stacked, turned, alpha=scaling)  # one pass: scaled, masked and stored
+        scores = torch.baddbmm(spread, stacked, turned, alpha=scaling)  # one pass: scaled, masked and stored
     else:
-        scores = torch.tanh(torch.bmm(stacked, turned) * (scaling / softcap)) * softcap + bias
+        scores = torch.tanh(torch.bmm(stacked, turned) * (scaling / softcap)) * softcap + spread
     weights = torch.softmax(scores, dim=-1)
-    if dropout and module.training:
+    if dropout:
         weights = nn.functional.dropout(weights, p=dropout)
     mixed = torch.bmm(weights, value.reshape(batch * keys, total, width))
-    return mixed.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    return mixed.view(batch, heads, length, width).transpose(1, 2).contiguous()
 
 
-def _bias(attention_mask: torch.Tensor | None, length: int, total: int, like: torch.Tensor) -> torch.Tensor:
-    """0 where attention is allowed and the lowest number elsewhere, broadcastable to (B, H, S, T)."""
-    if attention_mask is None:
-        attention_mask = torch.ones(length, total, dtype=torch.bool, device=like.device).tril(total - length)
+def _spread(bias: torch.Tensor, batch: int, keys: int, group: int, length: int) -> torch.Tensor:
+    """The bias for stacked heads, (B K or 1, G S, T); nothing is copied that all heads and rows share."""
+    total = bias.shape[-1]
+    if bias.shape[:2] == (1, 1):
+        return bias.expand(1, group, length, total).reshape(1, group * length, total)
+    return bias.expand(batch, keys * group, length, total).reshape(batch * keys, group * length, total)
+
+
+def _bias(mask: torch.Tensor | None, causal: bool, length: int, total: int, like: torch.Tensor) -> torch.Tensor | None:
+    """0 where attention is allowed and the lowest number elsewhere, broadcastable to (B, H, S, T); ``None`` for all 0.
+
+    Where there is no mask, a causal layer's queries are the last of the keys.
+    """
+    if mask is None:
+        if not causal or length == 1:
+            return None
+        mask = torch.ones(1, 1, length, total, dtype=torch.bool, device=like.device).tril(total - length)
     lowest = torch.finfo(like.dtype).min
-    return torch.zeros_like(attention_mask, dtype=like.dtype).masked_fill_(~attention_mask, lowest)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, lowest)
+
+
+def _mask(*args: Any, **keys: Any) -> torch.Tensor | None:
+    """Transformers' mask, or none where rectangles stand for it."""
+    from transformers.masking_utils import sdpa_mask
+
+    return None if packing.active() is not None else sdpa_mask(*args, **keys)
 
 
 def register() -> None:
     """Make the attention known to transformers under :data:`NAME`. May be called again."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, batched_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, _mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,8 +67,14 @@ class SentenceClassifier(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits, (B, C), in the dtype of the head."""
-        pooled = self.dropout(self.embed(input_ids, attention_mask))
-        return self.classifier(pooled.to(self.classifier.weight.dtype))
+        return self._classify(self.embed(input_ids, attention_mask))
+
+    def head(self, hidden_BSd: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits, (B, C), from hidden states that the encoder gave."""
+        return self._classify(pool(hidden_BSd, attention_mask, self.pooling))
+
+    def _classify(self, pooled_Bd: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.classifier(self.dropout(pooled_Bd).to(self.classifier.weight.dtype)))
 
     def save_head(self, folder: Path, max_length: int) -> None:
         """Write pooling and head as sentence-transformers modules beside the encoder."""

@@ -5,8 +5,9 @@ Rows are worked on longest first, in rectangles of a bounded number of tokens, a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -299,6 +300,11 @@ def generate(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    no_repeat_ngram_size: int = 0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
     seed: int = 0,
     what: str = "writing answers",
     on_event: Listener = nobody,
@@ -306,61 +312,60 @@ def generate(
     """Write an answer behind each prompt, up to its EOS (which is not returned).
 
     Greedy at temperature 0; else sampled, each answer by a seed of its own, so the same for the same seed whatever
-    else is asked. Models that cannot write in a running batch go through transformers' ``generate``, row by row.
+    else is asked. Beams, and models that cannot write in a running batch, go through transformers' ``generate``, where
+    what a seed gives depends on the batch.
+
+    Args:
+        model: Causal, or an encoder-decoder.
+        prompts: N token lists: what comes before the answer, or what the encoder reads.
+        max_new_tokens: Longest answer.
+        temperature: Scores are divided by it; 0 takes the likeliest token.
+        top_p: Sample from the likeliest tokens that together have this probability.
+        top_k: Sample from this many of the likeliest tokens; 0 is all.
+        no_repeat_ngram_size: No run of this many tokens may occur twice in an answer; 0 allows all.
+        num_beams: Beams searched; 1 is none.
+        length_penalty: Of beams: above 0 favours long answers.
+        seed: Of the samples.
+        what: For the progress bar.
+        on_event: Told the progress.
     """
+    from tunesmith.generation import padded
     from tunesmith.generation.batch import Request, RunningBatch, Token, unsupported
     from tunesmith.generation.sampling import Sampling
 
     model.network.eval()
-    if unsupported(model):
-        return _generate_apart(model, prompts, max_new_tokens, temperature, seed, what, on_event)
     answers: list[list[int]] = [[] for _ in prompts]
     ended = 0
 
-    def hear(row: int, token: Token) -> None:
+    def told(count: int) -> None:
         nonlocal ended
+        ended += count
+        on_event(Progress(what=what, done=ended, total=len(prompts)))
+
+    def hear(row: int, token: Token) -> None:
         if token.choice is not None:
             answers[row].append(token.choice.token)
         if token.finish_reason is not None:
-            ended += 1
-            on_event(Progress(what=what, done=ended, total=len(prompts)))
+            told(1)
 
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        seed=seed,
+    )
+    if num_beams > 1 or unsupported(model):
+        groups: Iterable[list[int]] = [[row] for row in range(len(prompts))]
+        if model.is_encoder_decoder or not unsupported(model):  # others may have no way to ignore padding
+            groups = _rectangles([len(prompt) * num_beams for prompt in prompts], overhead=max_new_tokens * num_beams)
+        return padded.write(
+            model, prompts, groups, sampling, num_beams=num_beams, length_penalty=length_penalty, told=told
+        )
     batch = RunningBatch(model)
     for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):  # prompts of a length are read together
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=f"{seed}:{row}")
-        batch.add(Request(prompt=prompts[row], sampling=sampling, on_token=functools.partial(hear, row)))
+        of_row = dataclasses.replace(sampling, seed=f"{seed}:{row}")
+        batch.add(Request(prompt=prompts[row], sampling=of_row, on_token=functools.partial(hear, row)))
     batch.run()
-    return answers
-
-
-def _generate_apart(
-    model: Model,
-    prompts: TokenLists,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    what: str,
-    on_event: Listener,
-) -> list[list[int]]:
-    """Answers by transformers' own ``generate``, one row at a time."""
-    network: Any = model.transformer()
-    torch.manual_seed(seed)
-    answers = []
-    for done, prompt in enumerate(prompts, 1):
-        ids = torch.tensor([list(prompt)], device=model.device)
-        with torch.inference_mode():
-            written = network.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=temperature > 0,
-                temperature=temperature or None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=model.eos_ids,
-                pad_token_id=model.pad_id,
-            )[0, len(prompt) :].tolist()
-        end = next((n for n, token in enumerate(written) if token in model.eos_ids), len(written))
-        answers.append(written[:end])
-        on_event(Progress(what=what, done=done, total=len(prompts)))
     return answers

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.batches import Batch
-from tunesmith.models import visibility
+from tunesmith.models import packing, visibility
 from tunesmith.models.heads import SentenceClassifier
 
 Form = Literal["classify", "generate"]
@@ -32,6 +32,8 @@ class Model:
         labels: Class names, in the order of the head's outputs or of the answers to choose from.
         eos_ids: Token ids that end an answer.
         head_names: Dotted names of the modules that are the task's head; new, and trained in any case.
+        packable_length: Batches whose longest row has at most so many tokens are computed without padding
+            (:mod:`tunesmith.models.packing`).
     """
 
     network: nn.Module
@@ -43,6 +45,7 @@ class Model:
     labels: list[str] | None = None
     eos_ids: list[int] = field(default_factory=list)
     head_names: tuple[str, ...] = ()
+    packable_length: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +62,11 @@ class Model:
         """A token to fill rows with. Often EOS too, so padding is known by length, never by this id."""
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else (self.eos_ids[0] if self.eos_ids else 0))
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads what goes in, and a decoder of its own writes the answer (T5, BART)."""
+        return bool(getattr(cast(Any, self.transformer()).config, "is_encoder_decoder", False))
 
     @property
     def total_parameters(self) -> int:
@@ -90,11 +98,20 @@ class Model:
         ]
         return max(lists, key=lambda layers: sum(p.numel() for m in layers for p in m.parameters()), default=[])
 
+    def packs(self, longest: int) -> bool:
+        """Whether a batch whose longest row has so many tokens is computed without padding."""
+        return longest <= self.packable_length
+
     def class_logits(self, batch: Batch) -> torch.Tensor:
         """Scores of the classes, (B, C) in at least fp32."""
-        output = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        logits = output if isinstance(output, torch.Tensor) else output.logits
-        return cast(torch.Tensor, logits if logits.dtype == torch.float64 else logits.float())
+        network: Any = self.network
+        if self.packs(batch.input_ids.shape[1]) and isinstance(network, SentenceClassifier):
+            hidden_BSd = packing.hidden_states(self.transformer(), batch.input_ids, batch.attention_mask)
+            logits: torch.Tensor = network.head(hidden_BSd, batch.attention_mask)
+        else:
+            output = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            logits = output if isinstance(output, torch.Tensor) else output.logits
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def causal_inputs(self, batch: Batch) -> dict[str, Any]:
         """What a causal model is given for a batch.
@@ -115,7 +132,10 @@ class Model:
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Last hidden states of a causal model, (B, S, d)."""
-        return cast(torch.Tensor, decoder_of(self.transformer())(**self.causal_inputs(batch)).last_hidden_state)
+        decoder = decoder_of(self.transformer())
+        if self.packs(batch.input_ids.shape[1]) and "segments" not in batch.extra:
+            return packing.hidden_states(decoder, batch.input_ids, batch.attention_mask)
+        return cast(torch.Tensor, decoder(**self.causal_inputs(batch)).last_hidden_state)
 
     def vocabulary_head(self) -> nn.Module:
         """The module that maps hidden states to scores of the vocabulary."""

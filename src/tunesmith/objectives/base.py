@@ -19,7 +19,7 @@ class LossSum:
     Attributes:
         total: Scalar, the weighted sum of the losses of a micro-batch's items (tokens or examples).
         weight: The sum of those weights.
-        metrics: Further sums over the same items, divided by the same weight for the log (e.g. correct tokens).
+        metrics: Further sums, of which :meth:`Objective.metrics` makes what is logged (e.g. correct tokens).
     """
 
     total: torch.Tensor
@@ -43,6 +43,15 @@ class Objective(Protocol):
         """The summed loss of a micro-batch, differentiable in the model's trainable parameters."""
         ...
 
+    def metrics(self, sums: dict[str, float], weight: float) -> dict[str, float]:
+        """What is logged, from the sums of a whole batch or set: their means over what the loss is a mean over."""
+        return means(sums, weight)
+
     def score(self, metrics: dict[str, float]) -> list[float]:
         """Order of validation results: the greater list is the better one."""
         ...
+
+
+def means(sums: dict[str, float], weight: float) -> dict[str, float]:
+    """Sums divided by the weight that the loss is divided by."""
+    return {name: value / weight for name, value in sums.items()}

@@ -13,4 +13,4 @@ def apply(model: Model, settings: Full) -> None:
 
 def learning_rate(form: str) -> float:
     """5e-5 for encoders (BERT, arXiv 1810.04805, A.3: 2e-5 to 5e-5), 2e-5 for decoders (Alpaca, Zephyr)."""
-    return 5e-5 if form == "classify" else 2e-5
+    return 2e-5 if form == "generate" else 5e-5

@@ -32,4 +32,4 @@ def apply(model: Model, settings: Layers) -> None:
 
 def learning_rate(form: str) -> float:
     """Twice the rate of full training: fewer layers move (cf. Howard & Ruder 2018, arXiv 1801.06146)."""
-    return 1e-4 if form == "classify" else 4e-5
+    return 4e-5 if form == "generate" else 1e-4

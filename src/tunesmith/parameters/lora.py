@@ -60,4 +60,4 @@ def apply(model: Model, settings: LoRA) -> None:
 
 def learning_rate(form: str) -> float:
     """2e-4 for decoders (QLoRA, arXiv 2305.14314, table 9); 5e-4 for encoders (LoRA's own GLUE runs, table 9)."""
-    return 5e-4 if form == "classify" else 2e-4
+    return 2e-4 if form == "generate" else 5e-4

@@ -161,10 +161,11 @@ def _render(recipe: Recipe, data: PreparedData, tokenizer: Any, folder: Path, co
     render = row_renderer(
         tokenizer,
         task,
-        classify=form == "classify",
+        form=form,
         labels=data.labels,
         max_length=max_length,
         system_prompt=recipe.system_prompt,
+        loss_on=recipe.data.loss_on,
     )
     rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
     rendered = [render(row) for row in rows]

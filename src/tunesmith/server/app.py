@@ -36,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.add_handlers(app)
     for module in (health, files, uploads, jobs):
         app.include_router(module.router)
-    app.add_middleware(Gate, settings=settings, tokens=services.tokens)
+    app.add_middleware(Gate, settings=settings, tokens=services.tokens, observe=services.metrics.observe)
     return app
 
 

@@ -6,6 +6,8 @@ Plain ASGI, so that nothing of a body is read before its sender is known.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -32,10 +34,14 @@ class Gate:
         app: What lies behind.
         settings: Limits and names.
         tokens: Who may enter; nobody needs one while there is none.
+        observe: Told method, route, status and seconds of each answer.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, tokens: Tokens) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, tokens: Tokens, observe: Callable[[str, str, int, float], None]
+    ) -> None:
         self.app = app
+        self.observe = observe
         self.settings = settings
         self.tokens = tokens
         self.failures = FailureLimit()
@@ -48,6 +54,20 @@ class Gate:
         if scope["type"] != "http":  # the lifespan; there are no web sockets here
             await self.app(scope, receive, send)
             return
+        started, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self.observe(scope["method"], route, status, time.perf_counter() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         try:
             self._check_host(headers)

@@ -11,6 +11,7 @@ from tunesmith.server.audit import Audit
 from tunesmith.server.auth import Tokens
 from tunesmith.server.database import Database
 from tunesmith.server.folders import Folders
+from tunesmith.server.metrics import Metrics
 from tunesmith.server.registry import Registry
 from tunesmith.server.settings import Settings
 
@@ -25,6 +26,7 @@ class Services:
     tokens: Tokens
     registry: Registry
     audit: Audit
+    metrics: Metrics
 
 
 def open_services(settings: Settings) -> Services:
@@ -40,7 +42,7 @@ def open_services(settings: Settings) -> Services:
     settings.refuse_open_door(has_tokens=bool(tokens))
     database = Database(settings.database_url)
     registry = Registry(database, folders, settings.models)
-    return Services(settings, folders, database, tokens, registry, Audit(settings.data))
+    return Services(settings, folders, database, tokens, registry, Audit(settings.data), Metrics(database))
 
 
 def _services(request: Request) -> Services:

@@ -9,17 +9,25 @@ import uvicorn
 
 from tunesmith.errors import ResourceError
 from tunesmith.server.app import create_app
+from tunesmith.server.rebuild import rebuild_index
 from tunesmith.server.settings import Settings
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, rebuild: bool = False) -> None:
     """Listen and answer until SIGINT or SIGTERM.
+
+    Args:
+        settings: What was asked for.
+        rebuild: Restore the index from the data folder first.
 
     Raises:
         UsageError: See :func:`tunesmith.server.app.create_app`.
         ResourceError: The port is taken.
     """
     app = create_app(settings)
+    if rebuild:
+        found = rebuild_index(app.state.services)
+        print("Restored", ", ".join(f"{number} {what}" for what, number in found.items()), flush=True)
     listener = _listen(settings)
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tunesmith.tasks.base import Field, Message, Task
+from tunesmith.tasks.base import Field, Message, Reading, Task
 from tunesmith.tasks.preference import Preference
 from tunesmith.tasks.text_classification import TextClassification
 from tunesmith.tasks.text_generation import Chat, TextGeneration
 
 TASKS: dict[str, Task] = {task.name: task for task in (TextClassification(), TextGeneration(), Chat(), Preference())}
 
-__all__ = ["TASKS", "Field", "Message", "Task"]
+__all__ = ["TASKS", "Field", "Message", "Reading", "Task"]

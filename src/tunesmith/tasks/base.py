@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Row
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Data
 
 Message = dict[str, Any]
 """One turn of a conversation: ``{"role": "system"|"user"|"assistant"|"tool", "content": str, ...}``."""
@@ -24,8 +28,10 @@ class Field:
         name: The task's name for it.
         what: For help texts and errors.
         aliases: Column names that are taken for it when no column is named (lower case).
-        kind: ``text``, ``label`` or ``messages``.
+        kind: ``text`` and ``label`` are checked as such, ``turns`` unless it is a list (of messages); values of other
+            kinds are the task's business.
         required: Whether every row must have it.
+        unasked: What stands for it in a row whose answer is still to be found.
     """
 
     name: str
@@ -33,6 +39,21 @@ class Field:
     aliases: tuple[str, ...] = ()
     kind: str = "text"
     required: bool = True
+    unasked: Any = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one source become rows of the task: settled once, from the source's first rows.
+
+    Attributes:
+        convert: From a row as the source has it to a row as the task wants it, and all that is wrong with it: a row
+            with a fault of severity ``error`` is not used. ``None``: rows are taken as they are.
+        said: What a user should know of it, e.g. that the tags are of the scheme IOB1; empty if there is nothing.
+    """
+
+    convert: Callable[[Row], tuple[Row, list[Fault]]] | None = None
+    said: str = ""
 
 
 class Task(Protocol):
@@ -43,6 +64,10 @@ class Task(Protocol):
     forms: tuple[tuple[Field, ...], ...]
     """Alternative sets of fields a row may have; the first that fits the columns is taken."""
     answer: Answer
+
+    def reading(self, sample: Sequence[Row], data: Data) -> Reading:
+        """How to read a source whose first rows are ``sample`` (not checked yet, under the names of the fields)."""
+        ...
 
     def input_text(self, row: Row) -> str:
         """What goes in, as one text: duplicates, contradictions and leakage are judged by it."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.rows import Row
-from tunesmith.tasks.base import Answer, Field, Message
-from tunesmith.tasks.text_generation import ROLES
+from tunesmith.tasks.base import Answer, Field, Message, Reading
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Data
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Preference:
@@ -29,6 +33,10 @@ class Preference:
         ),
     )
     answer: Answer = "pair"
+
+    def reading(self, sample: Sequence[Row], data: Data) -> Reading:
+        """Rows are taken as they are."""
+        return Reading()
 
     def input_text(self, row: Row) -> str:
         """The prompt, by which rows are kept on one side of a split; without one, both answers."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from tunesmith.data.rows import Row
-from tunesmith.tasks.base import Answer, Field, Message
+from tunesmith.tasks.base import Answer, Field, Message, Reading
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Data
 
 
 class TextClassification:
@@ -20,6 +24,10 @@ class TextClassification:
         ),
     )
     answer: Answer = "label"
+
+    def reading(self, sample: Sequence[Row], data: Data) -> Reading:
+        """Rows are taken as they are."""
+        return Reading()
 
     def input_text(self, row: Row) -> str:
         """The text."""

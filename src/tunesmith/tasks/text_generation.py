@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tunesmith.data import conversations
 from tunesmith.data.rows import Row
-from tunesmith.tasks.base import Answer, Field, Message
+from tunesmith.tasks.base import Answer, Field, Message, Reading
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+if TYPE_CHECKING:
+    from tunesmith.recipe import Data
+
+_ANSWER_NAMES = ("completion", "response", "output", "answer", "target")
+_SYSTEM = Field("system", "the system message", ("system_prompt",), required=False)
+_TOOLS = Field("tools", "functions that may be called", ("functions",), "tools", required=False)
+_IMAGES = Field("images", "pictures, which these models cannot read", ("image",), "images", required=False)
 
 
 class TextGeneration:
@@ -17,26 +24,49 @@ class TextGeneration:
     name = "text-generation"
     what = "write an answer to a prompt or a conversation"
     forms: tuple[tuple[Field, ...], ...] = (
-        (Field("messages", "the conversation", ("messages", "conversation", "conversations"), "messages"),),
         (
-            Field("prompt", "what the model is given", ("prompt", "instruction", "input", "question", "source")),
-            Field("completion", "what it shall write", ("completion", "response", "output", "answer", "target")),
+            Field("messages", "the conversation", ("messages", "conversation", "conversations"), "messages"),
+            _SYSTEM,
+            _TOOLS,
+            Field("parallel_tool_calls", "whether one turn may make several calls", kind="switch", required=False),
+            _IMAGES,
+        ),
+        (
+            Field("instruction", "what is asked", ("instruction",)),
+            Field("input", "what it is asked about", ("input", "context"), required=False),
+            Field("output", "the answer", _ANSWER_NAMES),
+            _SYSTEM,
+            Field("history", "earlier questions and answers", kind="history", required=False),
+            _TOOLS,
+            _IMAGES,
+        ),
+        (
+            Field(
+                "prompt", "what the model is given", ("prompt", "instruction", "input", "question", "source"), "turns"
+            ),
+            Field("completion", "what it shall write", _ANSWER_NAMES, "turns"),
+            _SYSTEM,
+            _TOOLS,
+            _IMAGES,
         ),
     )
     answer: Answer = "text"
 
+    def reading(self, sample: Sequence[Row], data: Data) -> Reading:
+        """Bring every shape of conversation into one."""
+        shape = conversations.shape_name(sample[0].fields) if sample else None
+        return Reading(conversations.convert, f"{shape}: read as messages with roles" if shape else "")
+
     def input_text(self, row: Row) -> str:
-        """Everything up to the last answer."""
-        if "messages" in row.fields:
-            return "\n".join(f"{m.get('role')}: {m.get('content')}" for m in self._turns(row)[:-1])
-        return str(row.fields["prompt"])
+        """Everything up to the last answer; roles are named where there is more than one question."""
+        turns = conversations.of_row(row.fields)[:-1]
+        if len(turns) == 1:
+            return conversations.text_of(turns[0])
+        return "\n".join(f"{turn['role']}: {conversations.text_of(turn)}" for turn in turns)
 
     def target_text(self, row: Row) -> str:
         """The (last) answer."""
-        if "messages" in row.fields:
-            turns = self._turns(row)
-            return str(turns[-1].get("content") or "") if turns else ""
-        return str(row.fields["completion"])
+        return conversations.text_of(conversations.of_row(row.fields)[-1])
 
     def reference(self, row: Row) -> Any:
         """The (last) answer."""
@@ -47,51 +77,20 @@ class TextGeneration:
         return ()
 
     def conversation(self, row: Row, labels: Sequence[str] | None, system_prompt: str | None) -> list[Message]:
-        """The messages themselves, or the pair as a user's and an assistant's turn."""
-        if "messages" in row.fields:
-            turns = self._turns(row)
-        else:
-            turns = [
-                {"role": "user", "content": str(row.fields["prompt"])},
-                {"role": "assistant", "content": str(row.fields["completion"])},
-            ]
-        if system_prompt and not (turns and turns[0].get("role") == "system"):
+        """The messages, behind the recipe's system prompt unless the row brings its own."""
+        turns = conversations.of_row(row.fields)
+        if system_prompt and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": system_prompt}, *turns]
         return turns
 
     def problems(self, row: Row) -> Iterable[tuple[str, str]]:
-        """Roles and order of turns."""
-        if "messages" not in row.fields:
-            return
-        turns = row.fields["messages"]
-        if not isinstance(turns, list) or not turns:
-            yield "messages-shape", "`messages` must be a list with at least one message"
-            return
-        for number, turn in enumerate(turns, 1):
-            if not isinstance(turn, dict) or "role" not in turn:
-                yield "messages-shape", f"message {number} must be an object with `role` and `content`"
-                return
-            if turn["role"] not in ROLES:
-                known = ", ".join(ROLES)
-                yield "unknown-role", f"message {number} has the unknown role {turn['role']!r}; known: {known}"
-                return
-            if turn.get("content") is not None and not isinstance(turn["content"], str):
-                yield "messages-shape", f"the content of message {number} must be text"
-                return
-            if turn["role"] in ("system", "user", "developer") and not str(turn.get("content") or "").strip():
-                yield "empty-field", f"message {number} ({turn['role']}) is empty"
-        if turns[-1]["role"] != "assistant":
-            yield "last-role", "the last message must be the assistant's: it is what the model learns"
-
-    @staticmethod
-    def _turns(row: Row) -> list[Message]:
-        turns = row.fields["messages"]
-        return list(turns) if isinstance(turns, list) else []
+        """The order of turns, and calls of tools with their results."""
+        parallel = row.fields.get("parallel_tool_calls") is not False
+        return conversations.problems(conversations.of_row(row.fields), row.fields.get("tools"), parallel=parallel)
 
 
 class Chat(TextGeneration):
-    """Text generation from conversations only."""
+    """Text generation under the name that users of conversations look for."""
 
     name = "chat"
     what = "answer in a conversation"
-    forms = (TextGeneration.forms[0],)

@@ -227,7 +227,7 @@ class Trainer:
         """Sum loss, weight, metrics and gradients over the micro-batches of one global batch."""
         total, weight, tokens = 0.0, 0.0, 0
         metrics: dict[str, float] = {}
-        for micro in micro_batches(self.train.lengths, rows, self.position.micro_tokens, WIDTH_MULTIPLE):
+        for micro in pieces(self.model, self.train, rows, self.position.micro_tokens):
             batch = self.objective.prepare(self._batch(self.train, micro), None)
             loss = self.objective.loss(self.model, batch)
             loss.total.backward()
@@ -311,7 +311,7 @@ class Trainer:
                 examples=len(rows),
                 seconds=seconds,
                 memory_bytes=self._memory.now(),
-                metrics={name: value / weight for name, value in metrics.items()},
+                metrics=self.objective.metrics(metrics, weight),
             )
         )
 
@@ -438,20 +438,26 @@ def batches_of_epoch(lengths: np.ndarray, settings: Training, epoch: int) -> lis
     )
 
 
+def pieces(model: Model, data: TokenFile, rows: np.ndarray, micro_tokens: int) -> Iterator[np.ndarray]:
+    """The rows of each forward pass over a batch, by how the model computes it."""
+    padded = not model.packs(int(data.lengths[rows].max()))
+    return micro_batches(data.lengths, rows, micro_tokens, WIDTH_MULTIPLE, padded)
+
+
 def evaluate_loss(model: Model, objective: Objective, data: TokenFile, micro_tokens: int) -> dict[str, float]:
     """Mean loss and metrics of an objective over a whole set, without dropout or gradient."""
     model.network.eval()
     total, weight = 0.0, 0.0
     metrics: dict[str, float] = {}
     with torch.inference_mode():
-        for rows in micro_batches(data.lengths, np.arange(len(data)), micro_tokens, WIDTH_MULTIPLE):
+        for rows in pieces(model, data, np.arange(len(data)), micro_tokens):
             batch = collate(data, rows.tolist(), model.pad_id, WIDTH_MULTIPLE).to(model.device)
             loss = objective.loss(model, batch)
             total += float(loss.total)
             weight += loss.weight
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value)
-    return {"loss": total / weight} | {name: value / weight for name, value in metrics.items()}
+    return {"loss": total / weight} | objective.metrics(metrics, weight)
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:

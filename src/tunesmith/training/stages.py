@@ -117,11 +117,12 @@ def _train_stage(
     render = row_renderer(
         model.tokenizer,
         TASKS[recipe.task],
-        classify=form == "classify",
+        form=form,
         labels=prepared.labels,
         max_length=model.max_length,
         system_prompt=recipe.system_prompt,
         eos_ids=model.eos_ids,
+        loss_on=recipe.data.loss_on,
     )
     tokens = folder / "tokens" / place.name
     objective = objectives.make(objective_name, settings)

@@ -1,0 +1,339 @@
+"""The flow of OpenAI's guide with OpenAI's own client, which checks every response against its types."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, AzureOpenAI, OpenAI
+
+import serving
+from serving import chat_rows, jsonl
+from tunesmith.models.saving import load_artefact
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server") / "data"
+
+
+@pytest.fixture(scope="module")
+def address(data: Path, tiny_decoder: Path) -> Iterator[str]:
+    with serving.server(data, tiny_decoder, min_examples=10, max_file_bytes=200_000) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> OpenAI:
+    return OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
+
+
+@pytest.fixture(scope="module")
+def training_file(client: OpenAI) -> str:
+    return client.files.create(file=("train.jsonl", jsonl(chat_rows(24))), purpose="fine-tune").id
+
+
+@pytest.fixture(scope="module")
+def finished(client: OpenAI, training_file: str) -> Any:
+    """A job with everything, from upload to model."""
+    validation = client.files.create(file=("valid.jsonl", jsonl(chat_rows(60)[48:])), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model="gpt-tiny",
+        training_file=training_file,
+        validation_file=validation.id,
+        suffix="Capital Cities",
+        seed=7,
+        metadata={"team": "geo"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}},
+    )
+    assert job.status == "validating_files" and job.error is None and job.seed == 7
+    assert job.hyperparameters.learning_rate_multiplier == "auto"
+    return serving.ended(client, job.id)
+
+
+def test_the_guides_flow(client: OpenAI, finished: Any, data: Path) -> None:
+    assert finished.status == "succeeded", finished
+    assert finished.fine_tuned_model == f"ft:gpt-tiny:local:capital-cities:{finished.id[6:14]}"
+    assert finished.hyperparameters.n_epochs == 2 and finished.hyperparameters.batch_size == 8
+    assert finished.hyperparameters.learning_rate_multiplier == 1.0  # `auto`, as it was taken
+    assert finished.trained_tokens > 0 and finished.finished_at >= finished.created_at
+    assert finished.method.type == "supervised" and finished.metadata == {"team": "geo"}
+    model, _ = load_artefact(data / "jobs" / finished.id / "run" / "model")
+    assert model.form == "generate"
+
+
+def test_events_newest_first_in_openais_words(client: OpenAI, finished: Any) -> None:
+    events = list(client.fine_tuning.jobs.list_events(finished.id, limit=3))  # pages of 3
+    texts = [event.message for event in events][::-1]
+    assert texts[0] == f"Created fine-tuning job: {finished.id}"
+    order = [
+        f"Validating training file: {finished.training_file}",
+        "Files validated, moving job to queued state",
+        "Fine-tuning job started",
+        f"New fine-tuned model created: {finished.fine_tuned_model}",
+        "The job has successfully completed",
+    ]
+    assert [text for text in texts if text in order] == order
+    steps = [event for event in events[::-1] if event.type == "metrics" and "train_loss" in event.data]
+    assert [event.data["step"] for event in steps] == list(range(1, 7))
+    assert steps[0].message == f"Step 1/6: training loss={steps[0].data['train_loss']:.2f}"
+    assert any("full validation loss" in text for text in texts)
+    newest = client.fine_tuning.jobs.list_events(finished.id, limit=1)  # as DSPy asks
+    assert newest.data[0].message == "The job has successfully completed" and newest.has_more
+    assert len({event.id for event in events}) == len(events)
+
+
+def test_events_as_a_stream(client: OpenAI, address: str, finished: Any) -> None:
+    import httpx2
+
+    texts = []
+    with httpx2.stream("GET", f"{address}/v1/fine_tuning/jobs/{finished.id}/events?stream=true") as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                texts.append(json.loads(line[6:])["message"])
+    assert texts[0].startswith("Created") and texts[-1] == "The job has successfully completed"
+    assert line == "" or line == "data: [DONE]"
+
+
+def test_the_results_file_is_a_csv_in_base64(client: OpenAI, finished: Any) -> None:
+    (file_id,) = finished.result_files
+    table = list(csv.DictReader(io.StringIO(base64.b64decode(client.files.content(file_id).read()).decode())))
+    assert [row["step"] for row in table] == ["1", "2", "3", "4", "5", "6"]
+    assert all(float(row["train_loss"]) > 0 for row in table)
+    assert [bool(row["valid_loss"]) for row in table] == [False, False, True, False, False, True]
+    assert client.files.retrieve(file_id).purpose == "fine-tune-results"
+
+
+def test_checkpoints_are_models(client: OpenAI, finished: Any, data: Path) -> None:
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(finished.id, limit=1))
+    assert [checkpoint.step_number for checkpoint in checkpoints] == [6, 3]
+    first = checkpoints[1]
+    assert first.fine_tuned_model_checkpoint == f"{finished.fine_tuned_model}:ckpt-step-3"
+    assert first.metrics.train_loss > 0 and first.metrics.full_valid_loss > 0
+    folder = data / "jobs" / finished.id / "checkpoints"
+    from safetensors.torch import load_file
+
+    saved = {step: load_file(folder / f"step-{step}" / "adapter_model.safetensors") for step in (3, 6)}
+    assert any((saved[3][name] != saved[6][name]).any() for name in saved[3])
+    best = load_file(data / "jobs" / finished.id / "run" / "model" / "adapter_model.safetensors")
+    assert any(all((best[name] == tensors[name]).all() for name in best) for tensors in saved.values())
+
+
+def test_checkpoint_permissions(client: OpenAI, finished: Any) -> None:
+    name = f"{finished.fine_tuned_model}:ckpt-step-3"
+    permissions = client.fine_tuning.checkpoints.permissions
+    made = list(permissions.create(name, project_ids=["team-a", "team-b"]))
+    assert [permission.project_id for permission in made] == ["team-a", "team-b"]
+    assert [p.project_id for p in permissions.list(name, order="ascending")] == ["team-a", "team-b"]
+    assert permissions.delete(made[0].id, fine_tuned_model_checkpoint=name).deleted
+    assert [p.project_id for p in permissions.list(name)] == ["team-b"]
+
+
+def test_lists_of_jobs(client: OpenAI, finished: Any) -> None:
+    assert next(iter(client.fine_tuning.jobs.list(limit=1))).id
+    assert [job.id for job in client.fine_tuning.jobs.list(metadata={"team": "geo"})] == [finished.id]
+    assert list(client.fine_tuning.jobs.list(metadata={"team": "other"})) == []
+
+
+def test_the_same_by_the_asynchronous_client(address: str, finished: Any) -> None:
+    async def flow() -> list[str]:
+        async with AsyncOpenAI(
+            base_url=f"{address}/v1", api_key="none", max_retries=0, _strict_response_validation=True
+        ) as client:
+            file = await client.files.create(file=("a.jsonl", jsonl(chat_rows(12))), purpose="fine-tune")
+            job = await client.fine_tuning.jobs.create(model="gpt-tiny", training_file=file.id)
+            job = await client.fine_tuning.jobs.cancel(job.id)
+            await client.files.delete(file.id)
+            return [job.status, *[event.message async for event in client.fine_tuning.jobs.list_events(job.id)]]
+
+    status, *texts = asyncio.run(flow())
+    assert status == "cancelled" and "The job has been cancelled" in texts
+
+
+@pytest.mark.parametrize("path", ["", "/v1"])
+def test_azures_client(address: str, finished: Any, path: str) -> None:
+    if path:
+        client = OpenAI(base_url=f"{address}/openai/v1/", api_key="none", _strict_response_validation=True)
+    else:
+        client = AzureOpenAI(
+            azure_endpoint=address, api_key="none", api_version="2025-04-01", _strict_response_validation=True
+        )
+    bom = b"\xef\xbb\xbf" + jsonl(chat_rows(12))  # as Azure wants its files
+    file = client.files.create(file=("a.jsonl", bom), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="gpt-tiny", training_file=file.id, hyperparameters={"n_epochs": 1})
+    job = serving.ended(client, job.id)
+    assert job.status == "succeeded", job
+    assert job.hyperparameters.n_epochs == 1
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def test_files(client: OpenAI) -> None:
+    content = jsonl(chat_rows(3))
+    file = client.files.create(
+        file=("../../evil\\name.jsonl", content), purpose="user_data",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )  # fmt: skip
+    assert file.filename == "name.jsonl" and file.bytes == len(content)
+    assert file.expires_at == file.created_at + 3600
+    assert client.files.wait_for_processing(file.id).status == "processed"
+    assert client.files.content(file.id).read() == content
+    assert [f.id for f in client.files.list(purpose="user_data", limit=1)] == [file.id]
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_uploads_in_parts(client: OpenAI) -> None:
+    content = jsonl(chat_rows(40))
+    upload = client.uploads.create(bytes=len(content), filename="u.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    halves = [content[:700], content[700:]]
+    second = client.uploads.parts.create(upload.id, data=halves[1])
+    first = client.uploads.parts.create(upload.id, data=halves[0])
+    with pytest.raises(openai.BadRequestError, match="md5"):
+        client.uploads.complete(upload.id, part_ids=[first.id, second.id], md5="0" * 32)
+    md5 = hashlib.md5(content).hexdigest()
+    done = client.uploads.complete(upload.id, part_ids=[first.id, second.id], md5=md5)
+    assert done.status == "completed" and done.file is not None
+    assert client.files.content(done.file.id).read() == content
+    with pytest.raises(openai.BadRequestError, match="completed"):
+        client.uploads.cancel(upload.id)
+
+
+def test_an_upload_cancelled_and_one_too_large(client: OpenAI) -> None:
+    upload = client.uploads.create(bytes=10, filename="u", mime_type="text/plain", purpose="batch")
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.uploads.parts.create(upload.id, data=b"x" * 11)
+    assert refused.value.status_code == 413
+    assert client.uploads.cancel(upload.id).status == "cancelled"
+    with pytest.raises(openai.BadRequestError):
+        client.uploads.parts.create(upload.id, data=b"x")
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+def failure(client: OpenAI, rows: bytes, **more: Any) -> Any:
+    file = client.files.create(file=("bad.jsonl", rows), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="gpt-tiny", training_file=file.id, **more)
+    job = serving.ended(client, job.id)
+    assert job.status == "failed" and job.error is not None and job.fine_tuned_model is None
+    return job.error
+
+
+def test_too_few_rows(client: OpenAI, finished: Any) -> None:
+    error = failure(client, jsonl(chat_rows(9)))
+    assert (error.code, error.param) == ("invalid_n_examples", "training_file")
+    assert error.message == "Training file has 9 example(s), but must have at least 10 examples"
+
+
+def test_a_bad_row_is_named_by_its_line(client: OpenAI, finished: Any, data: Path) -> None:
+    rows = jsonl(chat_rows(11)) + b'{"messages": [{"role": "wizard", "content": "x"}]}\n'
+    error = failure(client, rows)
+    assert error.code == "invalid_file_format" and error.param == "training_file"
+    assert "training_file.jsonl:12" in error.message and "wizard" in error.message
+    assert str(data) not in error.message
+
+
+def test_mixed_formats(client: OpenAI, finished: Any) -> None:
+    rows = jsonl(chat_rows(11)) + b'{"prompt": "a", "completion": "b"}\n'
+    assert failure(client, rows).code == "invalid_file_format"
+    assert failure(client, b"\x00\x01 no json at all\n" * 12).code == "invalid_file_format"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"training_file": "file-000000000000000000000000"}, 400, "invalid_file", "training_file"),
+        ({"training_file": "../../etc/passwd"}, 400, "invalid_file", "training_file"),
+        ({"validation_file": "file-0"}, 400, "invalid_file", "validation_file"),
+        ({"model": "gpt-unknown"}, 404, "model_not_found", "model"),
+        ({"model": "/etc"}, 404, "model_not_found", "model"),
+        ({"suffix": "x" * 65}, 400, "invalid_value", "suffix"),
+        ({"seed": -1}, 400, "invalid_value", "seed"),
+        ({"metadata": {"k" * 65: "v"}}, 400, "invalid_value", None),
+        ({"metadata": {str(n): "v" for n in range(17)}}, 400, "invalid_value", "metadata"),
+        ({"method": {"type": "dpo", "dpo": {}}}, 400, "unsupported_method", "method.type"),
+        ({"method": {"type": "reinforcement"}}, 400, "unsupported_method", "method.type"),
+        ({"method": {"type": "supervised"}, "hyperparameters": {"n_epochs": 1}}, 400, "invalid_value", None),
+        ({"hyperparameters": {"n_epochs": 0}}, 400, "invalid_value", None),
+        ({"extra_body": {"trust_remote_code": True}}, 400, "invalid_value", "trust_remote_code"),
+    ],
+)  # fmt: skip
+def test_requests_that_cannot_be(
+    client: OpenAI, training_file: str, change: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.fine_tuning.jobs.create(**{"model": "gpt-tiny", "training_file": training_file, **change})
+    assert (refused.value.status_code, refused.value.code) == (status, code)
+    assert refused.value.body is not None and set(refused.value.body) == {"message", "type", "param", "code"}
+    if param:
+        assert refused.value.param == param
+
+
+def test_a_file_of_another_purpose(client: OpenAI) -> None:
+    file = client.files.create(file=("a.jsonl", b"{}"), purpose="user_data")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.fine_tuning.jobs.create(model="gpt-tiny", training_file=file.id)
+    assert refused.value.code == "invalid_file_purpose"
+
+
+def test_a_file_deleted_while_its_job_waits(client: OpenAI, finished: Any) -> None:
+    """The job keeps what it was made with."""
+    file = client.files.create(file=("a.jsonl", jsonl(chat_rows(12))), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model="gpt-tiny", training_file=file.id, hyperparameters={"n_epochs": 1})
+    client.files.delete(file.id)
+    assert serving.ended(client, job.id).status == "succeeded"
+
+
+def test_the_same_key_gives_the_same_job(client: OpenAI, training_file: str) -> None:
+    more = {"extra_headers": {"Idempotency-Key": "once"}}
+    jobs = [client.fine_tuning.jobs.create(model="gpt-tiny", training_file=training_file, **more) for _ in range(2)]
+    assert jobs[0].id == jobs[1].id
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.fine_tuning.jobs.create(model="gpt-tiny", training_file=training_file, seed=1, **more)
+    assert refused.value.code == "idempotency_key_reused"
+    client.fine_tuning.jobs.cancel(jobs[0].id)
+
+
+# --- stopping ----------------------------------------------------------------------------------
+
+
+def test_pause_resume_and_cancel_in_mid_run(address: str, client: OpenAI, training_file: str, data: Path) -> None:
+    lax = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)  # the strict one knows no "paused"
+    job = lax.fine_tuning.jobs.create(model="slow", training_file=training_file)
+    folder = data / "jobs" / job.id
+    serving.wait_for(lambda: "Step 30/4000" in texts(lax, job.id))
+    assert lax.fine_tuning.jobs.retrieve(job.id).estimated_finish is not None
+    assert lax.fine_tuning.jobs.pause(job.id).status == "paused"
+    serving.wait_for(lambda: json.loads((folder / "job.json").read_text())["lease_until"] is None, 10)
+    assert lax.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    reached = steps(folder)[-1]
+    assert lax.fine_tuning.jobs.resume(job.id).status == "queued"
+    serving.wait_for(lambda: len(steps(folder)) > reached + 10)
+    assert steps(folder) == list(range(1, len(steps(folder)) + 1))  # gone on, not begun again
+    with pytest.raises(openai.BadRequestError):
+        lax.fine_tuning.jobs.resume(job.id)
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    serving.wait_for(lambda: json.loads((folder / "job.json").read_text())["lease_until"] is None, 10)
+    assert serving.ended(client, job.id).status == "cancelled"
+    assert not (folder / "data").exists()
+
+
+def texts(client: OpenAI, job_id: str) -> str:
+    return "\n".join(event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100).data)
+
+
+def steps(folder: Path) -> list[int]:
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines if '"type": "step"' in line and line.endswith("}")]
