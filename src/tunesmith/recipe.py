@@ -356,7 +356,21 @@ class Recipe(Part):
 
     def to_yaml(self) -> str:
         """The recipe as YAML that :func:`tunesmith.recipe_file.load` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        fields = self.model_dump(mode="json", exclude_none=True)
+        text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes line breaks beyond ASCII, which PyYAML writes as they are and reads back as spaces."""
+
+
+def _text_node(dumper: _Dumper, text: str) -> yaml.Node:
+    breaks = any(character in text for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _text_node)
 
 
 def impossible_pairs(recipe: Recipe) -> list[str]:

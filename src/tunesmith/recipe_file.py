@@ -141,7 +141,8 @@ def _as_recipe_error(
     where = f"{source}:{line}" if source and line else (source or key or None)
     if any(path[: len(override)] == override for override in given):
         where = f"--set {key}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    others = [".".join(map(str, p["loc"])) for p in problems if p is not problem]
+    more = f" (and {len(others)} more: {', '.join(f'`{other}`' for other in others)})" if others else ""
     if problem["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)

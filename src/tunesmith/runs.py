@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import recipe_file
+from tunesmith import disk, recipe_file
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
 from tunesmith.events import Event, Progress
 from tunesmith.recipe import Recipe
@@ -88,9 +88,11 @@ def write_folder(final: Path, write: Callable[[Path], None]) -> None:
     staging = final.with_name(f".{final.name}-{secrets.token_hex(4)}")
     try:
         write(staging)
+        disk.flush_tree(staging)
         if final.exists():
             shutil.rmtree(final)
         os.replace(staging, final)
+        disk.flush(final.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

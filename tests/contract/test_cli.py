@@ -163,6 +163,13 @@ def test_a_recipe_error_says_what_where_and_how(tmp_path: Path, capsys: pytest.C
     ]
 
 
+def test_all_unknown_keys_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE + "trainin: {epochs: 1}\nmodle: m\n", encoding="utf-8")
+    assert main.run(["tune", str(file)]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "Error: unknown key `trainin` (and 1 more: `modle`)"
+
+
 def test_a_mistyped_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["tun"]) == 2
     assert "'tune'" in capsys.readouterr().err

@@ -294,14 +294,14 @@ def test_out_of_memory_halves_the_pass_and_not_the_batch(
         events = tiny.Events()
         model = tiny.build(tiny_encoder, "classify", training=tiny.Training(dropout=0.0))
         trainer = tiny.trainer(
-            model, labelled_rows(32), folder, events=events, batch_size=32, max_steps=1, micro_tokens=256
+            model, labelled_rows(32), folder, events=events, batch_size=32, max_steps=1, micro_tokens=128
         )
         good, calls, seen = trainer.objective.loss, 0, []
 
         def loss(model: Model, batch: Any) -> Any:
             nonlocal calls
             calls += 1
-            if fail and batch.input_ids.numel() > 128 and calls > 1:  # after gradients of the first piece exist
+            if fail and batch.tokens > 64 and calls > 1:  # after gradients of the first piece exist
                 raise error
             return good(model, batch)
 
@@ -315,7 +315,7 @@ def test_out_of_memory_halves_the_pass_and_not_the_batch(
         trainer.optimizer.step = spy  # type: ignore[method-assign]
         trainer.run()
         if fail:
-            assert trainer.position.micro_tokens == 128 and calls > 4
+            assert trainer.position.micro_tokens == 64 and calls > 4
         return seen, events
 
     expected, _ = first_update(False, tmp_path / "plenty")
@@ -323,7 +323,7 @@ def test_out_of_memory_halves_the_pass_and_not_the_batch(
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-15)
     (notice,) = [n for n in events.of(Notice) if "out of memory" in n.message]
-    assert notice.level == "warning" and notice.fix == "set `training.micro_tokens: 128` to begin with it"
+    assert notice.level == "warning" and notice.fix == "set `training.micro_tokens: 64` to begin with it"
 
 
 def test_memory_that_does_not_suffice_for_one_example(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -353,3 +353,23 @@ def test_the_identity_is_in_each_checkpoint(unfinished: Path) -> None:
     path = unfinished / "stages" / "1-tune" / "checkpoints" / "step-00000004" / "trainer.json"
     identity = json.loads(path.read_text())["identity"]
     assert {"data", "recipe", "python", "torch", "transformers", "tunesmith"} <= set(identity)
+
+
+def test_out_of_memory_while_validating_halves_the_pass_too(tiny_encoder: Path, tmp_path: Path) -> None:
+    events, held_out = tiny.Events(), labelled_rows(32, seed=1)
+    settings: dict[str, Any] = {"batch_size": 4, "max_steps": 1, "micro_tokens": 128}
+    whole = tiny.trainer(model_of(tiny_encoder), labelled_rows(8), tmp_path / "a", validation=held_out, **settings)
+    scarce = tiny.trainer(
+        model_of(tiny_encoder), labelled_rows(8), tmp_path / "b", validation=held_out, events=events, **settings
+    )
+    good = scarce.objective.loss
+
+    def loss(model: Model, batch: Any) -> Any:
+        if batch.tokens > 64:
+            raise torch.OutOfMemoryError("out of memory")
+        return good(model, batch)
+
+    scarce.objective.loss = loss  # type: ignore[method-assign]
+    expected, found = whole.run().best_metrics, scarce.run().best_metrics
+    assert found == pytest.approx(expected, rel=1e-5) and scarce.position.micro_tokens == 64
+    assert any("out of memory" in notice.message for notice in events.of(Notice))

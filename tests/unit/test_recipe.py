@@ -178,6 +178,12 @@ def test_a_recipe_survives_its_own_yaml(epochs: float, rank: int, shots: int, co
     assert parse(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
+@pytest.mark.parametrize("column", ["a\x85b", "\x85", "a\u2028", "\u2029a", "a\ufeff", "\x7f"])
+def test_column_names_with_strange_breaks_survive(column: str) -> None:
+    recipe = parse({"task": "text-classification", "model": "m", "data": {"train": "a", "columns": {"text": column}}})
+    assert yaml.safe_load(recipe.to_yaml())["data"]["columns"]["text"] == column
+
+
 def test_a_method_fills_in_but_never_overrules() -> None:
     open_choice = parse(SHORT | {"method": "peft"}).resolved()
     assert isinstance(open_choice.stages[0].parameters, LoRA)

@@ -141,3 +141,20 @@ def test_answers_come_back_as_they_were(folder: Path) -> None:
 
 def test_the_recipe_is_read_back(folder: Path) -> None:
     assert Run(folder).recipe == Recipe(task="text-classification", model="m")
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (flushed.append(os.readlink(f"/proc/self/fd/{number}")), real(number))
+    )
+
+    def write(staging: Path) -> None:
+        (staging / "deep").mkdir(parents=True)
+        (staging / "deep" / "weights").write_text("w", encoding="utf-8")
+
+    runs.write_folder(tmp_path / "model", write)
+    names = [name.rsplit("/", 1)[-1] for name in flushed]
+    assert names[:2] == ["deep", "weights"] and names[2].startswith(".model-") and flushed[3] == str(tmp_path)
+    assert (tmp_path / "model" / "deep" / "weights").read_text(encoding="utf-8") == "w"

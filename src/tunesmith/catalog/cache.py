@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunesmith import disk
 from tunesmith.errors import ResourceError
 from tunesmith.events import Listener, Notice, nobody
 
@@ -88,7 +89,7 @@ def ensure(
             _write_manifest(staging, key, notes)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(staging, folder)
-            _sync(folder.parent)
+            disk.flush(folder.parent)
         except OSError as error:
             raise ResourceError(
                 f"cannot write the cache: {error}",
@@ -164,7 +165,7 @@ def _digest_once(path: Path, stat: os.stat_result) -> str:
 def _write_manifest(folder: Path, key: dict[str, Any], notes: dict[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _sync(path)
+        disk.flush(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_json(folder / MANIFEST, {"key": key, "notes": notes, "files": files})
 
@@ -178,12 +179,3 @@ def _make_folder(folder: Path) -> None:
             where=str(folder),
             fix="point TUNESMITH_CACHE to a folder that can be written",
         ) from error
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

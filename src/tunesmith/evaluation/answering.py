@@ -14,7 +14,7 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import pairs
 from tunesmith.evaluation.features import LinearHead, fit_linear_head
 from tunesmith.evaluation.outputs import Outputs
-from tunesmith.events import Listener, nobody
+from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference
 from tunesmith.models.model import Model
 from tunesmith.recipe import Generation
@@ -66,8 +66,10 @@ def answer(
     ]
     if setting.labels is not None:
         choices = [_answer_tokens(renderer, label) for label in setting.labels]
+        prompts = _fitting(prompts, rows, prompt_limit(model) - max(map(len, choices)), setting.on_event)
         probabilities = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
         return _outputs(started, prompts, probabilities=probabilities)
+    prompts = _fitting(prompts, rows, prompt_limit(model) - setting.generation.max_new_tokens, setting.on_event)
     written = inference.generate(
         model,
         prompts,
@@ -101,6 +103,23 @@ def prompt_limit(model: Model) -> int:
     """Longest prompt with examples: what the model's positions allow, not the length that training was cut to."""
     config: Any = model.transformer().config
     return int(getattr(config, "max_position_embeddings", None) or model.max_length)
+
+
+def _fitting(prompts: Sequence[list[int]], rows: Sequence[Row], room: int, on_event: Listener) -> list[list[int]]:
+    """Prompts cut on the left to the room that a model's positions leave them beside the answer; said once."""
+    room = max(1, room)
+    cut = [str(row.origin) for prompt, row in zip(prompts, rows, strict=True) if len(prompt) > room]
+    if cut:
+        on_event(
+            Notice(
+                level="warning",
+                message=f"{len(cut)} of {len(rows)} prompts are longer than the {room} tokens that the model can read "
+                "besides its answer, and lost their beginning",
+                where=", ".join(cut[:5]) + (", ..." if len(cut) > 5 else ""),
+                fix="shorten them, lower `evaluate.generation.max_new_tokens`, or take a model with more positions",
+            )
+        )
+    return [prompt[-room:] for prompt in prompts]
 
 
 def _answer_tokens(renderer: ConversationRenderer, label: str) -> list[int]:

@@ -7,6 +7,7 @@ never copied.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -130,10 +131,14 @@ def _mask(*args: Any, **keys: Any) -> torch.Tensor | None:
     return None if packing.active() is not None else sdpa_mask(*args, **keys)
 
 
-def register() -> None:
-    """Make the attention known to transformers under :data:`NAME`. May be called again."""
+def register(function: Callable[..., tuple[torch.Tensor, None]] = batched_attention) -> None:
+    """Make the attention known to transformers under :data:`NAME`. May be called again.
+
+    Args:
+        function: In its place; a compiled layer calls one that is not compiled, for its shapes differ in every batch.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(NAME, batched_attention)
+    AttentionInterface.register(NAME, function)
     AttentionMaskInterface.register(NAME, _mask)

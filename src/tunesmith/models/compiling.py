@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from tunesmith.events import Listener, Notice
+from tunesmith.models import attention
 from tunesmith.models.model import Model
 from tunesmith.recipe import Switch
 
@@ -30,6 +31,7 @@ def compile_if_worthwhile(model: Model, switch: Switch, steps: int, on_event: Li
 
     # One graph a width would pass the default limit of 8 with long texts and fall back to eager without a word.
     torch._dynamo.config.recompile_limit = 64
+    attention.register(torch.compiler.disable(attention.batched_attention))
     for block in model.blocks():
         block.compile(dynamic=True)
     on_event(Notice(level="info", message="the layers are being compiled: the first updates are slow"))

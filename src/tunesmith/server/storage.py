@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tunesmith import runs
+from tunesmith import disk, runs
 from tunesmith.server.auth import Principal
 from tunesmith.server.database import Database, FileRow
 from tunesmith.server.errors import not_found
@@ -47,7 +47,7 @@ def keep_file(folders: Folders, database: Database, staging: Path, facts: dict[s
     created = int(time.time())
     after = facts.pop("expires_after", None)
     row = FileRow(id=new_id("file-"), created_at=created, expires_at=created + after if after else None, **facts)
-    _flush(staging / "content")
+    disk.flush(staging / "content")
     runs.write_json(staging / "file.json", {name: getattr(row, name) for name in COLUMNS})
     folder = folders.file(row.id)
     os.replace(staging, folder)
@@ -103,8 +103,3 @@ def file_object(row: FileRow) -> FileObject:
         purpose=row.purpose,
         expires_at=row.expires_at,
     )
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

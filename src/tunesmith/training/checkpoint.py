@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tunesmith import disk
 from tunesmith.errors import CheckpointError, ResourceError
 
 MANIFEST = "MANIFEST.json"
@@ -84,12 +85,12 @@ def save(
         files = sorted(path.name for path in staging.iterdir())
         manifest = {"files": {name: _flushed_sha256(staging / name) for name in files}}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _flush(staging / MANIFEST)
-        _flush(staging)
+        disk.flush(staging / MANIFEST)
+        disk.flush(staging)
         if final.exists():  # the same step again after a resume: the same bytes, so the older may go
             shutil.rmtree(final)
         os.replace(staging, final)
-        _flush(folder)
+        disk.flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise ResourceError(
@@ -180,14 +181,5 @@ def _sha256(path: Path) -> str:
 
 
 def _flushed_sha256(path: Path) -> str:
-    _flush(path)
+    disk.flush(path)
     return _sha256(path)
-
-
-def _flush(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

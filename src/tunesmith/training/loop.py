@@ -12,11 +12,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -39,6 +39,8 @@ from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Training
 from tunesmith.training import checkpoint
 from tunesmith.training.optimizer import MasterAdamW, Schedule
+
+Result = TypeVar("Result")
 
 WIDTH_MULTIPLE = 16
 """Rows are padded to a multiple of this: matrix units want it, and few widths mean few compiled shapes."""
@@ -208,12 +210,7 @@ class Trainer:
         """Forward, backward and one change of the weights for a global batch."""
         started = time.perf_counter()
         self.model.network.train()
-        while True:
-            try:
-                total, weight, metrics, tokens = self._accumulate(rows)
-                break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                self._halve_micro_batches(error, rows)
+        total, weight, metrics, tokens = self._in_memory(self.train, rows, lambda: self._accumulate(rows))
         norm = float(torch.nn.utils.get_total_norm(self.optimizer.gradients())) / weight
         loss = total / weight
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -242,18 +239,26 @@ class Trainer:
     def _batch(self, data: TokenFile, rows: np.ndarray) -> Batch:
         return collate(data, rows.tolist(), self.model.pad_id, WIDTH_MULTIPLE).to(self.model.device)
 
-    def _halve_micro_batches(self, error: RuntimeError, rows: np.ndarray) -> None:
-        """Out of memory: start the same global batch again in smaller pieces. Its gradient stays the same."""
+    def _in_memory(self, data: TokenFile, rows: np.ndarray, work: Callable[[], Result]) -> Result:
+        """Do what the rows ask for, in smaller pieces each time that memory runs out."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                self._halve_micro_batches(error, data, rows)
+
+    def _halve_micro_batches(self, error: RuntimeError, data: TokenFile, rows: np.ndarray) -> None:
+        """Out of memory: start the same rows again in smaller pieces. Gradients and metrics stay the same."""
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise error
         self.optimizer.discard()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        longest = int(self.train.lengths[rows].max())
+        longest = int(data.lengths[rows].max())
         if self.position.micro_tokens <= longest:
             raise ResourceError(
                 f"not enough memory even for one example of {longest} tokens at a time",
-                where=str(self.train.origins[int(rows[self.train.lengths[rows].argmax()])]),
+                where=str(data.origins[int(rows[data.lengths[rows].argmax()])]),
                 fix="lower `data.max_length`, train fewer parameters (`method: peft`), or take a smaller model",
             ) from error
         self.position.micro_tokens = max(longest, self.position.micro_tokens // 2)
@@ -331,7 +336,12 @@ class Trainer:
         due = position.step % every == 0 if every else epoch_over
         if self.validation is None or not (due or position.step == self.steps):
             return False
-        metrics = evaluate_loss(self.model, self.objective, self.validation, position.micro_tokens)
+        data = self.validation
+        metrics = self._in_memory(
+            data,
+            np.arange(len(data)),
+            lambda: evaluate_loss(self.model, self.objective, data, position.micro_tokens),
+        )
         score = self.objective.score(metrics)
         best = position.best_score is None or score > position.best_score
         position.validations_without_gain = 0 if best else position.validations_without_gain + 1
