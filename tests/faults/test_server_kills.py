@@ -21,10 +21,10 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-import serving
-from serving import chat_rows, jsonl
 
+import serving
 import tiny
+from serving import chat_rows, jsonl
 
 ROUNDS = int(os.environ.get("TUNESMITH_KILL_ROUNDS", "5"))
 SERVE = """

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import serving
 from openai import OpenAI
-from serving import chat_rows, jsonl
 
+import serving
+from serving import chat_rows, jsonl
 from tunesmith.server.app import create_app
 from tunesmith.server.database import Database, JobRow
 from tunesmith.server.folders import Folders, new_id
