@@ -6,6 +6,7 @@ from tunesmith.tasks.base import Field, Message, Reading, Task
 from tunesmith.tasks.preference import Preference
 from tunesmith.tasks.text_classification import TextClassification
 from tunesmith.tasks.text_generation import Chat, TextGeneration
+from tunesmith.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, Task] = {task.name: task for task in (TextClassification(), TextGeneration(), Chat(), Preference())}
 
