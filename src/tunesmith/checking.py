@@ -48,7 +48,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
         return None
     task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
     max_length = recipe.data.max_length or default_max_length(folder, config)
-    if task.answer == "label" and natural_form(config) == "classify":
+    if task.answer == "spans" or (task.answer == "label" and natural_form(config) == "classify"):
 
         def without_label(row: Row) -> Rendered:
             input_ids, cut = encode_text(tokenizer, task.input_text(row), max_length)

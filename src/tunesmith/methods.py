@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from tunesmith.recipe import Full, Head, Layers, LoRA, NoParameters, ObjectiveName, Parameters, Recipe, Stage, Training
+from tunesmith.recipe import (
+    HEADS,
+    Full,
+    Head,
+    Layers,
+    LoRA,
+    NoParameters,
+    ObjectiveName,
+    Parameters,
+    Recipe,
+    Stage,
+    Training,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Method:
 
 
 def _all_or_adapter(recipe: Recipe) -> Parameters:
-    return Full() if recipe.task == "text-classification" else LoRA()
+    return Full() if recipe.task in HEADS else LoRA()
 
 
 METHODS: dict[str, Method] = {
@@ -66,7 +78,7 @@ METHODS: dict[str, Method] = {
             "data are few, or the base already knows the domain: quick, and it cannot forget much",
             "classify or supervised",
             "head or layers",
-            lambda recipe: Head() if recipe.task == "text-classification" else Layers(),
+            lambda recipe: Head() if recipe.task in HEADS else Layers(),
         ),
         Method(
             "peft",

@@ -13,8 +13,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-TaskName = Literal["text-classification", "text-generation", "chat", "preference"]
-ObjectiveName = Literal["supervised", "classify", "reward", "dpo"]
+TaskName = Literal["text-classification", "token-classification", "text-generation", "chat", "preference"]
+ObjectiveName = Literal["supervised", "classify", "tag", "reward", "dpo"]
+HEADS: dict[str, ObjectiveName] = {"text-classification": "classify", "token-classification": "tag"}
+"""Tasks that a head on the model can do, and the objective that teaches it."""
 MethodName = Literal["supervised", "instruction", "full", "transfer", "peft", "features", "preference", "reward"]
 LossOn = Literal["every-answer", "last-answer"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
@@ -46,8 +48,14 @@ class Data(Part):
     columns: dict[str, str] = Field(
         default={}, description="Field of the task -> column of the data, where the names differ, e.g. `text: review`."
     )
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"] = Field(
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll"] = Field(
         default="auto", description="Format of the files; `auto` goes by the file name."
+    )
+    label_names: list[str] = Field(
+        default=[], description="Names of labels or tags that the data write as numbers; the first is number 0."
+    )
+    tag_pieces: Literal["first", "all"] = Field(
+        default="first", description="Which pieces of a word carry its tag in training, where tokens are classified."
     )
     encoding: str = Field(default="utf-8", description="Text encoding of the files. A BOM is accepted and reported.")
     max_rows: int | None = Field(default=None, ge=1, description="Use at most this many rows of the training data.")
@@ -382,17 +390,19 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         parameters = stage.parameters or recipe.parameters
         kind = parameters.kind if parameters else None
         task = stage.task or recipe.task
-        if objective == "classify" and task != "text-classification":
+        teaches = next((name for name, own in HEADS.items() if own == objective), None)
+        if teaches is not None and task != teaches:
+            needs = "labels" if objective == "classify" else "spans"
             problems.append(
-                f"the objective `classify` needs labels, which the task `{task}` has not: "
-                "use `objective: supervised`, or `task: text-classification`"
+                f"the objective `{objective}` needs {needs}, which the task `{task}` has not: "
+                f"use `objective: {HEADS.get(task, 'supervised')}`, or `task: {teaches}`"
             )
         if kind == "head" and objective == "supervised":
             problems.append(
                 "`parameters: {kind: head}` trains a classification head, which the objective `supervised` has not: "
-                "use `objective: classify`, or `parameters: {kind: layers, layers: last 2}`"
+                f"use `objective: {HEADS.get(task, 'classify')}`, or `parameters: {{kind: layers, layers: last 2}}`"
             )
-        if kind == "head" and task != "text-classification":
+        if kind == "head" and task not in HEADS:
             problems.append(
                 f"`parameters: {{kind: head}}` needs a task with a head; `{task}` has none: "
                 "use `kind: lora`, or `kind: layers`"

@@ -321,6 +321,8 @@ class StoredAnswer:
     nats: float | None
     reference_bytes: float | None
     references: list[str] | None = None  # all of them, where a row has several
+    spans: list[list[Any]] | None = None  # found: [start, end, label, text, score]
+    reference_spans: list[list[Any]] | None = None
 
 
 def write_answers(folder: Path, answers: Sequence[StoredAnswer]) -> None:

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.output import Json, Run, print_json, stderr
+from tunesmith.cli.output import Json, Run, print_json, stderr, stdout
 from tunesmith.errors import DataError
+
+if TYPE_CHECKING:
+    from tunesmith.evaluation.predicting import Prediction
 
 TABLES = {".csv", ".tsv", ".json", ".parquet"}  # their lines are no rows, so the readers of training data read them
 EXIT_WORDS = {"/exit", "/quit"}
@@ -33,17 +36,31 @@ def predict(
     """Apply a tuned model to a file or to stdin.
 
     A line that is a JSON object is a row with the task's fields, or the columns that were trained on; any other line is
-    the text itself. The output is one JSON object a row, in the order of the input, with `--json` or without.
+    the text itself. The output is one JSON object a row, in the order of the input, with `--json` or without; in a
+    terminal, texts with spans are shown with the spans in colours unless `--json` is given.
     """
     from tunesmith.runs import open_run
 
     opened = open_run(run)
     name = "stdin" if file is None or str(file) == "-" else str(file)
+    labels: list[str] = []
     for numbered in _batches(_rows(file, opened.recipe.data.encoding), batch):
         with _named_lines(name, [line for line, _ in numbered]):
             predictions = opened.predict([row for _, row in numbered])
         for prediction in predictions:
-            print_json(prediction.as_dict())
+            if prediction.spans is not None and sys.stdout.isatty() and not as_json:
+                _print_marked(prediction, labels)
+            else:
+                print_json(prediction.as_dict())
+
+
+def _print_marked(prediction: Prediction, labels: list[str]) -> None:
+    """A text with its spans in colours, for people."""
+    from tunesmith.data.spans import Span
+    from tunesmith.evaluation.marks import in_terminal
+
+    spans = [Span(**span) for span in prediction.spans or []]
+    stdout().print(in_terminal(prediction.text or "", spans, labels), soft_wrap=True)
 
 
 @contextmanager
@@ -128,9 +145,10 @@ def chat(
     An empty line, `/exit` or Ctrl-D ends it; `/new` starts afresh. A classifier answers each line with its label.
     """
     from tunesmith.runs import open_run
+    from tunesmith.tasks import TASKS
 
     opened = open_run(run)
-    generates = opened.recipe.task != "text-classification"
+    generates = TASKS[opened.recipe.task].answer == "text"
     start = [{"role": "system", "content": system}] if system else []
     turns = list(start)
     while (line := _read_line()) is not None:

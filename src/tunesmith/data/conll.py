@@ -31,8 +31,8 @@ def read_sentences(source: Source, encoding: str) -> Iterator[tuple[dict[str, An
     """Sentences as ``{"tokens", "tags"}`` with the place of their first line.
 
     Further columns between token and tag are there as ``column 2``, ``column 3`` and so on. Lines that begin a document
-    (``-DOCSTART-``) and comments (``# ...`` before a sentence) are no tokens. A sentence with a line that cannot be read
-    is left out as a whole.
+    (``-DOCSTART-``) and comments (``# ...`` before a sentence) are no tokens. A sentence with a line that cannot be
+    read is left out as a whole.
     """
     sentence: _Sentence | None = None
     number, width = 0, 0
@@ -64,10 +64,12 @@ def looks_like_conll(path: Path) -> bool:
     """Whether a file's first lines all have a token and, in the last of equally many columns, a tag."""
     try:
         with open_bytes(Source(str(path), "conll", path)) as file:
-            head = file.read(_SNIFFED_BYTES).decode("utf-8", "replace")
+            head = file.read(_SNIFFED_BYTES)
     except READ_ERRORS:
         return False
-    lines = head.removeprefix("\ufeff").splitlines()[: -1 if len(head) >= _SNIFFED_BYTES else None]
+    if len(head) == _SNIFFED_BYTES:
+        head = head.rpartition(b"\n")[0]  # a line cut in two says nothing
+    lines = head.decode("utf-8-sig", "replace").split("\n")
     rows = [columns for line in lines if (columns := _columns(line)) and columns[0] != _DOCUMENT]
     rows = [columns for columns in rows if not _is_comment(columns)]
     widths = {len(columns) for columns in rows}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.conll import read_sentences
 from tunesmith.data.json_stream import DECODER, LONGEST_RECORD, BadValue, JsonStream
 from tunesmith.data.lines import READ_ERRORS, DecodeFault, has_bom, open_bytes, read_chunks, read_lines, unreadable
 from tunesmith.data.problems import Fault
@@ -35,6 +36,7 @@ def read(source: Source, encoding: str) -> Iterator[Record | Fault]:
         "tsv": _read_table,
         "parquet": _read_parquet,
         "text": _read_text,
+        "conll": _read_conll,
         "document": _read_document,
         "hub": _read_hub,
     }
@@ -287,6 +289,12 @@ def _read_text(source: Source, encoding: str) -> Iterator[Record | Fault]:
     name = {"file": source.path.stem, "suffix": source.path.suffix.lstrip("."), "folder": source.path.parent.name}
     for line in _numbered_lines(source, encoding):
         yield line if isinstance(line, Fault) else Record({"text": line[1].rstrip("\r\n"), **name}, line[0])
+
+
+def _read_conll(source: Source, encoding: str) -> Iterator[Record | Fault]:
+    """One row a sentence; its line is that of its first token."""
+    for sentence in read_sentences(source, encoding):
+        yield sentence if isinstance(sentence, Fault) else Record(*sentence)
 
 
 def _read_document(source: Source, encoding: str) -> Iterator[Record | Fault]:

@@ -73,6 +73,7 @@ def row_renderer(
     system_prompt: str | None = None,
     eos_ids: Sequence[int] | None = None,
     loss_on: LossOn = "every-answer",
+    all_pieces: bool = False,
 ) -> Render:
     """The rendering of a task's rows for a model: the one that training, planning and checks share.
 
@@ -85,6 +86,7 @@ def row_renderer(
         system_prompt: Put before every conversation.
         eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
         loss_on: Which answers of a conversation are learned, of those that name no weight of their own.
+        all_pieces: Whether all pieces of a word carry its tag (``data.tag_pieces``).
     """
     if task.answer == "pair":
         from tunesmith.data import render_pairs
@@ -93,6 +95,10 @@ def row_renderer(
             reader = render_pairs.score_reader(tokenizer, max_length, eos_ids)
             return render_pairs.score_pair_renderer(reader, system_prompt)
         return render_pairs.pair_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), system_prompt)
+    if form == "tag":
+        from tunesmith.data.tagging import tag_renderer
+
+        return tag_renderer(tokenizer, labels or [], max_length, all_pieces=all_pieces)
     if form == "classify":
         return classification_renderer(tokenizer, task, labels or [], max_length)
     renderer = ConversationRenderer(tokenizer, max_length, eos_ids)

@@ -20,6 +20,10 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
 }
 _NAMED_WHEN_IGNORED = 5
 
@@ -89,13 +93,21 @@ def format_of(path: Path) -> str | None:
 
 def _file(path: Path, file_format: str) -> Source:
     told = format_of(path) if file_format == "auto" else file_format
+    if file_format == "auto" and told in (None, "text") and _is_conll(path):  # eng.train, train.txt: no telling name
+        told = "conll"
     if told is None:
         raise DataError(
             "the format cannot be told from the file's name",
             where=str(path),
-            fix="say `data.format`: jsonl, json, csv, tsv, parquet or text (one row a line)",
+            fix="say `data.format`: jsonl, json, csv, tsv, parquet, conll or text (one row a line)",
         )
     return Source(str(path), told, path)
+
+
+def _is_conll(path: Path) -> bool:
+    from tunesmith.data.conll import looks_like_conll
+
+    return looks_like_conll(path)
 
 
 def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:

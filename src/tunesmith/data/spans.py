@@ -6,6 +6,7 @@ that came as tokens keep them under ``tokens``, and their text is the tokens joi
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -220,7 +221,7 @@ def _trimmed(span: tuple[int, int, str], text: str, row: Row, faults: list[Fault
 
 
 def _refuse_overlap(spans: Sequence[tuple[int, int, str]], text: str) -> None:
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in itertools.pairwise(spans):
         if other[0] < one[1]:
             shown = " and ".join(f"{text[start:end]!r} ({label})" for start, end, label in (one, other))
             raise _Bad("span-overlap", f"spans overlap: {shown}", "keep one of them: a token has one tag")

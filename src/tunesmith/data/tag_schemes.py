@@ -1,9 +1,9 @@
 """Tags of tokens and the spans that they mean, in the schemes that files come in.
 
-IOB2 opens every span with B-; IOB1 only where the span before it is of the same type; IO never. IOBES and BILOU (BMES,
-BMEWO) also mark the last token and spans of one token. One rule reads them all: that of ``conlleval``, the script of the
-CoNLL shared tasks (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050), by which an I- after another type or after O
-opens a span.
+IOB2 opens every span with B-; IOB1 only where the span before it is of the same type; IO never. IOBES and BILOU (also
+BMES, BMEWO) mark the last token and spans of one token too. One rule reads them all: that of ``conlleval``, the script
+of the CoNLL shared tasks (Tjong Kim Sang and De Meulder 2003, arXiv cs/0306050), by which an I- after another type or
+after O opens a span.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Between the words of a text and the pieces that a tokenizer cuts it into, in both directions.
 
-A word's first piece carries its tag (Devlin et al. 2018, arXiv 1810.04805, section 5.3). Offsets come from the tokenizer,
-so what a model tags leads back to characters exactly. Where a tokenizer joins several words into one piece, they share
-its tag.
+A word's first piece carries its tag (Devlin et al. 2018, arXiv 1810.04805, section 5.3). Offsets come from the
+tokenizer, so what a model tags leads back to characters exactly. Where a tokenizer joins several words into one piece,
+they share its tag.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Window:
 
 
 def windows(tokenizer: Any, text: str, words: Sequence[Offsets], max_length: int) -> list[Window]:
-    """Cut a text into pieces, and the pieces into overlapping windows of at most ``max_length``.
+    """Cut a text into pieces, and the pieces into overlapping windows of at most ``max_length``; none without pieces.
 
     Args:
         tokenizer: A fast one.
@@ -70,7 +70,7 @@ def windows(tokenizer: Any, text: str, words: Sequence[Offsets], max_length: int
         verbose=False,
     )
     first_piece: dict[int, int] = {}
-    return [_window(part, text, words, first_piece) for part in encoded.encodings]
+    return [_window(part, text, words, first_piece) for part in encoded.encodings if part.ids]
 
 
 def _window(part: Any, text: str, words: Sequence[Offsets], first_piece: dict[int, int]) -> Window:
@@ -128,7 +128,7 @@ def tag_renderer(tokenizer: Any, labels: Sequence[str], max_length: int, *, all_
 
     def render(row: Row) -> Rendered:
         words = words_of(row)
-        first, *rest = windows(tokenizer, row.fields["text"], words, max_length)
+        first, *rest = windows(tokenizer, row.fields["text"], words, max_length) or [Window([], [], {}, {})]
         numbers = [number.get(tag, 0) for tag in word_tags(row, words)]
         tags = [IGNORED] * len(first.input_ids)
         for place, word in enumerate(first.word_of_piece):

@@ -14,11 +14,13 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import pairs
 from tunesmith.evaluation.features import LinearHead, fit_linear_head
 from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference
 from tunesmith.models.model import Model
 from tunesmith.recipe import Generation
 from tunesmith.tasks.base import Message, Task
+from tunesmith.tasks.token_classification import written_spans
 
 SIMILARITY_SCALE = 20.0
 """Cosines times this are logits: the scale with which sentence-transformers trains its encoders."""
@@ -58,14 +60,16 @@ def answer(
         examples = [encode_text(model.tokenizer, setting.task.input_text(row), model.max_length)[0] for row in rows]
         probabilities = inference.class_probabilities(model, examples, on_event=setting.on_event)
         return _outputs(started, examples, probabilities=probabilities)
+    if model.form == "tag":
+        return by_head(model, rows, setting.on_event)
     renderer = ConversationRenderer(model.tokenizer, prompt_limit(model), model.eos_ids)
     conversations = [_with_shots(row, setting, shots) for row in rows]
     prompts = [
         renderer.prompt(turns[:-1], tools=row.fields.get("tools"))
         for turns, row in zip(conversations, rows, strict=True)
     ]
-    if setting.labels is not None:
-        choices = [_answer_tokens(renderer, label) for label in setting.labels]
+    if setting.task.answer == "label":
+        choices = [_answer_tokens(renderer, label) for label in setting.labels or []]
         prompts = _fitting(prompts, rows, prompt_limit(model) - max(map(len, choices)), setting.on_event)
         probabilities = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
         return _outputs(started, prompts, probabilities=probabilities)
@@ -80,6 +84,13 @@ def answer(
     texts = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
     read = sum(len(prompt) for prompt in prompts)
     written_tokens = sum(len(tokens) for tokens in written)
+    if setting.task.answer == "spans":
+        seconds = time.perf_counter() - started
+        named = [
+            written_spans(text, setting.task.input_text(row), setting.labels or [])
+            for text, row in zip(texts, rows, strict=True)
+        ]
+        return Outputs(spans=named, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
     if not score_references:
         seconds = time.perf_counter() - started
         return Outputs(texts=texts, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)

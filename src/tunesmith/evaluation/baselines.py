@@ -15,6 +15,7 @@ from tunesmith.evaluation.answering import Setting, Shots
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.span_answers import by_dictionary
 from tunesmith.events import Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
@@ -73,13 +74,25 @@ def run_baselines(
             answering.majority(data.train, rows, setting),
             0,
         )
+    if "majority" in kinds and setting.task.answer == "spans":
+        yield system(
+            "dictionary",
+            "Dictionary",
+            "gives each word the tag that it most often has in the training data",
+            by_dictionary(data.train, rows),
+            0,
+        )
     models = [(base[0], base[1], "")] + [(name, folder, f"{name}-") for name, folder in larger.items()]
     for name, folder, prefix in models:
         own = kinds if not prefix else {"base", "few-shot"}
         if not own & {"base", "few-shot", "features"}:
             continue
         setting.on_event(Phase(step="evaluate", message=f"baselines of {name}"))
-        asked = _prompted if natural_form(load_config(folder)) == "generate" else _embedded
+        writes = natural_form(load_config(folder)) == "generate"
+        if setting.task.answer == "spans" and not writes:
+            setting.on_event(Notice(level="info", message=f"{name} cannot write: no baseline of it without training"))
+            continue
+        asked = _prompted if writes else _embedded
         model = _load(name, folder, setting, dtype, device)
         if model is None:
             setting.on_event(
@@ -119,7 +132,7 @@ def _prompted(
     model: Model, kinds: set[str], k: int, data: PreparedData, rows: Sequence[Row], setting: Setting
 ) -> Asked:
     """A generating model, asked in words."""
-    how = "the likeliest label by the model's own likelihood" if setting.labels else "greedy answers"
+    how = "the likeliest label by the model's own likelihood" if setting.task.answer == "label" else "greedy answers"
     if "base" in kinds:
         what = f"the untuned model, asked without examples; {how}"
         yield "base", f"{model.name}, 0 shots", what, answering.answer(model, rows, setting)
@@ -157,9 +170,9 @@ def _embedded(
 def random_shots(train: Sequence[Row], k: int, setting: Setting) -> list[Row]:
     """The same k examples for every row, drawn by the seed; with labels in turn, so that k >= C shows each."""
     order = np.random.default_rng([setting.seed, 1]).permutation(len(train)).tolist()
-    if setting.labels is None:
+    if setting.task.answer != "label":
         return [train[n] for n in order[:k]]
-    waiting: dict[str, list[Row]] = {label: [] for label in setting.labels}
+    waiting: dict[str, list[Row]] = {label: [] for label in setting.labels or []}
     for n in order:
         bucket = waiting[setting.task.target_text(train[n])]
         if len(bucket) < k:

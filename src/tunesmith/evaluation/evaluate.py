@@ -139,6 +139,8 @@ def _keep_answers(
                 nats=None if outputs.nats is None else float(outputs.nats[n]),
                 reference_bytes=None if outputs.reference_bytes is None else float(outputs.reference_bytes[n]),
                 references=_several(right, n),
+                spans=None if outputs.spans is None else [list(span) for span in outputs.spans[n]],
+                reference_spans=[list(span) for span in right.references[n]] if right.answer == "spans" else None,
             )
             for n, row in enumerate(rows)
         ],
@@ -210,7 +212,7 @@ def _content(
         right=right,
         steps=steps,
         validations=validations,
-        validation_metric="accuracy" if task.answer == "label" else None,
+        validation_metric=kind(right).VALIDATION,
         data=_data_summary(recipe, data),
         cost=report.Cost(
             seconds=seconds,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from tunesmith.data.spans import Span
+from tunesmith.evaluation import span_metrics
 from tunesmith.evaluation.calibration import ReliabilityBin, reliability
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.f1 import ClassScores
@@ -49,6 +51,7 @@ class Example:
         ours_score: Probability of the label, or ROUGE-L of a text; ``None`` if unknown.
         theirs_score: The same for the alternative.
         origin: ``file:line``.
+        spans: Where answers are spans: those of the reference, of ours and of theirs.
     """
 
     text: str
@@ -58,6 +61,7 @@ class Example:
     ours_score: float | None
     theirs_score: float | None
     origin: str
+    spans: tuple[Sequence[Span], Sequence[Span], Sequence[Span] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Findings:
 
     Attributes:
         classes: The per-class table, in the order of the labels; empty for generation.
+        labels: Labels of the spans, in an order that decides their colours.
         order: Labels in the order in which a confusion matrix reads best: most confused first, neighbours together.
         confusion: (C, C) or, with answers that are no label, (C, C + 1) counts in that order.
         confusions: The pairs most often mixed up.
@@ -87,6 +92,7 @@ class Findings:
     gained: list[Example]
     lost: list[Example]
     samples: list[Example]
+    labels: list[str] = field(default_factory=list)
 
 
 def find(
@@ -127,6 +133,8 @@ def find(
         bins = reliability(confidence, truth == chosen, level=settings.confidence) if confidence is not None else []
         if not (chosen == NO_LABEL).any():
             table = table[:, :-1]
+    if right.answer == "spans":
+        classes = span_metrics.per_class(tuned.outputs, right, settings)
     return Findings(
         classes=classes,
         order=order,
@@ -138,6 +146,7 @@ def find(
         gained=[examples.at(row) for row in gained[:SHOWN]],
         lost=[examples.at(row) for row in lost[:SHOWN]],
         samples=[examples.at(row) for row in samples],
+        labels=[row.label for row in classes] if right.answer == "spans" else [],
     )
 
 
@@ -186,6 +195,7 @@ class _Examples:
         self.inputs, self.references, self.origins = inputs, references, origins
         self.ours = _answers(tuned.outputs, right)
         self.theirs = _answers(best.outputs, right) if best else None
+        self.spans = (right.references, tuned.outputs.spans, best.outputs.spans if best else None)
 
     def gained(self) -> list[int]:
         """Rows the tuned model did better: by its confidence (labels) or by the gap (texts)."""
@@ -198,6 +208,7 @@ class _Examples:
     def at(self, row: int) -> Example:
         """The example as a report shows it."""
         ours, theirs = self.ours, self.theirs
+        references, found, alternatives = self.spans
         return Example(
             text=self.inputs[row],
             reference=self.references[row],
@@ -206,6 +217,7 @@ class _Examples:
             ours_score=None if ours.shown is None else float(ours.shown[row]),
             theirs_score=None if theirs is None or theirs.shown is None else float(theirs.shown[row]),
             origin=self.origins[row],
+            spans=None if found is None else (references[row], found[row], alternatives[row] if alternatives else None),
         )
 
     def _ordered(self, sign: int) -> list[int]:

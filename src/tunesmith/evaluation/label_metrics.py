@@ -15,6 +15,7 @@ from tunesmith.evaluation.outputs import FloatArray, IntArray, Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("accuracy",)
+VALIDATION = "accuracy"
 
 NO_LABEL = -1
 """Prediction of a generating model whose answer is none of the labels. It is always wrong."""

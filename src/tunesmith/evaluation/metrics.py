@@ -47,6 +47,10 @@ METRICS: dict[str, Metric] = {
         Metric("brier", "Brier score", "Squared distance of the stated probabilities from the truth.", False),
         Metric("log_loss", "Log loss", "Surprise at the right label, in nats: confident mistakes cost most.", False),
         Metric("pair_accuracy", "Pair accuracy", "Share of pairs in which the better answer got the higher score."),
+        Metric("span_f1", "Span F1", "F1 of the spans found; one counts if its edges and its label are right."),
+        Metric("span_precision", "Span precision", "Share of the spans found that are right."),
+        Metric("span_recall", "Span recall", "Share of the true spans that were found."),
+        Metric("span_macro_f1", "Span macro F1", "Span F1 averaged over labels, however often each occurs."),
         Metric("rougeL", "ROUGE-L", "Words shared with the reference answer in the same order, 0 to 1."),
         Metric("rouge1", "ROUGE-1", "Words shared with the reference answer, 0 to 1."),
         Metric("rouge2", "ROUGE-2", "Pairs of neighbouring words shared with the reference answer, 0 to 1."),
@@ -61,12 +65,14 @@ METRICS: dict[str, Metric] = {
 
 KINDS: dict[Answer, str] = {
     "label": "tunesmith.evaluation.label_metrics",
+    "spans": "tunesmith.evaluation.span_metrics",
     "text": "tunesmith.evaluation.text_metrics",
     "pair": "tunesmith.evaluation.pair_metrics",
 }
 """Kind of answer -> the module that knows it. Each has ``PRIMARY``, names of metrics by which systems are compared (the
-first that all of them have is taken), ``statistics(outputs, right)``, which gives for each metric a function that
-computes it, and ``texts(outputs, right)``, the answers as a reader sees them."""
+first that all of them have is taken), ``VALIDATION``, the metric of validations that is drawn beside the loss,
+``statistics(outputs, right)``, which gives for each metric a function that computes it, and ``texts(outputs, right)``,
+the answers as a reader sees them."""
 
 
 DECIDES = {"summarization": "rouge1"}
@@ -149,11 +155,11 @@ def _check_shapes(outputs: Outputs, rows: int) -> None:
         raise DataError(
             "there are no test rows to measure on", fix="give `data.test` a file with rows, or a share above 0"
         )
-    for name in ("probabilities", "texts", "nats", "reference_bytes", "gaps"):
+    for name in ("probabilities", "texts", "spans", "nats", "reference_bytes", "gaps"):
         values = getattr(outputs, name)
         if values is not None and len(values) != rows:
             raise DataError(f"the outputs hold {len(values)} {name} for {rows} test rows")
-        if values is None or name == "texts":
+        if values is None or name in ("texts", "spans"):
             continue
         bad = np.flatnonzero(~np.isfinite(np.asarray(values)).reshape(rows, -1).all(axis=1))
         if len(bad):

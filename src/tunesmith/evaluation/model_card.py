@@ -86,7 +86,8 @@ def _plain_loading(notes: ArtefactNotes) -> list[str]:
     elif notes.pooling:
         return ["The adapter is in PEFT's format; the linear head is in `2_Dense`, on mean-pooled tokens.", ""]
     else:
-        kind = "CausalLM" if notes.form == "generate" else "SequenceClassification"
+        kinds = {"generate": "CausalLM", "classify": "SequenceClassification", "tag": "TokenClassification"}
+        kind = kinds[notes.form]
         prefix = "AutoPeftModelFor" if notes.adapter else "AutoModelFor"
         code = (LOAD_ADAPTER if notes.adapter else LOAD_MODEL).format(auto=prefix + kind, folder=".")
     return ["Or without Tunesmith, in this folder:", "", "```python", code.rstrip(), "```", ""]

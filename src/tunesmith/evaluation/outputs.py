@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tunesmith.data.spans import Span
 from tunesmith.tasks.base import Answer
 
 FloatArray = npt.NDArray[np.float64]
@@ -23,6 +24,7 @@ class Outputs:
     Attributes:
         probabilities: (N, C) float64; one column a class, in the order of the labels. ``None`` if there are none.
         texts: N generated answers.
+        spans: N lists of the spans that were found.
         nats: (N,) negative log likelihood of each reference answer, in nats.
         reference_bytes: (N,) length of each reference answer in UTF-8 bytes: with ``nats`` it gives bits per byte.
         gaps: (N,) score of the better answer minus that of the worse one.
@@ -33,6 +35,7 @@ class Outputs:
 
     probabilities: FloatArray | None = None
     texts: list[str] | None = None
+    spans: list[list[Span]] | None = None
     nats: FloatArray | None = None
     reference_bytes: FloatArray | IntArray | None = None
     gaps: FloatArray | None = None
@@ -48,7 +51,7 @@ class Outputs:
     @property
     def rows(self) -> int:
         """N, the number of test rows."""
-        for values in (self.probabilities, self.texts, self.nats, self.gaps):
+        for values in (self.probabilities, self.spans, self.texts, self.nats, self.gaps):
             if values is not None:
                 return len(values)
         return 0

@@ -10,6 +10,7 @@ from tunesmith.evaluation.intervals import Statistic, mean
 from tunesmith.evaluation.outputs import Outputs, Truth
 
 PRIMARY = ("pair_accuracy",)
+VALIDATION = "pair_accuracy"
 
 
 def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:

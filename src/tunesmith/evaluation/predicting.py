@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunesmith.data.rows import Origin, Row
+from tunesmith.data.spans import inline
 from tunesmith.errors import DataError
 from tunesmith.evaluation import answering, pairs
 from tunesmith.events import nobody
@@ -21,14 +22,18 @@ class Prediction:
     """One answer of a tuned model.
 
     Attributes:
-        answer: The label, or the written text.
+        answer: The label, the written text, or the spans as a reader lists them.
         probability: Of the label; ``None`` for text.
         probabilities: Label -> probability; ``None`` for text.
+        text: Where the answer is spans: the text that their offsets count in.
+        spans: Each ``{"start", "end", "label", "text", "score"}``.
     """
 
     answer: str
     probability: float | None = None
     probabilities: dict[str, float] | None = None
+    text: str | None = None
+    spans: list[dict[str, Any]] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The prediction as a line of ``tunesmith predict``."""
@@ -51,6 +56,11 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
         return []
     setting = answering.Setting(task, notes.labels, notes.system_prompt, generation)
     outputs = answering.answer(model, wanted, setting, score_references=False)
+    if outputs.spans is not None:
+        return [
+            Prediction(inline(spans), text=task.input_text(row), spans=[span._asdict() for span in spans])
+            for row, spans in zip(wanted, outputs.spans, strict=True)
+        ]
     if outputs.texts is not None:
         return [Prediction(text) for text in outputs.texts]
     assert outputs.probabilities is not None

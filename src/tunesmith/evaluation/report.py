@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tunesmith.evaluation import charts
+from tunesmith.evaluation import charts, marks
 from tunesmith.evaluation.comparison import Comparison, System, best_other, primary_metric
 from tunesmith.evaluation.findings import Findings, find
 from tunesmith.evaluation.label_metrics import NO_LABEL_TITLE
@@ -228,6 +229,7 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
     )
     environment.filters.update(count=format_count, duration=format_duration, size=format_size, p=format_p)
     environment.filters["unbroken"] = unbroken
+    environment.globals["marked"] = functools.partial(marks.on_page, labels=findings.labels)
     primary = _primary(content)
     against = {comparison.system: comparison for comparison in content.comparisons}
     return environment.get_template("report.html").render(

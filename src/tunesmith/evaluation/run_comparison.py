@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data.spans import Span
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import Comparison, System, compare
 from tunesmith.evaluation.metrics import measure, truth
@@ -41,7 +42,7 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
     if task.answer == "label":
         labels = sorted({a.reference for a in answers[0]} | {a.answer for s in answers for a in s})
     ordered = [sorted(stored, key=lambda a: (a.key, a.reference)) for stored in answers]
-    right = truth(task, [a.references or a.reference for a in ordered[0]], labels, settings)
+    right = truth(task, [_reference(a) for a in ordered[0]], labels, settings)
     systems = []
     for run, stored in zip(opened, ordered, strict=True):
         outputs = _outputs(stored, labels)
@@ -66,7 +67,15 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
     return metric, table, _verdict(systems, found, metric)
 
 
+def _reference(stored: StoredAnswer) -> Any:
+    if stored.reference_spans is not None:
+        return [Span(*span) for span in stored.reference_spans]
+    return stored.references or stored.reference
+
+
 def _outputs(stored: Sequence[StoredAnswer], labels: list[str] | None) -> Outputs:
+    if all(a.spans is not None for a in stored):
+        return Outputs(spans=[[Span(*span) for span in a.spans or []] for a in stored])
     if labels is None:
         return Outputs(
             texts=[a.answer for a in stored],

@@ -12,6 +12,7 @@ from tunesmith.evaluation.intervals import Statistic
 from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
 
 PRIMARY = ("rougeL", "bits_per_byte")
+VALIDATION = None
 
 
 def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:

@@ -23,9 +23,12 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
         UsageError: The model cannot do the task.
     """
     natural = natural_form(config)
-    if TASKS[recipe.task].answer == "pair":
+    answer = TASKS[recipe.task].answer
+    if answer == "pair":
         return _of_pairs(recipe, stage, natural)
-    if TASKS[recipe.task].answer == "text":
+    if answer == "spans" and stage.objective != "supervised":
+        return "tag", "tag"
+    if answer == "text":
         if natural != "generate":
             raise UsageError(
                 f"{recipe.model} is an encoder: it cannot write text, which the task `{recipe.task}` wants",
@@ -35,9 +38,9 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
         return "generate", stage.objective or "supervised"
     if stage.objective == "supervised" and natural != "generate":
         raise UsageError(
-            f"{recipe.model} is an encoder: it cannot write the label",
+            f"{recipe.model} is an encoder: it cannot write the answer",
             where="objective",
-            fix="use `objective: classify`, or a causal language model",
+            fix=f"use `objective: {'tag' if answer == 'spans' else 'classify'}`, or a causal language model",
         )
     needs_head = stage.parameters is not None and stage.parameters.kind in ("head", "none")
     if stage.objective == "classify" or natural == "classify" or needs_head:

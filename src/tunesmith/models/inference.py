@@ -46,6 +46,26 @@ def head_scores(
     return _map_batches(model, examples, ask, len(model.labels or [""]), what, on_event)
 
 
+def tag_probabilities(
+    model: Model, examples: TokenLists, *, what: str = "tagging", on_event: Listener = nobody
+) -> list[np.ndarray]:
+    """Softmax of the tags of every token, an array (S, C) float64 for each of N tokenized texts."""
+    result: list[np.ndarray] = [np.zeros((0, 0))] * len(examples)
+    model.network.eval()
+    done = 0
+    with torch.inference_mode():
+        for rows in _rectangles([len(e) for e in examples]):
+            batch = _padded(model, examples, rows)
+            places = batch.attention_mask.nonzero(as_tuple=True)
+            found = torch.softmax(model.token_logits(batch, *places).double(), dim=-1).cpu().numpy()
+            ends = np.cumsum([len(examples[row]) for row in rows])
+            for row, values in zip(rows, np.split(found, ends[:-1]), strict=True):
+                result[row] = values
+            done += len(rows)
+            on_event(Progress(what=what, done=done, total=len(examples)))
+    return result
+
+
 def embeddings(
     model: Model, examples: TokenLists, *, what: str = "embedding", on_event: Listener = nobody
 ) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.render import eos_token_ids
+from tunesmith.data.tagging import tag_names
 from tunesmith.errors import ResourceError, UsageError
 from tunesmith.models import attention
 from tunesmith.models.heads import Pooling, SentenceClassifier, head_labels, pooling_of
@@ -115,7 +116,8 @@ def load_model(
         folder: A folder in transformers' format.
         name: What to call it.
         form: How it shall answer; default: what it is made for.
-        labels: Class names; with ``form="classify"`` a new head gets one output for each.
+        labels: Class names; with ``form="classify"`` a new head gets one output for each, with ``form="tag"`` those of
+            :func:`~tunesmith.data.tagging.tag_names`.
         dtype: Of weights and activations. A head on a sentence encoder is kept in fp32 at least.
         device: Where to put it; default: the GPU if there is one.
         dropout: Overrides every dropout probability of the model.
@@ -180,6 +182,12 @@ def _build(
         with quiet():
             if form == "generate":
                 return transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, **options), ()
+            if form == "tag":
+                _name_outputs(config, tag_names(labels or []))
+                # A base that was tagged before may have a head of another size: it gets a new one.
+                options |= {"config": config, "ignore_mismatched_sizes": True}
+                network = transformers.AutoModelForTokenClassification.from_pretrained(folder, **options)
+                return network, _heads(network)
             if pooling:
                 pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
                 encoder = transformers.AutoModel.from_pretrained(folder, config=config, **options, **pooler)
@@ -190,15 +198,21 @@ def _build(
                 if labels and head_labels(folder) == list(labels):  # an earlier stage's result: its head is kept
                     classifier.load_head(folder)
                 return classifier, ("classifier",)
-            names = list(labels or ["0"])
-            config.num_labels = len(names)
-            config.id2label = dict(enumerate(names))
-            config.label2id = {label: n for n, label in enumerate(names)}
+            _name_outputs(config, labels or ["0"])
             network = transformers.AutoModelForSequenceClassification.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError) as error:
         raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error
-    heads = tuple(n for n in ("classifier", "score") if hasattr(network, n))
-    return network, heads
+    return network, _heads(network)
+
+
+def _name_outputs(config: Any, names: Sequence[str]) -> None:
+    config.num_labels = len(names)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {label: n for n, label in enumerate(names)}
+
+
+def _heads(network: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name in ("classifier", "score") if hasattr(network, name))
 
 
 def _head_dropout(config: Any) -> float:

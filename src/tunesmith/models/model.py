@@ -14,8 +14,8 @@ from tunesmith.data.batches import Batch
 from tunesmith.models import packing, visibility
 from tunesmith.models.heads import SentenceClassifier
 
-Form = Literal["classify", "generate"]
-"""How a model answers: with a classification head, or by writing text."""
+Form = Literal["classify", "tag", "generate"]
+"""How a model answers: with a classification head, with a head on every token, or by writing text."""
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Model:
         name: What the recipe called the base model.
         folder: Where the base model was loaded from.
         max_length: Longest example in tokens.
-        labels: Class names, in the order of the head's outputs or of the answers to choose from.
+        labels: Class names, in the order of the head's outputs or of the answers to choose from; of spans, from which
+            the outputs follow (:func:`tunesmith.data.tagging.tag_names`).
         eos_ids: Token ids that end an answer.
         head_names: Dotted names of the modules that are the task's head; new, and trained in any case.
         packable_length: Batches whose longest row has at most so many tokens are computed without padding
@@ -129,6 +130,11 @@ class Model:
         places = visibility.positions(allowed)
         mask = visibility.masks(cast(Any, self.transformer()).config, allowed, places, places)
         return inputs | {"attention_mask": mask, "position_ids": places}
+
+    def token_logits(self, batch: Batch, rows_N: torch.Tensor, columns_N: torch.Tensor) -> torch.Tensor:
+        """Scores of the tags at N places of (B, S), (N, C) in at least fp32."""
+        logits = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[rows_N, columns_N]
+        return cast(torch.Tensor, logits if logits.dtype == torch.float64 else logits.float())
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Last hidden states of a causal model, (B, S, d)."""

@@ -19,6 +19,7 @@ OBJECTIVES = {
     "classify": "tunesmith.objectives.classify:Classify",
     "dpo": "tunesmith.objectives.preference:Preference",
     "reward": "tunesmith.objectives.reward:Reward",
+    "tag": "tunesmith.objectives.tag:Tag",
     "supervised": "tunesmith.objectives.supervised:Supervised",
 }
 

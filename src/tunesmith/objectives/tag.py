@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch.nn import functional
@@ -11,23 +9,19 @@ from torch.nn import functional
 from tunesmith.data.batches import Batch
 from tunesmith.data.tagging import IGNORED
 from tunesmith.models.model import Model
-from tunesmith.objectives.base import LossSum
+from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.recipe import Training
 
 COUNTS = ("right_spans", "predicted_spans", "true_spans")
 
 
-class Tag:
+class Tag(Objective):
     """-log softmax(logits)[tag], summed over the tokens that carry a tag; with label smoothing if asked for."""
 
     name = "tag"
 
     def __init__(self, settings: Training) -> None:
         self.label_smoothing = settings.label_smoothing
-
-    def prepare(self, batch: Batch, sampler: Any) -> Batch:
-        """Nothing to do."""
-        return batch
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Sum over the N tagged tokens of (B, S); each weighs 1. Metrics: ``token_accuracy`` and ``span_f1``."""
@@ -64,11 +58,12 @@ def span_counts(chosen_N: np.ndarray, true_N: np.ndarray, row_N: np.ndarray) -> 
         true_N: The same.
         row_N: The text that each word belongs to; no span goes from one to the next.
     """
-    chosen, true = _spans(chosen_N, row_N), _spans(true_N, row_N)
+    num_labels = int(max(chosen_N.max(initial=0), true_N.max(initial=0)) + 1) // 2
+    chosen, true = _spans(chosen_N, row_N, num_labels), _spans(true_N, row_N, num_labels)
     return len(np.intersect1d(chosen, true, assume_unique=True)), len(chosen), len(true)
 
 
-def _spans(tags_N: np.ndarray, row_N: np.ndarray) -> np.ndarray:
+def _spans(tags_N: np.ndarray, row_N: np.ndarray, num_labels: int) -> np.ndarray:
     """Each span as one number, made of its first word, its last word and its label; ``conlleval``'s rule."""
     label_N = (tags_N + 1) // 2  # 0 outside
     begins_N = tags_N % 2 == 1
@@ -77,6 +72,4 @@ def _spans(tags_N: np.ndarray, row_N: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(new_N)
     ends = np.append(starts[1:], len(tags_N))
     labels = label_N[starts]
-    inside = labels > 0
-    width = np.int64(len(tags_N) + 1)
-    return ((starts * width + ends) * (labels.max(initial=0) + 1) + labels)[inside]
+    return ((starts * (len(tags_N) + 1) + ends) * (num_labels + 1) + labels)[labels > 0]

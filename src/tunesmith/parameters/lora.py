@@ -30,7 +30,8 @@ def apply(model: Model, settings: LoRA) -> None:
     if isinstance(model.network, SentenceClassifier):
         task_type = peft.TaskType.FEATURE_EXTRACTION
     else:
-        task_type = peft.TaskType.CAUSAL_LM if model.form == "generate" else peft.TaskType.SEQ_CLS
+        kinds = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS", "generate": "CAUSAL_LM"}
+        task_type = peft.TaskType[kinds[model.form]]
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.scale),

@@ -54,6 +54,7 @@ def skeleton(
     import transformers
 
     from tunesmith import parameters
+    from tunesmith.data.tagging import tag_names
     from tunesmith.models.heads import SentenceClassifier, pooling_of
     from tunesmith.models.model import Model
 
@@ -63,6 +64,10 @@ def skeleton(
     with torch.device("meta"):
         if form == "generate":
             network = transformers.AutoModelForCausalLM.from_config(config)
+        elif form == "tag":
+            config.num_labels = len(tag_names(labels or []))
+            network = transformers.AutoModelForTokenClassification.from_config(config)
+            heads = tuple(name for name in ("classifier", "score") if hasattr(network, name))
         elif pooling:
             pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
             encoder = transformers.AutoModel.from_config(config, **pooler)

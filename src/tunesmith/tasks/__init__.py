@@ -8,6 +8,8 @@ from tunesmith.tasks.text_classification import TextClassification
 from tunesmith.tasks.text_generation import Chat, TextGeneration
 from tunesmith.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (TextClassification(), TextGeneration(), Chat(), Preference())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (TextClassification(), TokenClassification(), TextGeneration(), Chat(), Preference())
+}
 
 __all__ = ["TASKS", "Field", "Message", "Reading", "Task"]

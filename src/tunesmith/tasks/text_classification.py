@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Row
 from tunesmith.tasks.base import Answer, Field, Message, Reading
 
@@ -26,8 +27,11 @@ class TextClassification:
     answer: Answer = "label"
 
     def reading(self, sample: Sequence[Row], data: Data) -> Reading:
-        """Rows are taken as they are."""
-        return Reading()
+        """Labels that are numbers get their names, if the recipe has some."""
+        if not data.label_names:
+            return Reading()
+        names = {str(number): name for number, name in enumerate(data.label_names)}
+        return Reading(lambda row: _named(row, names))
 
     def input_text(self, row: Row) -> str:
         """The text."""
@@ -59,3 +63,13 @@ class TextClassification:
     def problems(self, row: Row) -> Iterable[tuple[str, str]]:
         """Nothing beyond the schema."""
         return ()
+
+
+def _named(row: Row, names: dict[str, str]) -> tuple[Row, list[Fault]]:
+    label = str(row.fields["label"])
+    if label in names:
+        return Row({**row.fields, "label": names[label]}, row.origin), []
+    if label in names.values():
+        return row, []
+    message, fix = f"the label {label!r} has no name in `data.label_names`", "name all labels, in their order"
+    return row, [Fault("unnamed-label", message, row.origin, fix=fix, group=label)]

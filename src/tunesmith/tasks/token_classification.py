@@ -65,7 +65,10 @@ class TokenClassification:
         lines = [f"{span.label}: {span.text}" for span in spans_of(row)]
         return [
             *system,
-            {"role": "user", "content": f"{instruction} Write `{NONE}` if there is none.\n\nText: {row.fields['text']}"},
+            {
+                "role": "user",
+                "content": f"{instruction} Write `{NONE}` if there is none.\n\nText: {row.fields['text']}",
+            },
             {"role": "assistant", "content": "\n".join(lines) or NONE},
         ]
 

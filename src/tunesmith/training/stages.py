@@ -123,6 +123,7 @@ def _train_stage(
         system_prompt=recipe.system_prompt,
         eos_ids=model.eos_ids,
         loss_on=recipe.data.loss_on,
+        all_pieces=recipe.data.tag_pieces == "all",
     )
     tokens = folder / "tokens" / place.name
     objective = objectives.make(objective_name, settings)
