@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tunesmith import objectives
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.render import ConversationRenderer, Render, classification_renderer, conversation_renderer
 from tunesmith.data.rows import Origin, Row
+from tunesmith.data.tagging import tag_renderer
 from tunesmith.events import Event
 from tunesmith.models.build import build_for_training
 from tunesmith.models.model import Form, Model
@@ -22,6 +24,8 @@ from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import Trainer
 
 LABELS = ["negative", "positive"]
+SPAN_LABELS = ["city", "good"]
+OBJECTIVES: dict[str, Any] = {"classify": "classify", "tag": "tag", "generate": "supervised"}
 
 
 class Events(list[Event]):
@@ -52,7 +56,7 @@ def build(
         folder,
         name="tiny",
         form=form,
-        labels=labels if form == "classify" else None,
+        labels={"classify": labels, "tag": SPAN_LABELS}.get(form),
         choice=parameters or Full(),
         training=training or Training(),
         data=Data(),
@@ -65,6 +69,8 @@ def renderer(model: Model) -> Render:
     """The rendering that the pipeline would choose."""
     if model.form == "classify":
         return classification_renderer(model.tokenizer, TASKS["text-classification"], LABELS, model.max_length)
+    if model.form == "tag":
+        return tag_renderer(model.tokenizer, SPAN_LABELS, model.max_length)
     rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
     return conversation_renderer(rendering, TASKS["text-generation"], None)
 
@@ -91,7 +97,7 @@ def trainer(
     )
     return Trainer(
         model,
-        objectives.make("classify" if model.form == "classify" else "supervised", training),
+        objectives.make(OBJECTIVES[model.form], training),
         tokens(model, values, folder / "train"),
         tokens(model, validation, folder / "validation") if validation else None,
         training,
@@ -109,6 +115,25 @@ def gradients(model: Model) -> dict[str, torch.Tensor]:
 def sha256s(folder: Path, pattern: str = "*.safetensors") -> dict[str, str]:
     """The hash of each file that matches."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob(pattern))}
+
+
+def tagged_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Texts in which cities, of one or two words, and praise are marked."""
+    source = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        tokens: list[str] = []
+        spans = []
+        for _ in range(source.randint(2, 4)):
+            tokens += source.choices(["the", "a", "film", "was", "with", "very"], k=source.randint(1, 3))
+            words, label = source.choice(
+                [(["paris"], "city"), (["madrid", "rome"], "city"), (["lovely"], "good"), (["great"], "good")]
+            )
+            start = len(" ".join([*tokens, ""]))
+            tokens += words
+            spans.append([start, len(" ".join(tokens)), label])
+        rows.append({"text": " ".join(tokens), "spans": spans})
+    return rows
 
 
 def question_rows(count: int) -> list[dict[str, str]]:

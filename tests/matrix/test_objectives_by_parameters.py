@@ -21,7 +21,14 @@ from tunesmith.training.loop import evaluate_loss
 KINDS: dict[str, Parameters] = {"full": Full(), "head": Head(), "layers": Layers(layers="last 1"), "lora": LoRA(rank=4)}
 RATES = {"full": 3e-3, "head": 3e-2, "layers": 5e-3, "lora": 1e-2}
 MODELS = {"sentence encoder": "tiny_encoder", "stock encoder": "lively_bert", "decoder": "tiny_decoder"}
-CASES = [("classify", model, kind) for model in MODELS for kind in KINDS] + [
+ROWS: dict[str, Any] = {
+    "classify": labelled_rows, "tag": tiny.tagged_rows, "supervised": tiny.question_rows
+}  # fmt: skip
+TASK_OF = {"classify": "text-classification", "tag": "token-classification", "supervised": "text-generation"}
+CASES = [
+    *(("classify", model, kind) for model in MODELS for kind in KINDS),
+    *(("tag", model, kind) for model in ("stock encoder", "decoder") for kind in KINDS),
+] + [
     ("supervised", "decoder", kind) for kind in KINDS if kind != "head"  # refused by the recipe: nothing to train
 ]  # fmt: skip
 
@@ -38,12 +45,12 @@ def lively_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def model_of(case: tuple[str, str, str], request: pytest.FixtureRequest) -> Model:
     objective, model, kind = case
-    form: Any = "classify" if objective == "classify" else "generate"
+    form: Any = "generate" if objective == "supervised" else objective
     return tiny.build(request.getfixturevalue(MODELS[model]), form, KINDS[kind], dtype=torch.float32)
 
 
 def trainer_of(case: tuple[str, str, str], model: Model, folder: Path, steps: int, **keys: Any) -> Any:
-    values: list[dict[str, Any]] = labelled_rows(48) if case[0] == "classify" else [*tiny.question_rows(48)]
+    values: list[dict[str, Any]] = [*ROWS[case[0]](48)]
     size = 48 if case[2] == "head" else 16  # random features say little: the noise of small batches would hide it
     settings = {"batch_size": size, "learning_rate": RATES[case[2]], "schedule": "constant", "warmup": 0.0} | keys
     return tiny.trainer(model, values, folder, kind=case[2], max_steps=steps, **settings)
@@ -68,8 +75,7 @@ def test_it_learns_saves_loads_and_resumes(
 
 
 def _assert_saved(case: tuple[str, str, str], model: Model, folder: Path) -> None:
-    task = "text-classification" if case[0] == "classify" else "text-generation"
-    save_artefact(model, folder, task=task, system_prompt=None)
+    save_artefact(model, folder, task=TASK_OF[case[0]], system_prompt=None)
     again, _ = load_artefact(folder)
     model.network.eval()
     ids = torch.tensor([model.tokenizer("the film was very good")["input_ids"]])

@@ -37,6 +37,8 @@ def apply(model: Model, settings: LoRA) -> None:
         lora_alpha=cast(int, settings.scale),
         lora_dropout=settings.dropout,
         target_modules=settings.targets,
+        # For tokens PEFT's `all-linear` would take in the head, which it then cannot train as a whole.
+        exclude_modules=list(model.head_names) if model.form == "tag" else None,
         task_type=task_type,
         base_model_name_or_path=str(model.folder),
     )
