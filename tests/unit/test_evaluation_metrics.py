@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data.spans import Span
 from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.calibration import reliability
 from tunesmith.evaluation.label_metrics import confidences, per_class, predictions
@@ -46,6 +47,8 @@ def test_every_metric_is_described_and_lies_in_its_interval() -> None:
         texts, Truth("text", ["a c", "b b", ("c", "c\nd")]), SETTINGS
     )
     found |= measure(Outputs(gaps=np.array([1.0, -2.0, 0.0])), Truth("pair", [1.0] * 3), SETTINGS)
+    spans = [[Span(0, 3, "bad")], [Span(1, 2, "good"), Span(4, 6, "bad")], []]
+    found |= measure(Outputs(spans=[spans[0], spans[1][:1], []]), Truth("spans", spans, LABELS), SETTINGS)
     assert set(found) == set(METRICS)
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high
