@@ -25,17 +25,17 @@ def test_the_same_spans_in_every_scheme() -> None:
 
 
 def test_runs_without_any_b() -> None:
-    tags = "I-x I-x O I-y I-x".split()
+    tags = ["I-x", "I-x", "O", "I-y", "I-x"]
     assert scheme_of([tags]) == "IO"
     assert spans_of_tags(tags) == [(0, 2, "x"), (3, 4, "y"), (4, 5, "x")]
     assert scheme_of([["O", "O"], []]) is None
 
 
 def test_what_continues_nothing_opens_a_span_and_is_named() -> None:
-    assert spans_of_tags("O I-x I-x B-y I-x".split()) == [(1, 3, "x"), (3, 4, "y"), (4, 5, "x")]
-    assert first_unopened("B-x I-x O I-x".split()) == 3
-    assert first_unopened("B-x I-x O S-x B-y E-y".split()) is None
-    assert first_unopened("S-x I-x".split()) == 1
+    assert spans_of_tags(["O", "I-x", "I-x", "B-y", "I-x"]) == [(1, 3, "x"), (3, 4, "y"), (4, 5, "x")]
+    assert first_unopened(["B-x", "I-x", "O", "I-x"]) == 3
+    assert first_unopened(["B-x", "I-x", "O", "S-x", "B-y", "E-y"]) is None
+    assert first_unopened(["S-x", "I-x"]) == 1
 
 
 def test_what_is_a_tag() -> None:
