@@ -105,7 +105,7 @@ def test_a_prompt_that_begins_the_same_is_not_read_again(decoder: Model) -> None
     batch.run()
     assert first.reused_tokens == 0 and unrelated.reused_tokens <= 1
     assert second.reused_tokens >= len(first.prompt) - 2
-    batch.forget(None)
+    batch.withdraw(None)
     third = request(decoder, long, [])
     batch.add(third)
     batch.run()
@@ -132,6 +132,19 @@ def test_what_one_adapter_computed_is_no_use_to_another(decoder: Model) -> None:
         batch.add(each)
         batch.run()
     assert [each.reused_tokens for each in requests] == [0, 0]
+
+
+def test_withdrawing_an_adapter_fails_its_rows_only(decoder: Model) -> None:
+    batch = RunningBatch(decoder, max_rows=2)
+    heard: list[list[Token]] = [[], [], []]
+    requests = [request(decoder, "the film", tokens, max_new_tokens=5) for tokens in heard]
+    requests[0].adapter = requests[2].adapter = "gone"
+    for each in requests:
+        batch.add(each)
+    batch.step()
+    batch.withdraw("gone")
+    batch.run()
+    assert [tokens[-1].finish_reason for tokens in heard] == ["failed", "length", "failed"]
 
 
 def test_a_prompt_that_fills_the_context_is_refused(decoder: Model) -> None:

@@ -171,10 +171,7 @@ class RunningBatch:
         row = next((row for row in (*self.running, *self.waiting) if row.request is request), None)
         if row is None:
             return
-        if row in self.running:
-            self._leave(row)
-        else:
-            self.waiting.remove(row)
+        self._take_out(row)
         request.on_token(Token(None, finish_reason="cancelled"))
 
     def fail_all(self) -> None:
@@ -187,9 +184,18 @@ class RunningBatch:
         for row in rows:
             row.request.on_token(Token(None, finish_reason="failed"))
 
-    def forget(self, adapter: str | None) -> None:
-        """Reuse nothing that was computed with an adapter: it was changed or taken away."""
+    def withdraw(self, adapter: str | None) -> None:
+        """An adapter was changed or is taken away: its answers fail, and nothing computed with it is used again."""
+        for row in [row for row in (*self.running, *self.waiting) if row.request.adapter == adapter]:
+            self._take_out(row)
+            row.request.on_token(Token(None, finish_reason="failed"))
         self._memories = {slot: memory for slot, memory in self._memories.items() if memory.adapter != adapter}
+
+    def _take_out(self, row: _Row) -> None:
+        if row in self.running:
+            self._leave(row)
+        else:
+            self.waiting.remove(row)
 
     def step(self) -> None:
         """Let rows join, read prompts, and write one token in each row that is through with its prompt."""

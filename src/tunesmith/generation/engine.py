@@ -103,6 +103,10 @@ class Engine:
         self._orders.put(order)
         return future
 
+    def withdraw(self, adapter: str) -> None:
+        """See :meth:`RunningBatch.withdraw`; to be called by what :meth:`call` runs."""
+        self._batch.withdraw(adapter)
+
     def close(self) -> None:
         """Stop after the current step; requests that are left are told that they failed."""
         self._orders.put(None)

@@ -1,0 +1,247 @@
+"""From a route to the engine and back: answers as streams of pieces that stop when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi import Request as HttpRequest
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from tunesmith.errors import UsageError
+from tunesmith.server.auth import Principal
+from tunesmith.server.errors import ApiError
+from tunesmith.server.pool import Loaded
+from tunesmith.server.services import Services
+
+if TYPE_CHECKING:
+    from tunesmith.generation.batch import Request, Token
+    from tunesmith.generation.sampling import Constraint, Sampling
+
+Result = TypeVar("Result")
+
+GONE = 499
+"""What is logged for a client that did not wait (nginx's number); nobody is there to read it."""
+
+
+@contextlib.asynccontextmanager
+async def model_named(server: Services, who: Principal, name: str) -> AsyncIterator[Loaded]:
+    """The model that a client names, in memory within the block.
+
+    Raises:
+        ApiError: 404 ``model_not_found``; 503 or 507 if there is no memory for it.
+    """
+    from tunesmith import catalog
+
+    served = await run_in_threadpool(server.registry.find, name, who)
+    folder, base = served.folder, server.registry.bases.get(served.base)
+    if folder is None:
+        assert base is not None  # `find` knows it
+        async with server.pool.use(name, lambda: catalog.model_folder(base.model), tuned=False) as loaded:
+            yield loaded
+    else:
+        async with server.pool.use(name, lambda: folder, tuned=True) as loaded:
+            yield loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a client wants written.
+
+    Attributes:
+        prompts: Token ids; several in one request of the older completions API.
+        samplings: How each of the answers to a prompt is chosen: ``n`` of them.
+        stop: Texts that end an answer.
+        constraint: What each answer may consist of; called once an answer.
+        keep_special: Whether special tokens are part of the text.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    samplings: Sequence[Sampling]
+    stop: Sequence[str] = ()
+    constraint: Callable[[], Constraint] | None = None
+    keep_special: bool = False
+
+
+class Answers:
+    """The answers to a wish, as they are written: iterate over ``(index, token)``.
+
+    Answers to the same prompt follow one another: index = prompt * n + choice. Leaving the iteration early, or
+    :meth:`cancel`, stops what is still being written.
+
+    Args:
+        loaded: The model.
+        wish: What is wanted.
+
+    Raises:
+        ApiError: 429 with ``Retry-After`` if too many requests wait; 400 if the model cannot write, or
+            ``context_length_exceeded``.
+    """
+
+    def __init__(self, loaded: Loaded, wish: Wish) -> None:
+        from tunesmith.generation.engine import QueueFullError
+
+        engine = loaded.host.engine
+        if engine is None:
+            raise ApiError(400, f"The model '{loaded.id}' does not write text.", code="unsupported_model", param="model")
+        self.prompt_tokens = sum(len(prompt) for prompt in wish.prompts)
+        self.completion_tokens = 0
+        self._engine = engine
+        self._queue: asyncio.Queue[tuple[int, Token]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        pairs = [(prompt, sampling) for prompt in wish.prompts for sampling in wish.samplings]
+        self._requests = [
+            self._request(index, prompt, sampling, loaded, wish) for index, (prompt, sampling) in enumerate(pairs)
+        ]
+        self._open = set(range(len(self._requests)))
+        try:
+            engine.submit(self._requests)
+        except QueueFullError as error:
+            self._open.clear()
+            headers = {"Retry-After": str(error.retry_after)}
+            raise ApiError(429, f"The server is busy: {error.what}.", code="queue_full", headers=headers) from error
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that needed no reading."""
+        return sum(request.reused_tokens for request in self._requests)
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
+        return self._tokens()
+
+    async def _tokens(self) -> AsyncIterator[tuple[int, Token]]:
+        try:
+            while self._open:
+                index, token = await self._queue.get()
+                if token.choice is not None:
+                    self.completion_tokens += 1
+                if token.finish_reason is not None:
+                    self._open.discard(index)
+                if token.finish_reason in ("failed", "cancelled"):
+                    raise ApiError(503, "The answer was given up; the server's log says why.", code="generation_failed")
+                yield index, token
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop what is still being written, before the next step."""
+        if self._open:
+            self._engine.cancel([self._requests[index] for index in self._open])
+            self._open.clear()
+
+    def _request(
+        self, index: int, prompt: Sequence[int], sampling: Sampling, loaded: Loaded, wish: Wish
+    ) -> Request:
+        from tunesmith.generation.batch import Request
+        from tunesmith.generation.text import TextStream
+
+        def hear(token: Token) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped: its loop is closed
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, token))
+
+        assert loaded.renderer is not None
+        return Request(
+            prompt=prompt,
+            sampling=sampling,
+            on_token=hear,
+            adapter=loaded.adapter,
+            text=TextStream(loaded.renderer.tokenizer, wish.stop, keep_special=wish.keep_special),
+            constraint=wish.constraint() if wish.constraint else None,
+        )
+
+
+def answer_length(loaded: Loaded, prompt_tokens: int, wanted: int | None) -> int:
+    """How long an answer may get: what was asked for, or what the context leaves.
+
+    Raises:
+        ApiError: 400 ``context_length_exceeded``: the prompt, or prompt and answer, are too long.
+    """
+    from tunesmith.generation.batch import context_length
+
+    context = context_length(loaded.host.model)
+    if prompt_tokens + (wanted or 1) > context:
+        answer = f" and {wanted} in the completion" if wanted else ""
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {context} tokens. However, you requested "
+            f"{prompt_tokens + (wanted or 0)} tokens ({prompt_tokens} in the messages{answer}). "
+            "Please reduce the length of the messages or the completion.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    return wanted or context - prompt_tokens
+
+
+async def json_constraint(loaded: Loaded, schema: Any, *, param: str) -> Callable[[], Constraint]:
+    """A constraint to JSON by a schema (``None``: any object), made once and copied for each answer.
+
+    Raises:
+        ApiError: 400 ``invalid_json_schema``.
+    """
+    try:
+        made = await run_in_threadpool(lambda: loaded.host.grammars.json(schema))
+    except UsageError as error:
+        raise ApiError(400, str(error.what), code="invalid_json_schema", param=param) from error
+    return made.copy
+
+
+async def unless_gone(request: HttpRequest, work: Awaitable[Result]) -> Result:
+    """The result of some work, which is cancelled as soon as the client is no longer there.
+
+    Raises:
+        ApiError: The client went away.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(GONE, "The client went away.")
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. What it holds is let go however the response ends, even if it never began.
+
+    Args:
+        events: Lines to send.
+        held: Closed at the end.
+    """
+
+    def __init__(self, events: AsyncIterator[str], held: contextlib.AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._held.aclose()
+
+
+def event(value: Any, name: str | None = None) -> str:
+    """One server-sent event."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def error_event(error: ApiError) -> str:
+    """An error that comes when the answer has begun: the status was sent long ago."""
+    body = json.loads(bytes(error.response().body))
+    return event(body)

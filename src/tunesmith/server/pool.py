@@ -1,0 +1,337 @@
+"""Models in memory: one base serves many adapters, and what was not used for longest makes room.
+
+A base, or a model that was tuned as a whole, is a :class:`Host`: a network with the engine that runs it. A plain LoRA
+adapter joins the host of its base; what is more than that gets a host of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from tunesmith.data.render import ConversationRenderer
+from tunesmith.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from tunesmith.generation.adapters import Adapters
+    from tunesmith.generation.constraints import Grammars
+    from tunesmith.generation.engine import Engine
+    from tunesmith.models.model import Model
+    from tunesmith.models.saving import ArtefactNotes
+
+log = logging.getLogger("tunesmith.server")
+
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class Host:
+    """A network in memory, and the one thread that runs it.
+
+    Attributes:
+        model: The network; for a base it may come to carry adapters.
+        engine: Writes text; ``None`` if the model cannot.
+        adapters: Those that are loaded; ``None`` where none can join.
+        bytes: Memory of the weights.
+        touched: When it was used last, in uses of the pool.
+        executor: Runs what is asked of a model that does not write.
+    """
+
+    model: Model
+    engine: Engine | None
+    adapters: Adapters | None
+    bytes: int
+    touched: int = 0
+    executor: ThreadPoolExecutor | None = None
+
+    def call(self, function: Callable[[], Result]) -> Future[Result]:
+        """Run something with the model in the host's own thread."""
+        if self.engine is not None:
+            return self.engine.call(function)
+        assert self.executor is not None
+        return self.executor.submit(function)
+
+    def close(self) -> None:
+        """Stop the thread."""
+        if self.engine is not None:
+            self.engine.close()
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """What makes answers be JSON. Takes a second the first time."""
+        from tunesmith.generation.constraints import Grammars
+
+        return Grammars(self.model.tokenizer, self.model.eos_ids)
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model that clients can name, in memory.
+
+    Attributes:
+        id: Its name.
+        host: The network.
+        adapter: Name of the adapter on it; ``None`` for all of the host.
+        renderer: Of its conversations, as in training; ``None`` if it does not write.
+        notes: What the artefact says of itself; ``None`` for a base.
+        bytes: Memory beside the host's.
+        lock: Held while its tokenizer is used: its settings change from call to call.
+    """
+
+    id: str
+    host: Host
+    adapter: str | None
+    renderer: ConversationRenderer | None
+    notes: ArtefactNotes | None
+    bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    touched: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much the pool may use.
+
+    Attributes:
+        memory_bytes: Weights and caches of keys and values of all models together.
+        max_rows: Answers that one model writes at a time.
+        queue_limit: Requests that may wait for one model.
+    """
+
+    memory_bytes: int
+    max_rows: int = 64
+    queue_limit: int = 256
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of one host: a quarter of all."""
+        return self.memory_bytes // 4
+
+
+class Pool:
+    """Loads models as they are asked for. For one event loop; the work is done in threads."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._loaded: dict[str, Loaded] = {}
+        self._hosts: dict[tuple[str, str], Host] = {}
+        self._loading = asyncio.Lock()
+        self._lock = threading.Lock()  # what is being taken is not thrown out at the same moment
+        self._clock = itertools.count(1)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all weights."""
+        return sum(h.bytes for h in self._hosts.values()) + sum(m.bytes for m in self._loaded.values())
+
+    def names(self) -> list[str]:
+        """What is in memory, longest unused first."""
+        return [m.id for m in sorted(self._loaded.values(), key=lambda m: m.touched)]
+
+    def hosts(self) -> list[Host]:
+        """The networks in memory."""
+        return list(self._hosts.values())
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str, folder: Callable[[], Path], *, tuned: bool) -> AsyncIterator[Loaded]:
+        """A model, loaded if need be, that stays in memory within the block.
+
+        Args:
+            name: As clients call it.
+            folder: Finds its folder; called in a thread.
+            tuned: Whether that holds what a run made, else a base.
+
+        Raises:
+            ApiError: 503: it does not fit beside what is being used; 507: it never does.
+        """
+        found = self._take(name)
+        if found is None:
+            async with self._loading:
+                found = self._take(name)
+                if found is None:
+                    await run_in_threadpool(self._load, name, folder, tuned)
+                    found = self._take(name)
+        assert found is not None
+        try:
+            yield found
+        finally:
+            with self._lock:
+                found.users -= 1
+
+    def _take(self, name: str) -> Loaded | None:
+        """A model that is in memory, held there from now on."""
+        with self._lock:
+            found = self._loaded.get(name)
+            if found is not None:
+                found.touched = found.host.touched = next(self._clock)
+                found.users += 1
+            return found
+
+    async def drop(self, name: str) -> None:
+        """Take a model out of memory: it was deleted. Answers that are being written with it fail."""
+        async with self._loading:
+            if name in self._loaded:
+                with self._lock:
+                    finish = self._evict(self._loaded[name])
+                await run_in_threadpool(finish)
+
+    def close(self) -> None:
+        """Stop everything."""
+        for host in self._hosts.values():
+            host.close()
+        self._hosts.clear()
+        self._loaded.clear()
+
+    # --- loading (one at a time, in a thread) ------------------------------------------------------------------------
+
+    def _load(self, name: str, folder: Callable[[], Path], tuned: bool) -> Loaded:
+        from tunesmith.generation.adapters import is_plain_lora
+        from tunesmith.models.precision import choose_dtype, default_device
+        from tunesmith.models.saving import read_notes
+
+        place = folder()
+        if not tuned:
+            dtype = str(choose_dtype("auto", default_device())).removeprefix("torch.")
+            return self._add(name, self._host(place, dtype), None)
+        notes = read_notes(place)
+        if notes.adapter and notes.form == "generate" and is_plain_lora(place):
+            host = self._host(Path(notes.base_folder), notes.dtype)
+            if host.adapters is not None:
+                return self._add_adapter(name, host, place, notes)
+        return self._add(name, self._host(place, None), notes)
+
+    def _host(self, place: Path, dtype: str | None) -> Host:
+        """The host of a base in a precision, or of what a run made."""
+        key = (str(place.resolve()), dtype or "as tuned")
+        if key not in self._hosts:
+            self._make_room(_weights_bytes(place))
+            self._hosts[key] = _start_host(place, dtype, self.limits)
+        return self._hosts[key]
+
+    def _add(self, name: str, host: Host, notes: ArtefactNotes | None) -> Loaded:
+        model = host.model
+        renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids) if host.engine else None
+        return self._remember(Loaded(name, host, None, renderer, notes))
+
+    def _add_adapter(self, name: str, host: Host, place: Path, notes: ArtefactNotes) -> Loaded:
+        from tunesmith.models.load import load_tokenizer
+
+        assert host.adapters is not None
+        size = _weights_bytes(place)
+        self._make_room(size, keep=host)
+        host.call(functools.partial(host.adapters.load, name, place)).result()
+        renderer = ConversationRenderer(load_tokenizer(place), host.model.max_length, host.model.eos_ids)
+        return self._remember(Loaded(name, host, name, renderer, notes, size))
+
+    def _remember(self, loaded: Loaded) -> Loaded:
+        self._loaded[loaded.id] = loaded
+        log.info("loaded %s: %d MB of weights in memory", loaded.id, self.bytes // 2**20)
+        return loaded
+
+    # --- making room -------------------------------------------------------------------------------------------------
+
+    def _make_room(self, wanted: int, keep: Host | None = None) -> None:
+        limit = self.limits.memory_bytes
+        if wanted > limit:
+            raise ApiError(
+                507,
+                f"The model needs {wanted / 2**20:.0f} MB, and {limit / 2**20:.0f} MB are set aside for models.",
+                code="model_too_large",
+                param="model",
+            )
+        while self.bytes + wanted > limit:
+            with self._lock:
+                idle = self._idle_adapters() + [host for host in self._idle_hosts() if host is not keep]
+                finish = self._evict(min(idle, key=lambda found: found.touched)) if idle else None
+            if finish is None:
+                raise ApiError(
+                    503,
+                    "All models in memory are being used; this one must wait until one of them is not.",
+                    code="models_busy",
+                    param="model",
+                    headers={"Retry-After": "5"},
+                )
+            finish()
+
+    def _idle_adapters(self) -> list[Loaded | Host]:
+        return [model for model in self._loaded.values() if model.adapter and not model.users]
+
+    def _idle_hosts(self) -> list[Host]:
+        """Hosts that nobody uses and that carry no adapter."""
+        needed = {id(model.host) for model in self._loaded.values() if model.adapter or model.users}
+        return [host for host in self._hosts.values() if id(host) not in needed]
+
+    def _evict(self, found: Loaded | Host) -> Callable[[], None]:
+        """Let nobody find a model any more; calling what is returned frees its memory."""
+        if isinstance(found, Loaded) and found.adapter is not None:
+            del self._loaded[found.id]
+            log.info("dropping %s from memory", found.id)
+            drop = found.host.call(functools.partial(_drop_adapter, found.host, found.adapter))
+            return lambda: drop.result()
+        host = found.host if isinstance(found, Loaded) else found
+        self._loaded = {name: model for name, model in self._loaded.items() if model.host is not host}
+        self._hosts = {key: known for key, known in self._hosts.items() if known is not host}
+        log.info("dropping %s from memory", host.model.name)
+        return host.close
+
+
+def _start_host(place: Path, dtype: str | None, limits: Limits) -> Host:
+    """Load a network and start its thread. A base is named with a precision; what a run made knows its own."""
+    import torch
+
+    from tunesmith.generation.adapters import Adapters
+    from tunesmith.generation.batch import RunningBatch, unsupported
+    from tunesmith.generation.engine import Engine
+    from tunesmith.models.load import load_model
+    from tunesmith.models.precision import default_device
+    from tunesmith.models.saving import load_artefact
+
+    device = default_device()
+    if dtype is None:
+        model = load_artefact(place, device=device)[0]
+    else:
+        model = load_model(place, name=place.name, dtype=getattr(torch, dtype), device=device)
+    model.network.eval()
+    size = sum(p.numel() * p.element_size() for p in model.network.parameters())
+    if model.form != "generate" or unsupported(model):
+        return Host(model, None, None, size, executor=ThreadPoolExecutor(1, thread_name_prefix="model"))
+    adapters = Adapters(model) if dtype is not None else None
+    batch = RunningBatch(
+        model,
+        max_rows=limits.max_rows,
+        cache_tokens=max(1, limits.cache_bytes // _bytes_per_token(model)),
+        use_adapters=adapters.use if adapters else None,
+    )
+    return Host(model, Engine(batch, queue_limit=limits.queue_limit), adapters, size)
+
+
+def _drop_adapter(host: Host, name: str) -> None:
+    assert host.engine is not None and host.adapters is not None
+    host.engine.withdraw(name)
+    host.adapters.drop(name)
+
+
+def _weights_bytes(place: Path) -> int:
+    return sum(path.stat().st_size for path in place.glob("*.safetensors"))
+
+
+def _bytes_per_token(model: Model) -> int:
+    """Keys and values of one token in all layers."""
+    config: Any = model.transformer().config
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return 2 * int(config.num_hidden_layers) * heads * width * model.dtype.itemsize

@@ -1,0 +1,88 @@
+"""``POST /v1/embeddings``: of sentence encoders, and of any other model by the mean over its last hidden states."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+
+from tunesmith.server.answers import model_named
+from tunesmith.server.auth import Inferrer
+from tunesmith.server.bodies import EmbeddingBody
+from tunesmith.server.errors import ApiError
+from tunesmith.server.pool import Loaded
+from tunesmith.server.services import Server
+
+if TYPE_CHECKING:
+    import numpy as np
+
+router = APIRouter(tags=["inference"])
+
+MAX_INPUTS = 2048
+
+
+@router.post("/v1/embeddings")
+async def create_embeddings(body: EmbeddingBody, server: Server, who: Inferrer) -> dict[str, Any]:
+    """Vectors of length 1, one a text."""
+    async with model_named(server, who, body.model) as loaded:
+        future = loaded.host.call(lambda: _embed(loaded, body))
+        vectors, tokens = await asyncio.wrap_future(future)
+    data = [
+        {"object": "embedding", "index": n, "embedding": _written(vector, body.encoding_format or "float")}
+        for n, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": body.model, "usage": usage}
+
+
+def _embed(loaded: Loaded, body: EmbeddingBody) -> tuple[np.ndarray, int]:
+    """Unit vectors (N, d) in fp32, and how many tokens were read. Runs in the host's thread."""
+    import numpy as np
+
+    from tunesmith.models import inference
+
+    host = loaded.host
+    width = int(host.model.transformer().config.hidden_size)  # type: ignore[union-attr,arg-type]
+    if body.dimensions is not None and body.dimensions > width:
+        raise ApiError(
+            400, f"This model's embeddings have {width} dimensions.", code="invalid_value", param="dimensions"
+        )
+    examples = _tokens(loaded, body)
+    use = host.adapters.use_for_all(loaded.adapter) if host.adapters else contextlib.nullcontext()
+    with use:
+        vectors = inference.embeddings(host.model, examples)[:, : body.dimensions]
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors.astype(np.float32), sum(len(ids) for ids in examples)
+
+
+def _tokens(loaded: Loaded, body: EmbeddingBody) -> list[list[int]]:
+    given = body.input
+    many: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
+    if not many or len(many) > MAX_INPUTS:
+        raise ApiError(400, f"'input' must hold 1 to {MAX_INPUTS} texts.", code="invalid_value", param="input")
+    model = loaded.host.model
+    with loaded.lock:
+        examples = [
+            model.tokenizer(one, split_special_tokens=True)["input_ids"] if isinstance(one, str) else list(one)
+            for one in many
+        ]
+    vocabulary = len(model.tokenizer)
+    for number, ids in enumerate(examples):
+        if not ids or len(ids) > model.max_length:
+            raise ApiError(
+                400,
+                f"Input {number} has {len(ids)} tokens; this model takes 1 to {model.max_length}.",
+                code="context_length_exceeded" if ids else "invalid_value",
+                param="input",
+            )
+        if not all(0 <= token < vocabulary for token in ids):
+            raise ApiError(400, f"Input {number} has a token that does not exist.", code="invalid_value", param="input")
+    return examples
+
+
+def _written(vector: np.ndarray, encoding: str) -> str | list[float]:
+    """Base64 of little-endian fp32, which clients ask for by default, or numbers."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()

@@ -1,0 +1,116 @@
+"""Calls of tools: from messages to the chat template, and from the model's text back to calls.
+
+Models write calls as their templates taught them. Known are: ``<tool_call>{...}</tool_call>`` (Hermes, Qwen, SmolLM),
+``[TOOL_CALLS][...]`` (Mistral), ``<|python_tag|>{...}`` and a bare ``{"name": ..., "parameters": {...}}`` (Llama).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from typing import Any
+
+MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+_BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+
+
+def call_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON schema of a call of one of these functions, for a client that requires one."""
+    options = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool["function"]["name"]},
+                "arguments": tool["function"].get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return options[0] if len(options) == 1 else {"anyOf": options}
+
+
+class CallReader:
+    """Separates an answer, piece by piece, into text for the user and calls of tools."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._sent = 0
+
+    def push(self, piece: str) -> str:
+        """The text that is surely none of a call."""
+        self._text += piece
+        start = self._text.lstrip()
+        if not start or start[0] in "{[":  # the whole answer may be one call
+            return ""
+        marks = [self._text.find(mark) for mark in MARKS if mark in self._text]
+        settled = min(marks) if marks else len(self._text) - self._open_end()
+        out, self._sent = self._text[self._sent : settled], max(self._sent, settled)
+        return out
+
+    def finish(self) -> tuple[str, list[dict[str, Any]]]:
+        """The rest of the text, and the calls in OpenAI's form."""
+        calls = read_calls(self._text)
+        if calls:
+            return "", calls
+        out, self._sent = self._text[self._sent :], len(self._text)
+        return out, []
+
+    def _open_end(self) -> int:
+        longest = max(len(mark) for mark in MARKS) - 1
+        for length in range(min(longest, len(self._text)), 0, -1):
+            if any(mark.startswith(self._text[-length:]) for mark in MARKS):
+                return length
+        return 0
+
+
+def read_calls(text: str) -> list[dict[str, Any]]:
+    """The calls in an answer, in OpenAI's form; none if what looks like a call cannot be read."""
+    if "<tool_call>" in text:
+        values = [_parsed(block) for block in _BLOCK.findall(text)]
+    else:
+        mark = next((mark for mark in MARKS if mark in text), None)
+        values = [_parsed(text.split(mark, 1)[1] if mark else text)]
+    found = [call for value in values for call in (value if isinstance(value, list) else [value])]
+    calls = [_call(value) for value in found]
+    return [call for call in calls if call] if all(calls) else []
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.JSONDecoder().raw_decode(text.strip())[0]
+    except ValueError:
+        return None
+
+
+def _call(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        return None
+    value = value.get("function", value) if isinstance(value.get("function"), dict) else value
+    arguments = value.get("arguments", value.get("parameters"))
+    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict | str):
+        return None
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": value["name"], "arguments": written},
+    }
+
+
+def for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as templates want it: the arguments of calls as objects, not as the text that OpenAI's API has."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [_with_parsed_arguments(call) for call in calls]}
+
+
+def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or {})
+    if isinstance(function.get("arguments"), str):
+        parsed = _parsed(function["arguments"])
+        function["arguments"] = parsed if isinstance(parsed, dict) else function["arguments"]
+    return {**call, "function": function}
