@@ -25,6 +25,7 @@ from tunesmith.errors import UsageError
 from tunesmith.generation.cache import SlotCache
 from tunesmith.generation.sampling import Choice, Constraint, Draw, Sampling, choose
 from tunesmith.generation.text import TextStream
+from tunesmith.models import visibility
 from tunesmith.models.model import Model, decoder_of
 
 PROMPT_TOKENS = 1024
@@ -421,16 +422,10 @@ def _cache_length(rows: Sequence[_Row]) -> int:
 
 
 def _masks(model: Model, places_BS: torch.Tensor, reach: int) -> Any:
-    """Who may see whom, (B, 1, S, T) bool: what stands at the same place of the slot or before."""
+    """Every token sees what stands at the same place of its slot or before."""
     keys_T = torch.arange(reach, device=places_BS.device)
-    allowed = (keys_T <= places_BS[:, :, None])[:, None]
-    config: Any = cast(Any, model.transformer()).config
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not window or (kinds is not None and "sliding_attention" not in kinds):
-        return allowed
-    near = allowed & (places_BS[:, :, None] - keys_T < window)[:, None]
-    return {"full_attention": allowed, "sliding_attention": near} if kinds is not None else near
+    allowed_BST = keys_T <= places_BS[:, :, None]
+    return visibility.masks(cast(Any, model.transformer()).config, allowed_BST, places_BS, keys_T[None])
 
 
 def _common_start(tokens: Sequence[int], known: Sequence[int]) -> int:

@@ -36,8 +36,9 @@ def masks(config: Any, allowed_BST: torch.Tensor, queries_BS: torch.Tensor, keys
         keys_BT: Position of each key.
     """
     allowed_B1ST = allowed_BST[:, None]
-    window = getattr(config, "sliding_window", None)
-    if not window or "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not window or (kinds and "sliding_attention" not in kinds):
         return allowed_B1ST
-    near = (queries_BS[:, :, None] - keys_BT[:, None, :]) < window
-    return {"full_attention": allowed_B1ST, "sliding_attention": allowed_B1ST & near[:, None]}
+    near = allowed_B1ST & ((queries_BS[:, :, None] - keys_BT[:, None, :]) < window)[:, None]
+    # Without kinds every layer has the window (Mistral 7B v0.1).
+    return {"full_attention": allowed_B1ST, "sliding_attention": near} if kinds else near

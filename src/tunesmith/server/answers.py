@@ -89,7 +89,9 @@ class Answers:
 
         engine = loaded.host.engine
         if engine is None:
-            raise ApiError(400, f"The model '{loaded.id}' does not write text.", code="unsupported_model", param="model")
+            raise ApiError(
+                400, f"The model '{loaded.id}' does not write text.", code="unsupported_model", param="model"
+            )
         self.prompt_tokens = sum(len(prompt) for prompt in wish.prompts)
         self.completion_tokens = 0
         self._engine = engine
@@ -135,9 +137,7 @@ class Answers:
             self._engine.cancel([self._requests[index] for index in self._open])
             self._open.clear()
 
-    def _request(
-        self, index: int, prompt: Sequence[int], sampling: Sampling, loaded: Loaded, wish: Wish
-    ) -> Request:
+    def _request(self, index: int, prompt: Sequence[int], sampling: Sampling, loaded: Loaded, wish: Wish) -> Request:
         from tunesmith.generation.batch import Request
         from tunesmith.generation.text import TextStream
 

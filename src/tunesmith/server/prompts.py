@@ -154,5 +154,3 @@ def required_tools(body: ChatBody) -> list[dict[str, Any]]:
     if not named:
         raise ApiError(400, "'tool_choice' asks for a tool that 'tools' does not have.", param="tool_choice")
     return named
-
-

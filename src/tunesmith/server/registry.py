@@ -11,6 +11,7 @@ Without the file the models of the catalog go by their own names. A client can n
 from __future__ import annotations
 
 import difflib
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,15 @@ class Registry:
                 permitted = select(PermissionRow.checkpoint).where(PermissionRow.project == who.owner)
                 query = query.where((JobRow.owner == who.owner) | JobRow.fine_tuned_model.in_(permitted))
             jobs = session.scalars(query.order_by(JobRow.number.desc())).all()
-        return [Served(base.name, base.name) for base in self.bases.values()] + [self._tuned(job) for job in jobs]
+        tuned = [served for served in map(self._tuned, jobs) if served.folder and served.folder.is_dir()]
+        return [Served(base.name, base.name) for base in self.bases.values()] + tuned
+
+    def remove(self, served: Served) -> None:
+        """Delete a tuned model with its checkpoints, or one checkpoint. The job and its measurements stay."""
+        assert served.folder is not None and served.job_id is not None
+        shutil.rmtree(served.folder)
+        if served.folder == self.folders.run(served.job_id) / "model":
+            shutil.rmtree(self.folders.job(served.job_id) / "checkpoints", ignore_errors=True)
 
     def _tuned(self, job: JobRow) -> Served:
         assert job.fine_tuned_model is not None and job.finished_at is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import psutil
 from fastapi import Depends, Request
 
 from tunesmith.server.audit import Audit
@@ -12,6 +13,7 @@ from tunesmith.server.auth import Tokens
 from tunesmith.server.database import Database
 from tunesmith.server.folders import Folders
 from tunesmith.server.metrics import Metrics
+from tunesmith.server.pool import Limits, Pool
 from tunesmith.server.registry import Registry
 from tunesmith.server.settings import Settings
 
@@ -27,6 +29,7 @@ class Services:
     registry: Registry
     audit: Audit
     metrics: Metrics
+    pool: Pool
 
 
 def open_services(settings: Settings) -> Services:
@@ -42,7 +45,13 @@ def open_services(settings: Settings) -> Services:
     settings.refuse_open_door(has_tokens=bool(tokens))
     database = Database(settings.database_url)
     registry = Registry(database, folders, settings.models)
-    return Services(settings, folders, database, tokens, registry, Audit(settings.data), Metrics(database))
+    audit, metrics, pool = Audit(settings.data), Metrics(database), _pool(settings)
+    return Services(settings, folders, database, tokens, registry, audit, metrics, pool)
+
+
+def _pool(settings: Settings) -> Pool:
+    memory = settings.model_memory_bytes or psutil.virtual_memory().available // 2
+    return Pool(Limits(memory_bytes=memory, max_rows=settings.max_rows, queue_limit=settings.queue_limit))
 
 
 def _services(request: Request) -> Services:

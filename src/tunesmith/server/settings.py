@@ -37,6 +37,9 @@ class Settings:
         grace_seconds: How long a stopped job may take to save itself.
         max_attempts: How often a job may die without having got further.
         min_examples: Fewest rows of a training file.
+        model_memory_bytes: What models that answer may take, with their caches; default: half of what is free now.
+        max_rows: Answers that one model writes at a time.
+        queue_limit: Requests that may wait for one model; a further one gets 429.
     """
 
     data: Path
@@ -58,6 +61,9 @@ class Settings:
     grace_seconds: float = 60.0
     max_attempts: int = 3
     min_examples: int = 10
+    model_memory_bytes: int | None = None
+    max_rows: int = 64
+    queue_limit: int = 256
 
     @property
     def database_url(self) -> str:

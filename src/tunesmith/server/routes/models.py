@@ -36,8 +36,10 @@ async def delete_model(name: str, server: Server, who: Tuner) -> dict[str, Any]:
         raise ApiError(403, f"'{name}' is a base model of this server.", code="model_not_deletable", param="model")
     if not who.sees(served.owner or ""):
         raise ApiError(403, f"'{name}' belongs to another project.", code="insufficient_permissions", param="model")
-    for gone in await run_in_threadpool(server.registry.remove, served):
-        await server.pool.drop(gone)
+    await run_in_threadpool(server.registry.remove, served)
+    for loaded in server.pool.names():
+        if loaded == name or loaded.startswith(f"{name}:ckpt-step-"):
+            await server.pool.drop(loaded)
     server.audit(who, "delete model", name)
     return {"id": name, "object": "model", "deleted": True}
 
