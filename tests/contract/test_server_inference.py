@@ -17,9 +17,8 @@ import pytest
 import torch
 import yaml
 
-from serving import serving
-
 import tiny
+from serving import serving
 from tunesmith.data.render import ConversationRenderer
 from tunesmith.models import inference
 from tunesmith.models.load import load_model
