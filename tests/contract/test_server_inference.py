@@ -49,7 +49,9 @@ def live(tiny_decoder: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPa
     with_tools.tokenizer.chat_template = TEMPLATE_WITH_TOOLS
     with_tools.network.save_pretrained(root / "tools")
     with_tools.tokenizer.save_pretrained(root / "tools")
-    names = {"gpt-tiny": tiny_decoder, "encoder": tiny_encoder, "org/tools": root / "tools"}
+    labels = tiny.build(tiny_encoder, "classify", dtype=torch.float32)
+    save_artefact(labels, root / "run" / "model", task="text-classification", system_prompt=None)
+    names = {"gpt-tiny": tiny_decoder, "encoder": tiny_encoder, "org/tools": root / "tools", "labels": root / "run"}
     (root / "models.yaml").write_text(
         yaml.safe_dump({name: str(folder) for name, folder in names.items()}, sort_keys=False)
     )
@@ -240,6 +242,18 @@ def test_a_required_tool_is_called(client: Any) -> None:
         client.chat.completions.create(model="gpt-tiny", messages=ASK, tools=[TOOL])
 
 
+def test_a_run_with_a_classification_head_answers_with_the_label(client: Any, live: SimpleNamespace) -> None:
+    folder = Path(live.services.registry.bases["labels"].model) / "model"
+    model = load_artefact(folder)[0]
+    for text in ("a good film", "what an awful plot and a bad actor"):
+        best = inference.class_probabilities(model, [model.tokenizer(text)["input_ids"]])[0].argmax()
+        asked: dict[str, Any] = dict(model="labels", messages=[{"role": "user", "content": text}])
+        assert client.chat.completions.create(**asked).choices[0].message.content == tiny.LABELS[best]
+        assert streamed(client.chat.completions.create(**asked, stream=True)) == tiny.LABELS[best]
+    with pytest.raises(openai.BadRequestError, match="answers with a label"):
+        client.chat.completions.create(**asked, logprobs=True)
+
+
 # --- the other routes ------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +316,15 @@ def test_responses_whole_and_as_events(client: Any) -> None:
 def test_models_are_listed_shown_and_deleted(client: Any, live: SimpleNamespace) -> None:
     name = "ft:gpt-tiny:local:gone:ghi"
     add_job(live.services, "ftjob-gone", name, live.base, 7)
-    assert [m.id for m in client.models.list()] == ["gpt-tiny", "encoder", "org/tools", name, TUNED[1], TUNED[0]]
+    assert [m.id for m in client.models.list()] == [
+        "gpt-tiny",
+        "encoder",
+        "org/tools",
+        "labels",
+        name,
+        TUNED[1],
+        TUNED[0],
+    ]
     assert client.models.retrieve("org/tools").id == "org/tools"
     assert client.models.retrieve(name).owned_by == "local"
     client.chat.completions.create(model=name, messages=ASK, max_tokens=1)
@@ -388,7 +410,8 @@ def test_a_client_that_goes_away_frees_its_row(
     body = {"model": "gpt-tiny", "messages": ASK, "stream": stream, "logit_bias": {"2": -100}}
     if stream:
         with httpx.stream("POST", f"{live.address}/v1/chat/completions", json=body, timeout=60) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()
+            next(lines)
             wait_for(lambda: host.engine.running == 1)
     else:
         with pytest.raises(httpx.TimeoutException):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -18,6 +20,7 @@ from tunesmith.errors import UsageError
 from tunesmith.server.auth import Principal
 from tunesmith.server.errors import ApiError
 from tunesmith.server.pool import Loaded
+from tunesmith.server.registry import Served
 from tunesmith.server.services import Services
 
 if TYPE_CHECKING:
@@ -37,17 +40,23 @@ async def model_named(server: Services, who: Principal, name: str) -> AsyncItera
     Raises:
         ApiError: 404 ``model_not_found``; 503 or 507 if there is no memory for it.
     """
-    from tunesmith import catalog
-
     served = await run_in_threadpool(server.registry.find, name, who)
-    folder, base = served.folder, server.registry.bases.get(served.base)
-    if folder is None:
-        assert base is not None  # `find` knows it
-        async with server.pool.use(name, lambda: catalog.model_folder(base.model), tuned=False) as loaded:
-            yield loaded
-    else:
-        async with server.pool.use(name, lambda: folder, tuned=True) as loaded:
-            yield loaded
+    async with server.pool.use(name, functools.partial(_folder, server, served)) as loaded:
+        yield loaded
+
+
+def _folder(server: Services, served: Served) -> Path:
+    """Where the model is. ``models.yaml`` may name what was tuned elsewhere, too: a run, or the ``model/`` in it."""
+    from tunesmith import catalog
+    from tunesmith.models.saving import NOTES
+
+    if served.folder is not None:
+        return served.folder
+    named = server.registry.bases[served.base].model
+    for place in (Path(named) / "model", Path(named)):
+        if (place / NOTES).is_file():
+            return place
+    return catalog.model_folder(named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +163,46 @@ class Answers:
             text=TextStream(loaded.renderer.tokenizer, wish.stop, keep_special=wish.keep_special),
             constraint=wish.constraint() if wish.constraint else None,
         )
+
+
+class LabelAnswers:
+    """The answer of a model with a classification head: the label of the last message, in one piece.
+
+    Args:
+        loaded: The model.
+        text: The last message.
+        count: How many times it is wanted.
+    """
+
+    cached_tokens = 0
+
+    def __init__(self, loaded: Loaded, text: str, count: int) -> None:
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self._loaded = loaded
+        self._text = text
+        self._count = count
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
+        return self._tokens()
+
+    async def _tokens(self) -> AsyncIterator[tuple[int, Token]]:
+        from tunesmith.generation.batch import Token
+
+        label = await asyncio.wrap_future(self._loaded.host.call(self._label))
+        for index in range(self._count):
+            yield index, Token(None, label, "stop")
+
+    def _label(self) -> str:
+        """Runs in the host's thread."""
+        from tunesmith.data.render import encode_text
+        from tunesmith.models import inference
+
+        model = self._loaded.host.model
+        with self._loaded.lock:
+            ids, _ = encode_text(model.tokenizer, self._text, model.max_length)
+        self.prompt_tokens = len(ids)
+        return (model.labels or [])[int(inference.class_probabilities(model, [ids])[0].argmax())]
 
 
 def answer_length(loaded: Loaded, prompt_tokens: int, wanted: int | None) -> int:

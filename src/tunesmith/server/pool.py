@@ -147,13 +147,12 @@ class Pool:
         return list(self._hosts.values())
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str, folder: Callable[[], Path], *, tuned: bool) -> AsyncIterator[Loaded]:
+    async def use(self, name: str, folder: Callable[[], Path]) -> AsyncIterator[Loaded]:
         """A model, loaded if need be, that stays in memory within the block.
 
         Args:
             name: As clients call it.
-            folder: Finds its folder; called in a thread.
-            tuned: Whether that holds what a run made, else a base.
+            folder: Finds its folder, which holds a base or what a run made; called in a thread.
 
         Raises:
             ApiError: 503: it does not fit beside what is being used; 507: it never does.
@@ -163,7 +162,7 @@ class Pool:
             async with self._loading:
                 found = self._take(name)
                 if found is None:
-                    await run_in_threadpool(self._load, name, folder, tuned)
+                    await run_in_threadpool(self._load, name, folder)
                     found = self._take(name)
         assert found is not None
         try:
@@ -198,13 +197,13 @@ class Pool:
 
     # --- loading (one at a time, in a thread) ------------------------------------------------------------------------
 
-    def _load(self, name: str, folder: Callable[[], Path], tuned: bool) -> Loaded:
+    def _load(self, name: str, folder: Callable[[], Path]) -> Loaded:
         from tunesmith.generation.adapters import is_plain_lora
         from tunesmith.models.precision import choose_dtype, default_device
-        from tunesmith.models.saving import read_notes
+        from tunesmith.models.saving import NOTES, read_notes
 
         place = folder()
-        if not tuned:
+        if not (place / NOTES).is_file():
             dtype = str(choose_dtype("auto", default_device())).removeprefix("torch.")
             return self._add(name, self._host(place, dtype), None)
         notes = read_notes(place)

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from tunesmith.server.answers import (
     Answers,
     EventStream,
+    LabelAnswers,
     Wish,
     error_event,
     event,
@@ -55,6 +56,8 @@ async def create_chat_completion(body: ChatBody, request: Request, server: Serve
 
 async def _begin(loaded: Loaded, body: ChatBody) -> _ChatAnswer:
     messages = [plain_message(message, number) for number, message in enumerate(body.messages)]
+    if loaded.host.model.form == "classify" and loaded.notes is not None:
+        return _ChatAnswer(body, loaded, _label(loaded, body, str(messages[-1]["content"])), False)
     offered = body.tool_choice != "none" and bool(body.tools)
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if offered else None
     prompt = await chat_prompt(loaded, messages, tools)
@@ -68,6 +71,18 @@ async def _begin(loaded: Loaded, body: ChatBody) -> _ChatAnswer:
         keep_special=offered,
     )
     return _ChatAnswer(body, loaded, Answers(loaded, wish), offered)
+
+
+def _label(loaded: Loaded, body: ChatBody, text: str) -> LabelAnswers:
+    for name in ("tools", "response_format", "logprobs"):
+        if getattr(body, name):
+            raise ApiError(
+                400,
+                f"'{loaded.id}' answers with a label and knows no '{name}'.",
+                code="unsupported_parameter",
+                param=name,
+            )
+    return LabelAnswers(loaded, text, body.n or 1)
 
 
 @dataclass
@@ -97,7 +112,7 @@ class _Choice:
 class _ChatAnswer:
     """The answer to one request, whole or as events."""
 
-    def __init__(self, body: ChatBody, loaded: Loaded, answers: Answers, with_tools: bool) -> None:
+    def __init__(self, body: ChatBody, loaded: Loaded, answers: Answers | LabelAnswers, with_tools: bool) -> None:
         self.body = body
         self.loaded = loaded
         self.answers = answers
@@ -180,7 +195,7 @@ def _logprobs_object(content: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"content": content, "refusal": None} if content else None
 
 
-def usage(answers: Answers) -> dict[str, Any]:
+def usage(answers: Answers | LabelAnswers) -> dict[str, Any]:
     """What was read and written, in tokens."""
     return {
         "prompt_tokens": answers.prompt_tokens,
