@@ -141,6 +141,7 @@ class RunningBatch:
         self.context = context_length(model)
         self.waiting: deque[_Row] = deque()
         self.running: list[_Row] = []
+        self.tokens_written = 0
         self._cache = SlotCache()
         self._cache_tokens = cache_tokens
         self._use_adapters = use_adapters or (lambda names: nullcontext())
@@ -375,6 +376,7 @@ class RunningBatch:
         if choice.token in self.model.eos_ids:
             self._end(row, Token(None, text.finish() if text else "", "stop"))
             return
+        self.tokens_written += 1
         row.tokens.append(choice.token)
         row.written.append(choice.token)
         if request.constraint is not None:

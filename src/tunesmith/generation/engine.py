@@ -47,7 +47,6 @@ class Engine:
 
     def __init__(self, batch: RunningBatch, *, queue_limit: int = QUEUE_LIMIT, name: str = "generation") -> None:
         self.queue_limit = queue_limit
-        self.tokens_written = 0
         self._batch = batch
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -65,6 +64,11 @@ class Engine:
     def running(self) -> int:
         """Rows of the batch."""
         return len(self._batch.running)
+
+    @property
+    def tokens_written(self) -> int:
+        """Tokens of all answers so far."""
+        return self._batch.tokens_written
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Let requests join, all or none.
@@ -144,18 +148,16 @@ class Engine:
             order()
 
     def _step(self) -> None:
-        started, rows = time.perf_counter(), self.running
+        started, before = time.perf_counter(), self.tokens_written
         try:
             self._batch.step()
         except Exception:  # out of memory, or a defect: these answers are lost, the server goes on
             log.exception("a step of the batch failed; its requests are given up")
             self._batch.fail_all()
             return
-        written = max(1, min(rows, self.running))
-        self.tokens_written += written
-        speed = written / max(1e-6, time.perf_counter() - started)
+        speed = (self.tokens_written - before) / max(1e-6, time.perf_counter() - started)
         self._tokens_per_second += 0.05 * (speed - self._tokens_per_second)
 
     def _retry_after(self, waiting: int) -> int:
         """When about a tenth of what waits will have been written, guessing 100 tokens an answer."""
-        return max(1, min(60, math.ceil(waiting * 0.1 * 100 / self._tokens_per_second)))
+        return max(1, min(60, math.ceil(waiting * 0.1 * 100 / max(1.0, self._tokens_per_second))))

@@ -132,11 +132,17 @@ class Pool:
         self._loading = asyncio.Lock()
         self._lock = threading.Lock()  # what is being taken is not thrown out at the same moment
         self._clock = itertools.count(1)
+        self._tokens_of_gone = 0
 
     @property
     def bytes(self) -> int:
         """Memory of all weights."""
         return sum(h.bytes for h in self._hosts.values()) + sum(m.bytes for m in self._loaded.values())
+
+    @property
+    def tokens_written(self) -> int:
+        """By all models since the start, also by those that are no longer in memory."""
+        return self._tokens_of_gone + sum(host.engine.tokens_written for host in self.hosts() if host.engine)
 
     def names(self) -> list[str]:
         """What is in memory, longest unused first."""
@@ -284,6 +290,7 @@ class Pool:
         host = found.host if isinstance(found, Loaded) else found
         self._loaded = {name: model for name, model in self._loaded.items() if model.host is not host}
         self._hosts = {key: known for key, known in self._hosts.items() if known is not host}
+        self._tokens_of_gone += host.engine.tokens_written if host.engine else 0
         log.info("dropping %s from memory", host.model.name)
         return host.close
 

@@ -14,6 +14,7 @@ from tunesmith.server.database import Database
 from tunesmith.server.folders import Folders
 from tunesmith.server.metrics import Metrics
 from tunesmith.server.pool import Limits, Pool
+from tunesmith.server.pool_metrics import PoolMetrics
 from tunesmith.server.registry import Registry
 from tunesmith.server.settings import Settings
 
@@ -46,6 +47,7 @@ def open_services(settings: Settings) -> Services:
     database = Database(settings.database_url)
     registry = Registry(database, folders, settings.models)
     audit, metrics, pool = Audit(settings.data), Metrics(database), _pool(settings)
+    metrics.registry.register(PoolMetrics(pool))
     return Services(settings, folders, database, tokens, registry, audit, metrics, pool)
 
 

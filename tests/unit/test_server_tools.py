@@ -1,0 +1,73 @@
+"""Calls of tools in the texts of models, whole and piece by piece."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tunesmith.server.tools import CallReader, call_schema, for_template, read_calls
+
+CALL = '{"name": "weather", "arguments": {"city": "paris"}}'
+LLAMA = '{"name": "weather", "parameters": {"city": "paris"}}'
+WRITTEN = {
+    "hermes": f"Let me see.\n<tool_call>\n{CALL}\n</tool_call>",
+    "two": f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>",
+    "smollm": f"<tool_call>[{CALL}, {CALL}]</tool_call>",
+    "unclosed": f"<tool_call>\n{CALL}",
+    "mistral": f"[TOOL_CALLS] [{CALL}]",
+    "llama": f"<|python_tag|>{LLAMA}",
+    "bare": LLAMA,
+    "nested": f'{{"type": "function", "function": {LLAMA}}}',
+}
+
+
+def read(text: str, size: int) -> tuple[str, list[dict[str, Any]]]:
+    reader = CallReader()
+    shown = "".join(reader.push(text[start : start + size]) for start in range(0, len(text), size))
+    rest, calls = reader.finish()
+    return shown + rest, calls
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize("form", list(WRITTEN))
+def test_calls_are_read_and_not_shown(form: str, size: int) -> None:
+    text, calls = read(WRITTEN[form], size)
+    assert text.strip() == ("Let me see." if form == "hermes" else "")
+    assert len(calls) == (2 if form in ("two", "smollm") else 1)
+    for call in calls:
+        assert call["function"]["name"] == "weather" and call["id"].startswith("call_")
+        assert json.loads(call["function"]["arguments"]) == {"city": "paris"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["It is sunny.", "a < b, and <tool", '{"city": "paris"}', "[1, 2]", "<tool_call>not json</tool_call>", "", " [TOOL"],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_what_is_no_call_is_shown_as_it_is(text: str, size: int) -> None:
+    assert read(text, size) == (text, [])
+
+
+def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
+    reader = CallReader()
+    assert reader.push("It is <") == "It is "
+    assert reader.push("b>sunny") == "<b>sunny"
+    assert reader.push(" <tool_") == " "
+    assert reader.push("call>" + CALL) == ""
+    rest, calls = reader.finish()
+    assert rest == "" and len(calls) == 1
+
+
+def test_calls_go_back_into_the_template_as_objects() -> None:
+    call = read_calls(CALL)[0]
+    message = for_template({"role": "assistant", "content": "", "tool_calls": [call]})
+    assert message["tool_calls"][0]["function"]["arguments"] == {"city": "paris"}
+    assert isinstance(call["function"]["arguments"], str)  # the client's message is left alone
+
+
+def test_the_schema_of_a_required_call() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    assert call_schema(tools[:1])["properties"]["name"] == {"const": "a"}
+    assert [option["properties"]["name"]["const"] for option in call_schema(tools)["anyOf"]] == ["a", "b"]
