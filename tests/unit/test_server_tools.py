@@ -43,7 +43,15 @@ def test_calls_are_read_and_not_shown(form: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["It is sunny.", "a < b, and <tool", '{"city": "paris"}', "[1, 2]", "<tool_call>not json</tool_call>", "", " [TOOL"],
+    [
+        "It is sunny.",
+        "a < b, and <tool",
+        '{"city": "paris"}',
+        "[1, 2]",
+        "<tool_call>not json</tool_call>",
+        "",
+        " [TOOL",
+    ],
 )
 @pytest.mark.parametrize("size", [1, 1000])
 def test_what_is_no_call_is_shown_as_it_is(text: str, size: int) -> None:

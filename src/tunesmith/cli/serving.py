@@ -36,6 +36,10 @@ def serve(
     models: Annotated[
         Path | None, typer.Option(metavar="FILE", help="`models.yaml`: names that clients use -> local models.")
     ] = None,
+    model_memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="GB", help="Memory for the models that answer; default: half of what is free."),
+    ] = None,
     data: Data = HOME,
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A further host name to answer to; may be repeated.")
@@ -64,6 +68,7 @@ def serve(
         database=database,
         workers=workers,
         models=models,
+        model_memory_bytes=int(model_memory * 2**30) if model_memory else None,
         allowed_hosts=tuple(name.lower() for name in allowed_host or ()),
     )
     run_server(settings, rebuild=rebuild_index)

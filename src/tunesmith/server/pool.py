@@ -311,7 +311,6 @@ def _start_host(place: Path, dtype: str | None, limits: Limits) -> Host:
         model = load_artefact(place, device=device)[0]
     else:
         model = load_model(place, name=place.name, dtype=getattr(torch, dtype), device=device)
-    model.network.eval()
     size = sum(p.numel() * p.element_size() for p in model.network.parameters())
     if model.form != "generate" or unsupported(model):
         return Host(model, None, None, size, executor=ThreadPoolExecutor(1, thread_name_prefix="model"))

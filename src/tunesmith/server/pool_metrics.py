@@ -29,4 +29,3 @@ class PoolMetrics(Collector):
         yield GaugeMetricFamily("tunesmith_answers_running", "Answers being written", value=running)
         yield GaugeMetricFamily("tunesmith_answers_waiting", "Answers that wait", value=waiting)
         yield CounterMetricFamily("tunesmith_written_tokens", "Tokens written", value=self.pool.tokens_written)
-
