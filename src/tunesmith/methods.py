@@ -82,10 +82,10 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "peft",
-            "train added low-rank matrices (LoRA) on a frozen base",
+            "train added parameters on a frozen base: LoRA, or one of its variants and kin by `parameters`",
             "the base is large, or many tasks shall share it: megabytes a task, near the quality of full training",
             "classify or supervised",
-            "lora",
+            "lora, or another: see `tunesmith methods --parameters`",
             lambda recipe: LoRA(),
         ),
         Method(

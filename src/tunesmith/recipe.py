@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from tunesmith.parameters.settings import Adapter as Adapter
+from tunesmith.parameters.settings import Full as Full
+from tunesmith.parameters.settings import Head as Head
+from tunesmith.parameters.settings import Layers as Layers
+from tunesmith.parameters.settings import LoRA as LoRA
+from tunesmith.parameters.settings import NoParameters as NoParameters
+from tunesmith.parameters.settings import Parameters as Parameters
+from tunesmith.parameters.settings import Prompt as Prompt
+from tunesmith.strict import Part as Part
 
 TaskName = Literal["text-classification", "token-classification", "text-generation", "chat", "preference"]
 ObjectiveName = Literal["supervised", "classify", "tag", "reward", "dpo"]
@@ -25,12 +35,6 @@ Switch = Annotated[
     # YAML 1.1 reads a bare `off` as false.
     BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
 ]
-
-
-class Part(BaseModel):
-    """A strict branch of the recipe: unknown keys are errors, instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Data(Part):
@@ -97,58 +101,6 @@ class Data(Part):
         return value
 
 
-class Full(Part):
-    """All parameters train."""
-
-    kind: Literal["full"] = "full"
-
-
-class Head(Part):
-    """Only the task's head trains; everything below it is frozen."""
-
-    kind: Literal["head"] = "head"
-
-
-class Layers(Part):
-    """Chosen layers and the head train."""
-
-    kind: Literal["layers"] = "layers"
-    layers: str = Field(
-        default="last 2", pattern=r"^last [1-9]\d*$", description="Which layers: `last N` counts from the output side."
-    )
-
-    @property
-    def count(self) -> int:
-        """How many layers train, counted from the output."""
-        return int(self.layers.split()[1])
-
-
-class LoRA(Part):
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); the base stays frozen."""
-
-    kind: Literal["lora"] = "lora"
-    rank: int = Field(default=16, ge=1, description="Rank r of the update.")
-    alpha: float | None = Field(default=None, gt=0, description="Scale: the update is multiplied by alpha / rank.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: str | list[str] = Field(
-        default="all-linear", description="Module names or a pattern; `all-linear` is every linear layer but the head."
-    )
-
-    @property
-    def scale(self) -> float:
-        """Alpha, 2 x rank unless set (the convention that QLoRA, arXiv 2305.14314, and PEFT's recipes settled on)."""
-        return self.alpha if self.alpha is not None else 2.0 * self.rank
-
-
-class NoParameters(Part):
-    """Nothing in the model trains: a classical head is fitted on frozen features."""
-
-    kind: Literal["none"] = "none"
-
-
-Parameters = Annotated[Full | Head | Layers | LoRA | NoParameters, Field(discriminator="kind")]
-
-
 class RewardLoss(Part):
     """How a reward model learns from preferences."""
 
@@ -196,6 +148,19 @@ class Training(Part):
         default="linear", description="Learning rate after the warm-up."
     )
     warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the updates over which the rate rises.")
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Each layer's rate is this times that of the layer above: 0.38 in ULMFiT (arXiv 1801.06146), "
+        "0.8 to 0.95 for transformers.",
+    )
+    unfreeze_epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="Gradual unfreezing: one more layer begins to train every so many epochs, from the output down "
+        "(ULMFiT: 1). `null`: all from the start.",
+    )
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay of matrices (not biases and norms).")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moving averages.")
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")

@@ -164,7 +164,9 @@ def _wrong_choice(key: str, more: str, where: str | None, problem: Any) -> Recip
     context = problem["ctx"]
     written = str(context.get("tag", problem["input"]))
     known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
-    near = difflib.get_close_matches(written, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(written, known, n=3, cutoff=0.5)
+    likeness = {name: difflib.SequenceMatcher(None, written, name).ratio() for name in near}
+    near.sort(key=lambda name: (-likeness[name], known.index(name)))  # of equals the first of the set: the commonest
     fix = (f"did you mean `{near[0]}`? " if near else "") + f"choices: {', '.join(known)}"
     return RecipeError(f"`{key}` cannot be {written!r}{more}", where=where, fix=fix)
 
@@ -180,10 +182,16 @@ def _keys_at(path: tuple[str, ...]) -> list[str]:
                 below.append(node["items"])
             elif step in node.get("properties", {}):
                 below.append(node["properties"][step])
-            elif node.get("properties", {}).get("kind", {}).get("const") == step:
+            elif step in _kinds(node):
                 below.append(node)
         nodes = below or nodes
     return sorted({key for node in _expanded(nodes, schema) for key in node.get("properties", {})})
+
+
+def _kinds(node: dict[str, Any]) -> list[str]:
+    """Values of ``kind`` that lead to a node of a JSON schema."""
+    kind = node.get("properties", {}).get("kind", {})
+    return kind.get("enum") or [kind.get("const")]
 
 
 def _expanded(nodes: list[dict[str, Any]], schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -189,7 +189,7 @@ def test_a_method_fills_in_but_never_overrules() -> None:
     assert isinstance(open_choice.stages[0].parameters, LoRA)
     own_choice = parse(SHORT | {"method": "peft", "parameters": {"kind": "layers", "layers": "last 3"}}).resolved()
     assert isinstance(own_choice.stages[0].parameters, Layers)
-    assert own_choice.stages[0].parameters.count == 3
+    assert own_choice.stages[0].parameters.items == ["last 3"]
 
 
 def test_a_stage_takes_what_it_leaves_out_from_the_top() -> None:

@@ -12,13 +12,24 @@ from tunesmith.cli.output import Json, print_json, print_pairs, print_table
 catalog = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
-def methods(as_json: Json = False) -> None:
+def methods(
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="List what may train instead: the values of `parameters.kind`.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the ways to fine-tune, and when each is right."""
     from tunesmith.methods import METHODS
+    from tunesmith.parameters import kinds
 
-    rows = [method.as_dict() for method in METHODS.values()]
+    rows = kinds.rows() if parameters else [method.as_dict() for method in METHODS.values()]
     if as_json:
         print_json(rows)
+    elif parameters:
+        print_table(
+            ("kind", "what trains", "when it is right", "source"),
+            (list(row.values()) for row in rows),
+        )
     else:
         print_table(
             ("method", "what it does", "when it is right", "objective", "parameters"),

@@ -24,6 +24,7 @@ FLAGS = {
     "task": "task",
     "model": "model",
     "method": "method",
+    "parameters": "parameters",
     "train": "data.train",
     "validation": "data.validation",
     "test": "data.test",
@@ -71,6 +72,8 @@ class RecipeChoices:
 
 def describe(key: str) -> str:
     """The description of a key of the recipe, e.g. ``data.train``."""
+    if key == "parameters":
+        return "What may change: `full`, `head`, `layers`, `lora`, ...: see `tunesmith methods --parameters`."
     part: Any = Recipe
     for name in key.split("."):
         info = part.model_fields[name]
@@ -127,10 +130,13 @@ def _recipe_parameters() -> list[inspect.Parameter]:
 
 def _as_overrides(flags: dict[str, str | list[str] | None]) -> list[str]:
     items = []
+    value: Any
     for key, value in flags.items():
         if value is None or value == []:
             continue
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
+        if key == "parameters":
+            value = {"kind": value}  # so that `--set parameters.rank=8` can follow
         items.append(f"{key}={json.dumps(value, ensure_ascii=False)}")
     return items

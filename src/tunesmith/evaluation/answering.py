@@ -113,7 +113,8 @@ def answer(
 def prompt_limit(model: Model) -> int:
     """Longest prompt with examples: what the model's positions allow, not the length that training was cut to."""
     config: Any = model.transformer().config
-    return int(getattr(config, "max_position_embeddings", None) or model.max_length)
+    positions = getattr(config, "max_position_embeddings", None)
+    return int(positions) - model.virtual_tokens if positions else model.max_length
 
 
 def _fitting(prompts: Sequence[list[int]], rows: Sequence[Row], room: int, on_event: Listener) -> list[list[int]]:

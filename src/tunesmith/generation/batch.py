@@ -398,6 +398,8 @@ class RunningBatch:
 
 def unsupported(model: Model) -> str | None:
     """Why a model cannot write in a running batch; ``None`` if it can."""
+    if model.virtual_tokens:
+        return "it has virtual tokens"
     config: Any = cast(Any, model.transformer()).config
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder model"

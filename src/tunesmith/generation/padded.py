@@ -1,8 +1,8 @@
 """Answers by transformers' own ``generate``, in padded batches: what the running batch cannot do.
 
-That is beam search, encoder-decoder models, and decoders whose layers keep another state than keys and values. All
-settings are passed, so that nothing of what a model's ``generation_config.json`` would do unasked (BART's sets four
-beams and a least length, Qwen's a temperature) comes into an answer; token ids are taken from there.
+That is beam search, encoder-decoder models, virtual tokens, and decoders whose layers keep another state than keys and
+values. All settings are passed, so that nothing of what a model's ``generation_config.json`` would do unasked (BART's
+sets four beams and a least length, Qwen's a temperature) comes into an answer; token ids are taken from there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write(
         length_penalty: A beam's log likelihood is divided by its length to this power: over 0 favours long answers.
         told: Told the number of answers after each group.
     """
-    network: Any = model.transformer()
+    network: Any = model.wrapped if model.virtual_tokens else model.transformer()  # PEFT's puts virtual tokens in front
     answers: list[list[int]] = [[] for _ in prompts]
     torch.manual_seed(int(sampling.seed))
     for rows in groups:

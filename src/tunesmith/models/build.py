@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tunesmith import parameters
 from tunesmith.allocator import keep_freed_memory
 from tunesmith.models import attention, packing
-from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
 from tunesmith.recipe import Data, Parameters, Training
@@ -48,13 +46,6 @@ def build_for_training(
     )
     torch.manual_seed(training.seed)
     parameters.apply(model, choice)
-    if not _has_virtual_tokens(model):
+    if not model.virtual_tokens:
         model.packable_length = packing.longest_row(decoder_of(model.transformer()), attention.NAME)
     return model
-
-
-def _has_virtual_tokens(model: Model) -> bool:
-    """Whether an adapter puts vectors of its own before each text, which only its wrapper does."""
-    network: Any = model.network
-    wrapped = network.encoder if isinstance(network, SentenceClassifier) else network
-    return any(config.is_prompt_learning for config in getattr(wrapped, "peft_config", {}).values())

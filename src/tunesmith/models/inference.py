@@ -16,7 +16,7 @@ import torch
 
 from tunesmith.data.batches import Batch
 from tunesmith.events import Listener, Progress, nobody
-from tunesmith.models import visibility
+from tunesmith.models import virtual_tokens, visibility
 from tunesmith.models.heads import SentenceClassifier, pool
 from tunesmith.models.model import Model, decoder_of
 
@@ -228,23 +228,18 @@ class _Prefix:
 
     @classmethod
     def of(cls, model: Model, ids: Sequence[int]) -> _Prefix:
-        from transformers import DynamicCache
-
+        before = model.virtual_tokens
+        layers = virtual_tokens.keys_and_values(model.wrapped) if before else []
         if not ids:
-            return cls(0, [])
-        cache = DynamicCache()
+            return cls(before, layers)
+        cache = virtual_tokens.cache_of(layers, 1)
         tokens = torch.tensor([list(ids)], device=model.device)
         decoder_of(model.transformer())(input_ids=tokens, past_key_values=cache, use_cache=True)
-        return cls(len(ids), [(layer.keys, layer.values) for layer in cast(Any, cache.layers)])
+        return cls(before + len(ids), [(layer.keys, layer.values) for layer in cast(Any, cache.layers)])
 
     def cache(self, rows: int) -> Any:
         """A fresh cache that holds the prefix for a number of rows."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        for number, (keys, values) in enumerate(self.layers):
-            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
-        return cache
+        return virtual_tokens.cache_of(self.layers, rows)
 
 
 def _score_rows(model: Model, own: list[list[int]], tails: _Tails, prefix: _Prefix) -> np.ndarray:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from tunesmith.data.batches import Batch
-from tunesmith.models import packing, visibility
+from tunesmith.models import packing, virtual_tokens, visibility
 from tunesmith.models.heads import SentenceClassifier
+from tunesmith.parameters.settings import Quantization
 
 Form = Literal["classify", "tag", "generate"]
 """How a model answers: with a classification head, with a head on every token, or by writing text."""
@@ -35,6 +36,8 @@ class Model:
         head_names: Dotted names of the modules that are the task's head; new, and trained in any case.
         packable_length: Batches whose longest row has at most so many tokens are computed without padding
             (:mod:`tunesmith.models.packing`).
+        rates: Name of a parameter -> factor of its learning rate, where it is not 1.
+        quantization: How the weights of the frozen base are kept.
     """
 
     network: nn.Module
@@ -47,6 +50,8 @@ class Model:
     eos_ids: list[int] = field(default_factory=list)
     head_names: tuple[str, ...] = ()
     packable_length: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+    quantization: Quantization = "none"
 
     @property
     def device(self) -> torch.device:
@@ -83,12 +88,32 @@ class Model:
         """Names and tensors that training may change, in a fixed order."""
         return ((name, p) for name, p in self.network.named_parameters() if p.requires_grad)
 
+    @property
+    def wrapped(self) -> nn.Module:
+        """The transformers model without the sentence head: in PEFT's wrapper if it has adapters."""
+        return self.network.encoder if isinstance(self.network, SentenceClassifier) else self.network
+
+    def wrap(self, network: nn.Module) -> None:
+        """Put another network in the place of :attr:`wrapped`: one with adapters around it, or one without them."""
+        if isinstance(self.network, SentenceClassifier):
+            self.network.encoder = network
+        else:
+            self.network = network
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether PEFT has added parameters."""
+        return hasattr(self.wrapped, "peft_config")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many learned tokens stand before every text."""
+        return virtual_tokens.count(self.wrapped)
+
     def transformer(self) -> nn.Module:
         """The transformers model itself, with adapters injected but without PEFT's wrapper or the sentence head."""
-        network: Any = self.network
-        if isinstance(network, SentenceClassifier):
-            network = network.encoder
-        return cast(nn.Module, network.get_base_model() if hasattr(network, "get_base_model") else network)
+        network: Any = self.wrapped
+        return cast(nn.Module, network.get_base_model() if self.has_adapters else network)
 
     def blocks(self) -> list[nn.Module]:
         """The transformer's layers, from input to output: the largest list of modules of one class in it."""
@@ -121,14 +146,21 @@ class Model:
         without a mask the attention is cheaper. Only rows of several texts (``batch.extra["segments"]``, see
         :mod:`tunesmith.models.visibility`) need one.
         """
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        rows, before = len(batch.input_ids), self.virtual_tokens
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": before > 0}
+        if before:
+            layers = virtual_tokens.keys_and_values(self.wrapped)
+            inputs["past_key_values"] = virtual_tokens.cache_of(layers, rows)
         segments = batch.extra.get("segments")
         if segments is None:
             return inputs
         segments = nn.functional.pad(segments, (0, batch.input_ids.shape[1] - segments.shape[1]), value=-1)
         allowed = visibility.allowed(segments)
-        places = visibility.positions(allowed)
-        mask = visibility.masks(cast(Any, self.transformer()).config, allowed, places, places)
+        places = visibility.positions(allowed) + before
+        keys = nn.functional.pad(places, (before, 0))
+        keys[:, :before] = torch.arange(before, device=keys.device)
+        allowed = nn.functional.pad(allowed, (before, 0), value=True)
+        mask = visibility.masks(cast(Any, self.transformer()).config, allowed, places, keys)
         return inputs | {"attention_mask": mask, "position_ids": places}
 
     def token_logits(self, batch: Batch, rows_N: torch.Tensor, columns_N: torch.Tensor) -> torch.Tensor:

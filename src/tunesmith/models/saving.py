@@ -48,10 +48,7 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
     Raises:
         ResourceError: The disk is full or not writable.
     """
-    network: Any = model.network
-    sentence = network if isinstance(network, SentenceClassifier) else None
-    wrapped = sentence.encoder if sentence else network
-    adapter = hasattr(wrapped, "peft_config")
+    sentence = model.network if isinstance(model.network, SentenceClassifier) else None
     notes = ArtefactNotes(
         task=task,
         form=model.form,
@@ -59,7 +56,7 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
         base_folder=str(model.folder),
         labels=model.labels,
         max_length=model.max_length,
-        adapter=adapter,
+        adapter=model.has_adapters,
         pooling=sentence.pooling if sentence else None,
         system_prompt=system_prompt,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -67,7 +64,7 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
-            cast(Any, wrapped).save_pretrained(folder)
+            cast(Any, model.wrapped).save_pretrained(folder)
         if sentence:
             sentence.save_head(folder, model.max_length)
         model.tokenizer.save_pretrained(folder)
@@ -128,12 +125,7 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
 def _add_adapter(model: Model, folder: Path) -> None:
     from peft import PeftModel
 
-    sentence = model.network if isinstance(model.network, SentenceClassifier) else None
-    wrapped: Any = sentence.encoder if sentence else model.network
     with quiet():
-        adapted = PeftModel.from_pretrained(wrapped, folder, autocast_adapter_dtype=False)
+        adapted = PeftModel.from_pretrained(cast(Any, model.wrapped), folder, autocast_adapter_dtype=False)
     fuse(adapted)  # as in training: the same operations give the same bits
-    if sentence:
-        sentence.encoder = adapted
-    else:
-        model.network = adapted
+    model.wrap(adapted)

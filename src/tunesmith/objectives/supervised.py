@@ -79,6 +79,6 @@ def token_losses(
         hidden_Nd = model.hidden_states(batch)[rows, columns]
         weight_Vd: Any = model.vocabulary_head().weight
         return linear_cross_entropy(hidden_Nd, weight_Vd, targets_N, weights_N, label_smoothing), weights_N, rows
-    network: Any = model.network
+    network: Any = model.transformer()
     logits_NV = network(**model.causal_inputs(batch)).logits[rows, columns]
     return token_cross_entropy(logits_NV, targets_N, weights_N, label_smoothing), weights_N, rows

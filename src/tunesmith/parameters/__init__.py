@@ -1,36 +1,27 @@
-"""Step 4: which parameters train. One module of this folder a kind, each with two functions.
+"""Step 4: which parameters train. A row of :data:`~tunesmith.parameters.kinds.KINDS` a kind.
 
-``apply(model, settings)`` changes the model in place and sets ``requires_grad``; ``learning_rate(form)`` is the default
-peak rate with its source. The registry is lazy: naming a kind imports nothing heavy.
+The row names a module of this folder with a function ``apply(model, settings)``, which changes the model in place and
+sets ``requires_grad``. The registry is lazy: naming a kind imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tunesmith.parameters.kinds import KINDS
 
 if TYPE_CHECKING:
     from tunesmith.models.model import Model
-    from tunesmith.recipe import Parameters
-
-KINDS = {
-    "full": "tunesmith.parameters.full",
-    "head": "tunesmith.parameters.head",
-    "layers": "tunesmith.parameters.layers",
-    "lora": "tunesmith.parameters.lora",
-}
+    from tunesmith.parameters.settings import Parameters
 
 
 def apply(model: Model, settings: Parameters) -> None:
     """Choose what trains. Afterwards exactly the parameters with ``requires_grad`` may change."""
-    module(settings.kind).apply(model, settings)
+    importlib.import_module(f"tunesmith.parameters.{KINDS[settings.kind].module}").apply(model, settings)
 
 
 def learning_rate(kind: str, form: str) -> float:
-    """The default peak learning rate of a kind for models that ``classify`` or ``generate``."""
-    return float(module(kind).learning_rate(form))
-
-
-def module(kind: str) -> Any:
-    """The module that knows a kind."""
-    return importlib.import_module(KINDS[kind])
+    """The default peak learning rate of a kind for models with a head, or for models that write text."""
+    with_head, writing = KINDS[kind].rates
+    return writing if form == "generate" else with_head

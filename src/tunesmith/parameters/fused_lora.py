@@ -59,7 +59,9 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
         return type(layer).forward(layer, x, *args, **kwargs)
     name = active[0]
     base, dropout = layer.get_base_layer(), layer.lora_dropout[name]
-    if type(base) is not nn.Linear or not isinstance(dropout, nn.Identity) or base.weight.requires_grad:
+    plain = type(base) is nn.Linear and type(base.weight) is nn.Parameter  # else quantized
+    trains = any(parameter.requires_grad for parameter in base.parameters())
+    if not plain or trains or not isinstance(dropout, nn.Identity) or layer.lora_bias[name]:
         return type(layer).forward(layer, x)
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     return _LoRALinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name])

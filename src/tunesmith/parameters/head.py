@@ -27,8 +27,3 @@ def train_head(model: Model) -> None:
     """Let the task's head, which is new, train."""
     for name in model.head_names:
         model.network.get_submodule(name).requires_grad_(True)
-
-
-def learning_rate(form: str) -> float:
-    """1e-3: a linear layer on fixed features is a convex problem and takes a large step (Adam's own default)."""
-    return 1e-3

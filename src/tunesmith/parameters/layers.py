@@ -1,35 +1,89 @@
-"""The last layers and the head train; what lies below is frozen, and no gradient is computed for it."""
+"""Chosen parts of a model train; the rest is frozen, and below the lowest of them no gradient is computed."""
 
 from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+
+from torch import nn
 
 from tunesmith.errors import RecipeError
 from tunesmith.models.model import Model
 from tunesmith.parameters.head import train_head
+from tunesmith.parameters.settings import block_range
 from tunesmith.recipe import Layers
+
+LAST_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
+"""Names of the one norm behind the last layer, which belongs to it."""
 
 
 def apply(model: Model, settings: Layers) -> None:
-    """Freeze everything but the last layers, the norm behind them and the head.
+    """Let what the items choose and the task's head train, and nothing else.
 
     Raises:
-        RecipeError: The model has fewer layers.
+        RecipeError: An item chooses nothing, or a layer that the model has not.
     """
-    blocks = model.blocks()
-    if settings.count > len(blocks):
-        raise RecipeError(
-            f"{model.name} has {len(blocks)} layers, so the last {settings.count} cannot be chosen",
-            where="parameters.layers",
-            fix=f"use `last {len(blocks)}` or fewer, or `kind: full`",
-        )
     model.network.requires_grad_(False)
-    for block in blocks[-settings.count :]:
-        block.requires_grad_(True)
-    for name, module in model.transformer().named_modules():
-        if name.rsplit(".", 1)[-1] in ("norm", "final_layernorm", "ln_f"):  # the one norm behind the last layer
-            module.requires_grad_(True)
+    for item in settings.items:
+        for part in _chosen(model, item):
+            part.requires_grad_(True)
     train_head(model)
 
 
-def learning_rate(form: str) -> float:
-    """Twice the rate of full training: fewer layers move (cf. Howard & Ruder 2018, arXiv 1801.06146)."""
-    return 4e-5 if form == "generate" else 1e-4
+def _chosen(model: Model, item: str) -> list[nn.Module | nn.Parameter]:
+    """Modules and parameters that one item of the selection means."""
+    network = model.transformer()
+    if item == "head":
+        return [model.network.get_submodule(name) for name in model.head_names] or _output_layer(model)
+    if item == "embeddings":
+        return [network.get_input_embeddings()]  # type: ignore[operator]  # every transformers model has it
+    if item == "norms":
+        return _found(model, item, [m for m in network.modules() if "Norm" in type(m).__name__])
+    if item == "biases":
+        return _found(model, item, [p for name, p in network.named_parameters() if name.endswith("bias")])
+    if block_range(item, 0) is not None:
+        return _blocks(model, item)
+    return _found(model, item, [p for name, p in model.network.named_parameters() if _matches(name, item)])
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern names a parameter or a module above it."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
+
+
+def _blocks(model: Model, item: str) -> list[nn.Module | nn.Parameter]:
+    blocks = model.blocks()
+    numbers = block_range(item, len(blocks))
+    assert numbers is not None
+    if numbers.start < 0 or numbers.stop > len(blocks) or not len(numbers):
+        raise RecipeError(
+            f"{model.name} has {len(blocks)} layers, 0 to {len(blocks) - 1}, so `{item}` cannot be chosen",
+            where="parameters.layers",
+            fix=f"use `last {len(blocks)}` or fewer, a range up to {len(blocks) - 1}, or `kind: full`",
+        )
+    chosen: list[nn.Module | nn.Parameter] = [blocks[number] for number in numbers]
+    if item.startswith("last"):
+        for name, module in model.transformer().named_modules():
+            if name.rsplit(".", 1)[-1] in LAST_NORMS and not any(f".{n}." in f".{name}." for n in range(len(blocks))):
+                chosen.append(module)
+    return chosen
+
+
+def _output_layer(model: Model) -> list[nn.Module | nn.Parameter]:
+    """A language model's head: the layer that scores the vocabulary (where tied, the embeddings as well)."""
+    if model.form == "classify":
+        return []
+    return [model.vocabulary_head()]
+
+
+def _found(model: Model, item: str, parts: list[nn.Module] | list[nn.Parameter]) -> list[nn.Module | nn.Parameter]:
+    if parts:
+        return [*parts]
+    names = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, _ in model.network.named_parameters()})
+    near = difflib.get_close_matches(item, names, n=3, cutoff=0.3)
+    raise RecipeError(
+        f"`{item}` matches nothing in {model.name}",
+        where="parameters.layers",
+        fix=f"names here (`*` is any layer): {', '.join(near or names[:12])}",
+    )

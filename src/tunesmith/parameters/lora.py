@@ -4,63 +4,46 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import nn
-
 from tunesmith.errors import RecipeError
-from tunesmith.models.heads import SentenceClassifier
-from tunesmith.models.load import quiet
 from tunesmith.models.model import Model
-from tunesmith.parameters.fused_lora import fuse
-from tunesmith.parameters.head import train_head
+from tunesmith.parameters.adding import add, targets_of, task_type
 from tunesmith.recipe import LoRA
+
+FIRST_WEIGHTS: dict[str, Any] = {"default": True}
+"""The recipe's name of an initialisation -> PEFT's, where they differ."""
 
 
 def apply(model: Model, settings: LoRA) -> None:
     """Freeze the base and add adapters; a new head trains beside them.
 
-    The adapters get the base's dtype: PEFT's own default, fp32 adapters on a bf16 base, would run their products in
-    fp32. The optimizer keeps fp32 masters instead.
-
     Raises:
-        RecipeError: No module matches ``targets``.
+        RecipeError: No module matches ``targets``, or the base is quantized and ``init`` would have to change it.
     """
     import peft
 
-    wrapped = model.network.encoder if isinstance(model.network, SentenceClassifier) else model.network
-    if isinstance(model.network, SentenceClassifier):
-        task_type = peft.TaskType.FEATURE_EXTRACTION
-    else:
-        kinds = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS", "generate": "CAUSAL_LM"}
-        task_type = peft.TaskType[kinds[model.form]]
+    if settings.init in ("pissa", "olora") and model.quantization != "none":
+        raise RecipeError(
+            f"`init: {settings.init}` moves a part of the base into the adapter, and a quantized base cannot change",
+            where="parameters.init",
+            fix="use `init: default`, or `quantization: none`",
+        )
+    on_meta = next(model.network.parameters()).is_meta  # sizes are counted: there are no weights to start from
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.scale),
         lora_dropout=settings.dropout,
-        target_modules=settings.targets,
-        # For tokens PEFT's `all-linear` would take in the head, which it then cannot train as a whole.
-        exclude_modules=list(model.head_names) if model.form == "tag" else None,
-        task_type=task_type,
+        target_modules=targets_of(settings.targets),
+        exclude_modules=targets_of(settings.exclude) or None,
+        rank_pattern=dict(settings.rank_pattern),
+        alpha_pattern=cast(Any, dict(settings.alpha_pattern)),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        init_lora_weights=True if on_meta else FIRST_WEIGHTS.get(settings.init, settings.init),
+        bias=settings.bias,
+        modules_to_save=list(settings.modules_to_save) or None,
+        task_type=cast(Any, task_type(model)),
         base_model_name_or_path=str(model.folder),
     )
-    model.network.requires_grad_(False)
-    try:
-        with quiet():
-            adapted: Any = peft.get_peft_model(cast(Any, wrapped), config, autocast_adapter_dtype=False)
-    except ValueError as error:
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in wrapped.named_modules() if isinstance(m, nn.Linear)})
-        raise RecipeError(
-            f"no module of {model.name} matches the LoRA targets {settings.targets!r}",
-            where="parameters.targets",
-            fix=f"linear layers here: {', '.join(linear)}; or `all-linear`",
-        ) from error
-    fuse(adapted)
-    if isinstance(model.network, SentenceClassifier):
-        model.network.encoder = adapted
-        train_head(model)
-    else:
-        model.network = adapted
-
-
-def learning_rate(form: str) -> float:
-    """2e-4 for decoders (QLoRA, arXiv 2305.14314, table 9); 5e-4 for encoders (LoRA's own GLUE runs, table 9)."""
-    return 2e-4 if form == "generate" else 5e-4
+    add(model, config, targets=settings.targets)
+    if settings.lr_ratio != 1.0:
+        model.rates |= {name: settings.lr_ratio for name, _ in model.trainable() if "lora_B" in name}

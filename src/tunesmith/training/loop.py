@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from tunesmith.events import (
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Training
-from tunesmith.training import checkpoint
+from tunesmith.training import checkpoint, layerwise
 from tunesmith.training.optimizer import MasterAdamW, Schedule
 
 Result = TypeVar("Result")
@@ -118,11 +119,12 @@ class Trainer:
         self.name = name
         self.on_event = on_event
         self.position = Position(micro_tokens=settings.micro_tokens or 4096)
-        self.optimizer = MasterAdamW(model.trainable(), settings)
+        self.optimizer = MasterAdamW(model.trainable(), settings, layerwise.rates(model, settings))
         self.steps = total_steps(train.lengths, settings)
         self.schedule = Schedule(settings.learning_rate or 1e-4, self.steps, settings.warmup, settings.schedule)
         self._kept_step = -1  # the step whose checkpoint this process wrote or read: it need not be written again
         self._epoch_batches: tuple[int, list[np.ndarray]] | None = None
+        self._first_updates = layerwise.first_updates(model, settings, len(self._batches(0)))
         self._stop = threading.Event()
         self._memory = PeakMemory()
 
@@ -150,6 +152,7 @@ class Trainer:
             )
         )
         reason = self._update_until_the_end()
+        self._unfreeze(sys.maxsize)  # what did not begin in time has not changed, but it is the stage's to change
         self._take_best()
         result = StageResult(
             steps=position.step,
@@ -210,6 +213,7 @@ class Trainer:
         """Forward, backward and one change of the weights for a global batch."""
         started = time.perf_counter()
         self.model.network.train()
+        self._unfreeze(self.position.step)
         total, weight, metrics, tokens = self._in_memory(self.train, rows, lambda: self._accumulate(rows))
         norm = float(torch.nn.utils.get_total_norm(self.optimizer.gradients())) / weight
         loss = total / weight
@@ -219,6 +223,12 @@ class Trainer:
         rate = self.schedule.at(self.position.step)
         self.optimizer.step(rate, clip / weight)
         self._report(rows, loss, metrics, weight, rate, norm, tokens, time.perf_counter() - started)
+
+    def _unfreeze(self, step: int) -> None:
+        """With gradual unfreezing: let train what has begun by this update."""
+        if self._first_updates:
+            for name, parameter in self.optimizer.named():
+                parameter.requires_grad_(step >= self._first_updates[name])
 
     def _accumulate(self, rows: np.ndarray) -> tuple[float, float, dict[str, float], int]:
         """Sum loss, weight, metrics and gradients over the micro-batches of one global batch."""
@@ -375,7 +385,7 @@ class Trainer:
         saved = checkpoint.save(
             self.checkpoints,
             self.position.step,
-            weights={name: p.detach() for name, p in self.model.trainable()},
+            weights={name: p.detach() for name, p in self.optimizer.named()},
             optimizer=self.optimizer.state() | checkpoint.random_state(),
             trainer={"position": vars(self.position), "identity": self.identity},
             needs=self.position.best_step or None,
@@ -403,7 +413,7 @@ class Trainer:
 
     def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self.model.trainable():
+            for name, parameter in self.optimizer.named():
                 parameter.copy_(weights[name])
 
     @contextlib.contextmanager

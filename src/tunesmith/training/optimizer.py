@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,27 +22,38 @@ class MasterAdamW:
     Args:
         named_parameters: Names and tensors that train.
         settings: Decay, betas and epsilon.
+        rates: Name -> factor of the learning rate, where it is not 1.
     """
 
-    def __init__(self, named_parameters: Iterator[tuple[str, nn.Parameter]], settings: Training) -> None:
+    def __init__(
+        self,
+        named_parameters: Iterator[tuple[str, nn.Parameter]],
+        settings: Training,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
         for name, parameter in named_parameters:
             self.names.append(name)
             self.parameters.append(parameter)
         self.masters = [p if p.dtype in (torch.float32, torch.float64) else _master(p) for p in self.parameters]
-        decayed = [m for m in self.masters if m.ndim >= 2]
-        others = [m for m in self.masters if m.ndim < 2]
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            groups.setdefault((master.ndim >= 2, (rates or {}).get(name, 1.0)), []).append(master)
         self._adamw = torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": masters, "weight_decay": settings.weight_decay if decayed else 0.0, "factor": factor}
+                for (decayed, factor), masters in groups.items()
             ],
             lr=0.0,
             betas=settings.betas,
             eps=settings.epsilon,
             fused=True,
         )
+
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors that train, sooner or later."""
+        return zip(self.names, self.parameters, strict=True)
 
     def accumulate(self) -> None:
         """Move the gradients of one micro-batch onto the masters, in fp32."""
@@ -68,7 +79,7 @@ class MasterAdamW:
         """Multiply the gradients by ``scale``, update the masters, copy them to the weights, forget the gradients."""
         torch._foreach_mul_(self.gradients(), scale)
         for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         self._adamw.step()
         narrow = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
         if narrow:

@@ -21,6 +21,7 @@ from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.forms import answer_form
 from tunesmith.models.heads import SentenceClassifier, pooling_of
 from tunesmith.models.load import load_config, load_model
+from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.models.saving import save_artefact
@@ -203,11 +204,8 @@ def _save(model: Model, recipe: Recipe, target: Path) -> None:
 
 def _save_merged(model: Model, recipe: Recipe, target: Path) -> None:
     """A stage's result as a plain model: the base of the next stage."""
-    network: Any = model.network
-    holder, attribute = (network, "encoder") if isinstance(network, SentenceClassifier) else (model, "network")
-    wrapped: Any = getattr(holder, attribute)
-    if hasattr(wrapped, "merge_and_unload"):
-        setattr(holder, attribute, wrapped.merge_and_unload())
+    if model.has_adapters:
+        merge(model)
     _save(model, recipe, target)
 
 
