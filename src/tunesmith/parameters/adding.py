@@ -50,7 +50,9 @@ def add(model: Model, config: peft.PeftConfig, *, targets: str | list[str] | Non
     model.network.requires_grad_(False)
     if model.form == "tag" and getattr(config, "target_modules", None) == "all-linear":
         # For tokens PEFT's `all-linear` would take in the head, which it then cannot train as a whole.
-        config.exclude_modules = [*(getattr(config, "exclude_modules", None) or []), *model.head_names]
+        adapters: Any = config
+        names = adapters.exclude_modules or []
+        adapters.exclude_modules = [*([names] if isinstance(names, str) else names), *model.head_names]
     try:
         with quiet():
             adapted: Any = peft.get_peft_model(cast(Any, model.wrapped), config, autocast_adapter_dtype=False)

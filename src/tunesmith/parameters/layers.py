@@ -72,9 +72,7 @@ def _blocks(model: Model, item: str) -> list[nn.Module | nn.Parameter]:
 
 def _output_layer(model: Model) -> list[nn.Module | nn.Parameter]:
     """A language model's head: the layer that scores the vocabulary (where tied, the embeddings as well)."""
-    if model.form == "classify":
-        return []
-    return [model.vocabulary_head()]
+    return [model.vocabulary_head()] if model.form == "generate" else []
 
 
 def _found(model: Model, item: str, parts: list[nn.Module] | list[nn.Parameter]) -> list[nn.Module | nn.Parameter]:
