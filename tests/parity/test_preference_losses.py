@@ -124,7 +124,7 @@ def test_the_reference_stays_what_the_model_was(tiny_decoder: Path, tmp_path: Pa
     model = tiny.build(tiny_decoder, "generate", LoRA(rank=4))
     data = pair_data(model, tmp_path)
     objective = objectives.make("dpo", Training())
-    objective.start(model, [data], nobody)
+    objective.start(model, [data], tmp_path, nobody)
     batch = collate(data, [0, 1, 2], model.pad_id, 16)
     model.network.eval()
     first = objective.loss(model, batch)

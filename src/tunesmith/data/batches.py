@@ -35,14 +35,16 @@ class TokenFile:
         lengths: (N,) tokens of each example.
         loss_weight: (N,) total loss weight of each example (1 for a class label).
         extra: Name -> what the renderer gave besides, a ragged column each.
+        rows: What each example was rendered from.
         origins: Where each example came from.
     """
 
-    def __init__(self, folder: Path, origins: Sequence[Origin]) -> None:
+    def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.has_labels = bool(meta["has_labels"])
         self.cut_examples = int(meta["cut_examples"])
-        self.origins = origins
+        self.rows = rows
+        self.origins: Sequence[Origin] = _Origins(rows)
         self._offsets = np.fromfile(folder / "offsets.bin", dtype=np.int64)
         self._labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
         self._tokens = _map(folder / "tokens.bin", np.int32)
@@ -165,7 +167,7 @@ def write_tokens(
                 fix="raise `data.max_length` if the model allows it, or shorten the texts",
             )
         )
-    return TokenFile(folder, _Origins(rows))
+    return TokenFile(folder, rows)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,26 @@ def only_last_learned(messages: Sequence[Message]) -> list[Message]:
     return [*({"weight": 0.0, **message} for message in messages[:-1]), *messages[-1:]]
 
 
+def prompt_renderer(renderer: ConversationRenderer, task: Task, system_prompt: str | None = None) -> Render:
+    """Render the prompts of rows alone, for a model that learns from answers of its own.
+
+    The returned function raises :class:`DataError` if a prompt leaves no room for an answer.
+    """
+
+    def render(row: Row) -> Rendered:
+        turns = task.conversation(row, None, system_prompt)
+        prompt = renderer.prompt(turns[:-1], tools=row.fields.get("tools"))
+        if len(prompt) >= renderer.max_length:
+            raise DataError(
+                f"the prompt has {len(prompt)} tokens, which leaves no room for an answer",
+                where=str(row.origin),
+                fix="raise `data.max_length`, or leave the row out",
+            )
+        return Rendered(prompt, loss_weights=[0.0] * len(prompt))
+
+    return render
+
+
 def encode_text(tokenizer: Any, text: str, max_length: int) -> tuple[list[int], int]:
     """Tokens of a bare text, cut to ``max_length`` with the model's own special tokens, and how many were cut.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from tunesmith.data.batches import Batch, TokenFile
@@ -27,6 +30,21 @@ class LossSum:
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Experience:
+    """What one step of the loop learns from.
+
+    Attributes:
+        data: Examples; those of the data set, or what the model wrote just now.
+        batches: Rows of each change of the weights; one for all that learn from data.
+        metrics: What is logged besides, of the experience as a whole.
+    """
+
+    data: TokenFile
+    batches: Sequence[np.ndarray]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 class Objective(Protocol):
     """What is minimised. Objectives inherit from it: methods that have a body here need none of their own."""
 
@@ -36,8 +54,40 @@ class Objective(Protocol):
         """Turn a batch into what ``loss`` needs; mostly it is that already."""
         return batch
 
-    def start(self, model: Model, sets: list[TokenFile], tell: Listener) -> None:
-        """Called once with the model as it is before any update, and the training and validation data."""
+    reads_prompts: bool = False
+    """Whether it wants the prompts alone, because the model writes the answers that it learns from."""
+
+    def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
+        """Called once, before any update and before a checkpoint is read.
+
+        Args:
+            model: As it is before it learns.
+            sets: The training and the validation data.
+            folder: For files of its own.
+            tell: Told about progress.
+        """
+
+    def finish(self, model: Model) -> None:
+        """Called once at the end: takes away what ``start`` added to the model."""
+
+    def experience(self, model: Model, data: TokenFile, rows: np.ndarray, step: int) -> Experience:
+        """What a step learns from, given the global batch that is due. The same for the same step, model and state."""
+        return Experience(data, [rows])
+
+    def enough(self, metrics: dict[str, float]) -> bool:
+        """Whether the model has learned enough from the present experience, given the metrics of its last change."""
+        return False
+
+    def validate(self, model: Model, data: TokenFile) -> dict[str, float] | None:
+        """Metrics on the validation data, for objectives of which :meth:`loss` does not tell; needs a ``loss``."""
+        return None
+
+    def state(self) -> dict[str, float]:
+        """What a resumed run must know besides the weights."""
+        return {}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Take back what :meth:`state` gave."""
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """The summed loss of a micro-batch, differentiable in the model's trainable parameters."""

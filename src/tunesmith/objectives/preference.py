@@ -7,6 +7,7 @@ need one, under the *reference*: the model as it was before its first update. Th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class Preference(Objective):
         chosen = self.settings.sft_weight
         self.sft_weight = (1.0 if self.settings.loss == "orpo" else 0.0) if chosen is None else chosen
 
-    def start(self, model: Model, sets: list[TokenFile], tell: Listener) -> None:
+    def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Ask the model, which is still the reference, what it thinks of all answers."""
         if self.settings.loss in NEEDS_REFERENCE:
             for data in sets:

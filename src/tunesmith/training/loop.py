@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -79,6 +79,16 @@ class StageResult:
     def tokens_per_second(self) -> float:
         """Real tokens trained on (no padding) over the time of the updates alone."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the weights: mean loss, norm of the unclipped gradient, tokens, and the objective's metrics."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    metrics: dict[str, float]
 
 
 class Trainer:
@@ -210,19 +220,29 @@ class Trainer:
     # --- one update ----------------------------------------------------------------------------------------------
 
     def _update(self, rows: np.ndarray) -> None:
-        """Forward, backward and one change of the weights for a global batch."""
+        """One step: what a global batch teaches, which for most objectives is one change of the weights."""
         started = time.perf_counter()
+        rate = self.schedule.at(self.position.step)
+        experience = self.objective.experience(self.model, self.train, rows, self.position.step)
         self.model.network.train()
         self._unfreeze(self.position.step)
-        total, weight, metrics, tokens = self._in_memory(self.train, rows, lambda: self._accumulate(rows))
+        changes = []
+        for part in experience.batches:
+            changes.append(self._change(experience.data, part, rate))
+            if self.objective.enough(changes[-1].metrics):
+                break
+        self._report(rows, changes, experience.metrics, rate, time.perf_counter() - started)
+
+    def _change(self, data: TokenFile, rows: np.ndarray, rate: float) -> Change:
+        """Forward, backward and one change of the weights."""
+        total, weight, sums, tokens = self._in_memory(data, rows, lambda: self._accumulate(data, rows))
         norm = float(torch.nn.utils.get_total_norm(self.optimizer.gradients())) / weight
         loss = total / weight
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._refuse_non_finite(rows, loss)
+            self._refuse_non_finite(data, rows, loss)
         clip = min(1.0, self.settings.max_grad_norm / (norm + 1e-6))
-        rate = self.schedule.at(self.position.step)
         self.optimizer.step(rate, clip / weight)
-        self._report(rows, loss, metrics, weight, rate, norm, tokens, time.perf_counter() - started)
+        return Change(loss, norm, tokens, self.objective.metrics(sums, weight))
 
     def _unfreeze(self, step: int) -> None:
         """With gradual unfreezing: let train what has begun by this update."""
@@ -230,12 +250,12 @@ class Trainer:
             for name, parameter in self.optimizer.named():
                 parameter.requires_grad_(step >= self._first_updates[name])
 
-    def _accumulate(self, rows: np.ndarray) -> tuple[float, float, dict[str, float], int]:
+    def _accumulate(self, data: TokenFile, rows: np.ndarray) -> tuple[float, float, dict[str, float], int]:
         """Sum loss, weight, metrics and gradients over the micro-batches of one global batch."""
         total, weight, tokens = 0.0, 0.0, 0
         metrics: dict[str, float] = {}
-        for micro in pieces(self.model, self.train, rows, self.position.micro_tokens):
-            batch = self.objective.prepare(self._batch(self.train, micro), None)
+        for micro in pieces(self.model, data, rows, self.position.micro_tokens):
+            batch = self.objective.prepare(self._batch(data, micro), None)
             loss = self.objective.loss(self.model, batch)
             loss.total.backward()
             self.optimizer.accumulate()
@@ -281,16 +301,16 @@ class Trainer:
             )
         )
 
-    def _refuse_non_finite(self, rows: np.ndarray, loss: float) -> None:
+    def _refuse_non_finite(self, data: TokenFile, rows: np.ndarray, loss: float) -> None:
         """Name the examples whose own loss is not finite, and stop before the weights change."""
         self.optimizer.discard()
         guilty = []
         with torch.no_grad():
             for row in rows:
-                one = self.objective.loss(self.model, self._batch(self.train, np.asarray([row])))
+                one = self.objective.loss(self.model, self._batch(data, np.asarray([row])))
                 if not math.isfinite(float(one.total)):
-                    guilty.append(str(self.train.origins[int(row)]))
-        places = ", ".join((guilty or [str(self.train.origins[int(row)]) for row in rows])[:10])
+                    guilty.append(str(data.origins[int(row)]))
+        places = ", ".join((guilty or [str(data.origins[int(row)]) for row in rows])[:10])
         raise NonFiniteError(
             f"the {'gradient' if math.isfinite(loss) else 'loss'} of update {self.position.step + 1} is not finite; "
             f"the weights were not changed. {'Examples' if guilty else 'The batch held the examples'}: {places}",
@@ -299,16 +319,10 @@ class Trainer:
         )
 
     def _report(
-        self,
-        rows: np.ndarray,
-        loss: float,
-        metrics: dict[str, float],
-        weight: float,
-        rate: float,
-        norm: float,
-        tokens: int,
-        seconds: float,
+        self, rows: np.ndarray, changes: Sequence[Change], metrics: dict[str, float], rate: float, seconds: float
     ) -> None:
+        tokens = sum(change.tokens for change in changes)
+        means = {name: sum(change.metrics[name] for change in changes) / len(changes) for name in changes[0].metrics}
         position = self.position
         position.step += 1
         position.seconds += seconds
@@ -319,14 +333,14 @@ class Trainer:
                 step=position.step,
                 steps=self.steps,
                 epoch=position.epoch + position.batch / len(self._batches(position.epoch)),
-                loss=loss,
+                loss=sum(change.loss for change in changes) / len(changes),
                 learning_rate=rate,
-                grad_norm=norm,
+                grad_norm=sum(change.grad_norm for change in changes) / len(changes),
                 tokens=tokens,
                 examples=len(rows),
                 seconds=seconds,
                 memory_bytes=self._memory.now(),
-                metrics=self.objective.metrics(metrics, weight),
+                metrics=means | metrics,
             )
         )
 
@@ -347,7 +361,7 @@ class Trainer:
         if self.validation is None or not (due or position.step == self.steps):
             return False
         data = self.validation
-        metrics = self._in_memory(
+        metrics = self.objective.validate(self.model, data) or self._in_memory(
             data,
             np.arange(len(data)),
             lambda: evaluate_loss(self.model, self.objective, data, position.micro_tokens),
@@ -387,7 +401,11 @@ class Trainer:
             self.position.step,
             weights={name: p.detach() for name, p in self.optimizer.named()},
             optimizer=self.optimizer.state() | checkpoint.random_state(),
-            trainer={"position": vars(self.position), "identity": self.identity},
+            trainer={
+                "position": vars(self.position),
+                "identity": self.identity,
+                "objective": self.objective.state(),
+            },
             needs=self.position.best_step or None,
         )
         keep = {self.position.best_step} if self.position.best_step else set()
@@ -404,6 +422,7 @@ class Trainer:
             return
         check_identity(found.trainer["identity"], self.identity, str(found.path))
         self.position = Position(**found.trainer["position"])
+        self.objective.load_state(found.trainer["objective"])
         self._kept_step = found.step
         tensors = found.optimizer()
         self._load_weights(found.weights())

@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith import environment, objectives, runs
 from tunesmith.data.batches import write_tokens
 from tunesmith.data.prepare import PreparedData
-from tunesmith.data.render import row_renderer
+from tunesmith.data.render import ConversationRenderer, prompt_renderer, row_renderer
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models.build import build_for_training
 from tunesmith.models.compiling import compile_if_worthwhile
@@ -128,11 +128,14 @@ def _train_stage(
     )
     tokens = folder / "tokens" / place.name
     objective = objectives.make(objective_name, settings)
+    if objective.reads_prompts:
+        rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
+        render = prompt_renderer(rendering, TASKS[recipe.task], recipe.system_prompt)
     train = write_tokens(prepared.train, render, tokens / "train", what="rendering train", on_event=tell)
     validation = write_tokens(
         prepared.validation, render, tokens / "validation", what="rendering validation", on_event=tell
     )
-    objective.start(model, [train, validation], tell)
+    objective.start(model, [train, validation], tokens, tell)
     trainer = Trainer(
         model,
         objective,
@@ -146,6 +149,7 @@ def _train_stage(
     )
     compile_if_worthwhile(model, settings.compile, trainer.steps, tell)
     result = trainer.run()
+    objective.finish(model)
     return Trained(model, _facts(model, result), result.seconds)
 
 
