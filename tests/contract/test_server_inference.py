@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
@@ -137,12 +138,18 @@ def test_a_stream_says_role_text_reason_usage_and_done(client: Any, live: Simple
     assert [c.choices[0].finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
-    import httpx2 as httpx
-
     with httpx.stream("POST", f"{live.address}/v1/chat/completions", json={**asked, "stream": True}) as response:
         lines = [line for line in response.iter_lines() if line]
     assert response.headers["content-type"].startswith("text/event-stream")
     assert lines[-1] == "data: [DONE]" and all(line.startswith("data: {") for line in lines[:-1])
+
+
+def test_azures_paths_name_the_model(live: SimpleNamespace) -> None:
+    body = {"messages": ASK, "max_tokens": 2}
+    path = "openai/deployments/org%2Ftools/chat/completions?api-version=2025-04-01"
+    assert httpx.post(f"{live.address}/{path}", json=body).json()["model"] == "org/tools"
+    missing = httpx.post(f"{live.address}/v1/chat/completions", json=body)
+    assert missing.status_code == 400 and missing.json()["error"]["param"] == "model"
 
 
 def test_several_answers_each_with_its_seed(client: Any) -> None:
@@ -401,8 +408,6 @@ def wait_for(condition: Any) -> None:
 def test_a_client_that_goes_away_frees_its_row(
     stream: bool, client: Any, live: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import httpx2 as httpx
-
     client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1)
     host = next(h for h in live.services.pool.hosts() if h.engine is not None)
     step = host.engine._batch.step

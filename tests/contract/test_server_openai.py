@@ -128,6 +128,18 @@ def test_checkpoints_are_models(client: OpenAI, finished: Any, data: Path) -> No
     assert any(all((best[name] == tensors[name]).all() for name in best) for tensors in saved.values())
 
 
+def test_the_tuned_model_and_its_checkpoints_answer(client: OpenAI, finished: Any) -> None:
+    models = [finished.fine_tuned_model, *(f"{finished.fine_tuned_model}:ckpt-step-{step}" for step in (3, 6))]
+    question: Any = [{"role": "user", "content": "what is the capital of france"}]
+    for model in models:
+        asked: dict[str, Any] = dict(model=model, messages=question, temperature=0, max_tokens=5)
+        whole = client.chat.completions.create(**asked)
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert whole.choices[0].message.content == text
+    assert client.models.retrieve(models[0]).id == models[0] in [model.id for model in client.models.list()]
+
+
 def test_checkpoint_permissions(client: OpenAI, finished: Any) -> None:
     name = f"{finished.fine_tuned_model}:ckpt-step-3"
     permissions = client.fine_tuning.checkpoints.permissions
@@ -173,6 +185,9 @@ def test_azures_client(address: str, finished: Any, path: str) -> None:
     job = serving.ended(client, job.id)
     assert job.status == "succeeded", job
     assert job.hyperparameters.n_epochs == 1
+    question: Any = [{"role": "user", "content": "what is the capital of france"}]
+    answer = client.chat.completions.create(model=job.fine_tuned_model, messages=question, max_tokens=3)
+    assert answer.model == job.fine_tuned_model and answer.usage.completion_tokens <= 3
 
 
 # --- files -------------------------------------------------------------------------------------

@@ -307,7 +307,7 @@ def test_a_disk_that_fills(client: TestClient, tokens: dict[str, str], folder: P
 
     before = client.get("/v1/files", headers=as_user(tokens, "a")).json()
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_flush", full)
+        patch.setattr(storage.disk, "flush", full)
         answer = send_file(client, as_user(tokens, "a"))
     assert answer.status_code == 507 and answer.json()["error"]["code"] == "insufficient_storage"
     assert answer.headers["x-should-retry"] == "false"

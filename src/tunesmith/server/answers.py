@@ -34,12 +34,17 @@ GONE = 499
 
 
 @contextlib.asynccontextmanager
-async def model_named(server: Services, who: Principal, name: str) -> AsyncIterator[Loaded]:
-    """The model that a client names, in memory within the block.
+async def model_named(
+    name: str | None, request: HttpRequest, server: Services, who: Principal
+) -> AsyncIterator[Loaded]:
+    """The model that a client names in the body or, as Azure's do, in the path; in memory within the block.
 
     Raises:
-        ApiError: 404 ``model_not_found``; 503 or 507 if there is no memory for it.
+        ApiError: 400 without a name; 404 ``model_not_found``; 503 or 507 if there is no memory for it.
     """
+    name = name or getattr(request.state, "deployment", None)
+    if not name:
+        raise ApiError(400, "Missing required parameter: 'model'.", code="missing_parameter", param="model")
     served = await run_in_threadpool(server.registry.find, name, who)
     async with server.pool.use(name, functools.partial(_folder, server, served)) as loaded:
         yield loaded

@@ -101,7 +101,7 @@ class ChatMessage(BaseModel):
 class Sampled(Ignored):
     """How tokens are chosen."""
 
-    model: str
+    model: str | None = Field(default=None, description="Required, unless the path names a deployment.")
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     stream: bool | None = None
@@ -151,7 +151,7 @@ class CompletionBody(Penalised):
 class EmbeddingBody(Ignored):
     """``POST /v1/embeddings``."""
 
-    model: str
+    model: str | None = Field(default=None, description="Required, unless the path names a deployment.")
     input: Text | list[Text] | list[int] | list[list[int]]
     dimensions: int | None = Field(default=None, ge=1)
     encoding_format: Literal["float", "base64"] | None = None

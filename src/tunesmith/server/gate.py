@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.server.settings import Settings
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-AZURE_DEPLOYMENT = re.compile(r"^/openai/deployments/([^/]+)(/.*)$")
+AZURE_DEPLOYMENT = re.compile(r"^/openai/deployments/(.+?)(/(?:chat/completions|completions|embeddings|responses))$")
 STREAMED = re.compile(r"^/v1/(files|uploads/[^/]+/parts)$")
 """Bodies that go straight to the disk; their own limits are checked there."""
 

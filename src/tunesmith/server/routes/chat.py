@@ -47,7 +47,7 @@ router = APIRouter(tags=["inference"])
 async def create_chat_completion(body: ChatBody, request: Request, server: Server, who: Inferrer) -> Response:
     """Answer in a conversation."""
     async with contextlib.AsyncExitStack() as held:
-        loaded = await held.enter_async_context(model_named(server, who, body.model))
+        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
         answer = await _begin(loaded, body)
         if body.stream:
             return EventStream(answer.events(), held.pop_all())
@@ -117,7 +117,7 @@ class _ChatAnswer:
         self.loaded = loaded
         self.answers = answers
         self.choices = [_Choice(CallReader() if with_tools else None) for _ in range(body.n or 1)]
-        self.head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
+        self.head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": loaded.id}
 
     async def whole(self) -> dict[str, Any]:
         """The body of the response."""

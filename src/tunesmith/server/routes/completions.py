@@ -44,7 +44,7 @@ async def create_completion(body: CompletionBody, request: Request, server: Serv
     """Go on where a text ends."""
     _refuse_unsupported(body)
     async with contextlib.AsyncExitStack() as held:
-        loaded = await held.enter_async_context(model_named(server, who, body.model))
+        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
         answer = await _begin(loaded, body)
         if body.stream:
             return EventStream(answer.events(), held.pop_all())
@@ -112,7 +112,7 @@ class _Completion:
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": body.model,
+            "model": loaded.id,
         }
         echoed = [self.tokenizer.decode(prompt) if body.echo else "" for prompt in prompts]
         self.echoes = [text for text in echoed for _ in range(body.n or 1)]

@@ -7,7 +7,7 @@ import base64
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from tunesmith.server.answers import model_named
 from tunesmith.server.auth import Inferrer
@@ -25,9 +25,9 @@ MAX_INPUTS = 2048
 
 
 @router.post("/v1/embeddings")
-async def create_embeddings(body: EmbeddingBody, server: Server, who: Inferrer) -> dict[str, Any]:
+async def create_embeddings(body: EmbeddingBody, request: Request, server: Server, who: Inferrer) -> dict[str, Any]:
     """Vectors of length 1, one a text."""
-    async with model_named(server, who, body.model) as loaded:
+    async with model_named(body.model, request, server, who) as loaded:
         future = loaded.host.call(lambda: _embed(loaded, body))
         vectors, tokens = await asyncio.wrap_future(future)
     data = [
@@ -35,7 +35,7 @@ async def create_embeddings(body: EmbeddingBody, server: Server, who: Inferrer) 
         for n, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": body.model, "usage": usage}
+    return {"object": "list", "data": data, "model": loaded.id, "usage": usage}
 
 
 def _embed(loaded: Loaded, body: EmbeddingBody) -> tuple[np.ndarray, int]:

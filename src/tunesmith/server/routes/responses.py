@@ -39,7 +39,7 @@ TEXT_PARTS = ("input_text", "output_text", "text")
 async def create_response(body: ResponseBody, request: Request, server: Server, who: Inferrer) -> Response:
     """Answer, in the form of the Responses API."""
     async with contextlib.AsyncExitStack() as held:
-        loaded = await held.enter_async_context(model_named(server, who, body.model))
+        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
         response = await _begin(loaded, body)
         if body.stream:
             return EventStream(response.events(), held.pop_all())
@@ -60,7 +60,9 @@ async def _begin(loaded: Loaded, body: ResponseBody) -> _Response:
     if form is not None and form.type != "text":
         schema = (form.schema_ or {}) if form.type == "json_schema" else None
         constraint = await json_constraint(loaded, schema, param="text.format.schema")
-    return _Response(body, Answers(loaded, Wish(prompts=[prompt], samplings=[sampling], constraint=constraint)))
+    return _Response(
+        body, loaded.id, Answers(loaded, Wish(prompts=[prompt], samplings=[sampling], constraint=constraint))
+    )
 
 
 def _messages(body: ResponseBody) -> list[dict[str, Any]]:
@@ -96,8 +98,9 @@ def _message(item: dict[str, Any], number: int) -> dict[str, Any]:
 class _Response:
     """The answer to one request, whole or as events."""
 
-    def __init__(self, body: ResponseBody, answers: Answers) -> None:
+    def __init__(self, body: ResponseBody, model: str, answers: Answers) -> None:
         self.body = body
+        self.model = model
         self.answers = answers
         self.id = f"resp_{secrets.token_hex(24)}"
         self.message_id = f"msg_{secrets.token_hex(24)}"
@@ -156,7 +159,7 @@ class _Response:
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
-            "model": body.model,
+            "model": self.model,
             "output": [self._item([_part(self.text)], status)] if ended else [],
             "parallel_tool_calls": True,
             "previous_response_id": None,
