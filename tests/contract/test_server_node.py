@@ -72,7 +72,8 @@ def test_the_guides_flow_in_node(node_modules: Path, tmp_path: Path, tiny_decode
         script.unlink()
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["job"]["status"] == "succeeded" and said["job"]["fine_tuned_model"].startswith("ft:gpt-tiny:local:node:")
+    assert said["job"]["status"] == "succeeded"
+    assert said["job"]["fine_tuned_model"].startswith("ft:gpt-tiny:local:node:")
     assert said["events"][0] == "The job has successfully completed"
     assert said["events"][-1] == f"Created fine-tuning job: {said['job']['id']}"
     assert said["checkpoints"] == [3] and said["results"].startswith("step,train_loss")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from starlette.testclient import TestClient
 
 from serving import models_file
 from tunesmith.server.app import create_app
@@ -19,8 +18,10 @@ schemathesis = pytest.importorskip("schemathesis")
 def api(tmp_path_factory: pytest.TempPathFactory, tiny_decoder: Path) -> object:
     """The description of the routes that keep things; a server without workers answers."""
     folder = tmp_path_factory.mktemp("schema")
-    app = create_app(Settings(data=folder / "data", models=models_file(folder, tiny_decoder), workers=0))
-    return schemathesis.openapi.from_asgi("/openapi.json", app).include(path_regex="^/(v1/(files|uploads|fine_tuning)|health)")
+    models, hosts = models_file(folder, tiny_decoder), ("testserver",)
+    app = create_app(Settings(data=folder / "data", models=models, workers=0, allowed_hosts=hosts))
+    described = schemathesis.openapi.from_asgi("/openapi.json", app)
+    return described.include(path_regex="^/(v1/(files|uploads|fine_tuning)|health)")
 
 
 schema = schemathesis.pytest.from_fixture("api")
@@ -29,8 +30,4 @@ schema = schemathesis.pytest.from_fixture("api")
 @schema.parametrize()
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_description_holds(case: object) -> None:
-    case.call_and_validate(headers={"host": "localhost"})  # type: ignore[attr-defined]
-
-
-def test_every_operation_is_described(api: object) -> None:
-    assert TestClient is not None
+    case.call_and_validate()  # type: ignore[attr-defined]
