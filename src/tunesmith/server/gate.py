@@ -44,7 +44,7 @@ class Gate:
         self.observe = observe
         self.settings = settings
         self.tokens = tokens
-        self.failures = FailureLimit()
+        self.failures = FailureLimit(settings.max_failures)
         self._hosts = {host.lower() for host in settings.allowed_hosts} | (
             LOOPBACK_NAMES if settings.is_loopback else set()
         )

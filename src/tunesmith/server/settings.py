@@ -36,6 +36,7 @@ class Settings:
         poll_seconds: How often a worker looks for orders and new jobs.
         grace_seconds: How long a stopped job may take to save itself.
         max_attempts: How often a job may die without having got further.
+        max_failures: Wrong tokens from one address within a minute, before it has to wait.
         min_examples: Fewest rows of a training file.
         model_memory_bytes: What models that answer may take, with their caches; default: half of what is free now.
         max_rows: Answers that one model writes at a time.
@@ -60,6 +61,7 @@ class Settings:
     poll_seconds: float = 0.5
     grace_seconds: float = 60.0
     max_attempts: int = 3
+    max_failures: int = 10
     min_examples: int = 10
     model_memory_bytes: int | None = None
     max_rows: int = 64
