@@ -190,6 +190,24 @@ def test_azures_client(address: str, finished: Any, path: str) -> None:
     assert answer.model == job.fine_tuned_model and answer.usage.completion_tokens <= 3
 
 
+def test_preferences(client: OpenAI, finished: Any) -> None:
+    rows = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"what is the capital of {country} {n}"}]},
+            "preferred_output": [{"role": "assistant", "content": "paris"}],
+            "non_preferred_output": [{"role": "assistant", "content": "madrid"}],
+        }
+        for n, country in enumerate(["france", "spain"] * 8)
+    ]
+    file = client.files.create(file=("pairs.jsonl", jsonl(rows)), purpose="fine-tune")
+    method: Any = {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "beta": "auto"}}}
+    job = client.fine_tuning.jobs.create(model="gpt-tiny", training_file=file.id, method=method)
+    job = serving.ended(client, job.id)
+    assert job.status == "succeeded", job
+    assert job.method.dpo.hyperparameters.beta == 0.1 and job.method.dpo.hyperparameters.n_epochs == 2
+    assert len(list(client.fine_tuning.jobs.checkpoints.list(job.id))) == 2
+
+
 # --- files -------------------------------------------------------------------------------------
 
 
@@ -278,7 +296,7 @@ def test_mixed_formats(client: OpenAI, finished: Any) -> None:
         ({"seed": -1}, 400, "invalid_value", "seed"),
         ({"metadata": {"k" * 65: "v"}}, 400, "invalid_value", None),
         ({"metadata": {str(n): "v" for n in range(17)}}, 400, "invalid_value", "metadata"),
-        ({"method": {"type": "dpo", "dpo": {}}}, 400, "unsupported_method", "method.type"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1}}}}, 400, "invalid_value", None),
         ({"method": {"type": "reinforcement"}}, 400, "unsupported_method", "method.type"),
         ({"method": {"type": "supervised"}, "hyperparameters": {"n_epochs": 1}}, 400, "invalid_value", None),
         ({"hyperparameters": {"n_epochs": 0}}, 400, "invalid_value", None),

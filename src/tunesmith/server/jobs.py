@@ -26,7 +26,7 @@ from tunesmith.server.auth import Principal
 from tunesmith.server.database import EventRow, FileRow, IdempotencyRow, JobRow, LabelRow
 from tunesmith.server.errors import ApiError, not_found
 from tunesmith.server.folders import Folders, new_id
-from tunesmith.server.schemas import Hyperparameters, JobObject, JobRequest
+from tunesmith.server.schemas import DpoHyperparameters, Hyperparameters, JobObject, JobRequest
 from tunesmith.server.services import Services
 from tunesmith.server.words import JobEvent
 
@@ -35,7 +35,6 @@ ENDED = ("succeeded", "failed", "cancelled")
 STORED = tuple(column.key for column in JobRow.__mapper__.column_attrs if column.key != "number")
 """What ``job.json`` holds: everything but the row's number."""
 MISSING_METHODS = {
-    "dpo": "this server has no preference objective yet; rows of `preferred_output` cannot be learned",
     "reinforcement": "this server has no graders and no policy-gradient objective yet",
 }
 
@@ -223,10 +222,15 @@ def _method(body: JobRequest) -> dict[str, Any]:
     """The method with its hyper-parameters, wherever the client gave them."""
     kind = body.method.type if body.method else "supervised"
     if kind in MISSING_METHODS:
-        message = f"The method '{kind}' is not supported: {MISSING_METHODS[kind]}. Use 'supervised'."
+        message = f"The method '{kind}' is not supported: {MISSING_METHODS[kind]}. Use 'supervised' or 'dpo'."
         raise ApiError(400, message, code="unsupported_method", param="method.type")
-    inner = body.method.supervised if body.method else None
-    asked = (inner.hyperparameters if inner else None) or body.hyperparameters or Hyperparameters()
+    asked: Hyperparameters
+    if kind == "dpo":
+        given = body.method.dpo if body.method else None
+        asked = (given.hyperparameters if given else None) or DpoHyperparameters()
+    else:
+        inner = body.method.supervised if body.method else None
+        asked = (inner.hyperparameters if inner else None) or body.hyperparameters or Hyperparameters()
     return {"type": kind, kind: {"hyperparameters": asked.model_dump()}}
 
 

@@ -198,6 +198,7 @@ def _recipe(place: Path, job: dict[str, Any], options: dict[str, Any], chosen: d
     return job_recipe(
         options["model"],
         options["recipe"],
+        method=job["method"]["type"],
         training=training,
         validation=files["validation_file"],
         seed=job["seed"],

@@ -15,6 +15,8 @@ from tunesmith.recipe import Recipe
 TARGET_EPOCHS, MOST_EPOCHS = 3, 25
 FEW_EXAMPLES, MANY_EXAMPLES = 100, 25_000
 """OpenAI's documented rule for ``n_epochs: auto``: three, more for so few examples, fewer for so many."""
+AUTO_BETA = 0.1
+"""As in the paper on DPO (arXiv 2305.18290), and what OpenAI starts from."""
 KEPT_CHECKPOINTS = 3
 """As at OpenAI: the checkpoints of the last three epochs can be used."""
 
@@ -42,6 +44,8 @@ def resolve(asked: dict[str, Any], examples: int) -> dict[str, Any]:
         "batch_size": min(examples, auto_batch_size(examples)),
         "learning_rate_multiplier": 1.0,
     }
+    if "beta" in asked:
+        auto["beta"] = AUTO_BETA
     return {name: auto[name] if asked.get(name, "auto") == "auto" else asked[name] for name in auto}
 
 
@@ -49,17 +53,19 @@ def job_recipe(
     model: str,
     more: dict[str, Any],
     *,
+    method: str = "supervised",
     training: Path,
     validation: Path | None,
     seed: int,
     hyperparameters: dict[str, Any],
 ) -> Recipe:
-    """The recipe of a supervised job.
+    """The recipe of a job.
 
     Args:
         model: The base, as a recipe calls it.
         more: The base's ``recipe`` in ``models.yaml``; it may set anything that the client does not.
-        training: Rows of ``messages``, or of ``prompt`` and ``completion``.
+        method: ``supervised``, or ``dpo``.
+        training: Rows of ``messages``, or of ``prompt`` and ``completion``; for ``dpo`` of two outputs to one input.
         validation: The same, to validate on after each epoch.
         seed: Of the order of the rows and of dropout.
         hyperparameters: Numbers, as :func:`resolve` gives them; ``auto`` leaves the recipe's defaults.
@@ -69,8 +75,8 @@ def job_recipe(
     """
     chosen = {name: value for name, value in hyperparameters.items() if value != "auto"}
     base: dict[str, Any] = {
-        "task": "text-generation",
-        "method": "instruction",
+        "task": "preference" if method == "dpo" else "text-generation",
+        "method": "preference" if method == "dpo" else "instruction",
         "data": {"validation": 0.0, "test": 0.0},
         "training": {"keep_checkpoints": KEPT_CHECKPOINTS},
         "evaluate": {"baselines": ["base"]},
@@ -86,6 +92,8 @@ def job_recipe(
         ours["training"]["epochs"] = chosen["n_epochs"]
     if "batch_size" in chosen:
         ours["training"] |= {"batch_size": chosen["batch_size"], "batch_tokens": None}
+    if "beta" in chosen:
+        ours["training"]["preference"] = {"beta": chosen["beta"]}
     recipe = recipe_file.parse(_merged(_merged(base, more), ours), source="models.yaml")
     multiplier = chosen.get("learning_rate_multiplier", 1.0)
     if multiplier != 1.0:

@@ -121,12 +121,24 @@ class Supervised(Request):
     hyperparameters: Hyperparameters | None = None
 
 
+class DpoHyperparameters(Hyperparameters):
+    """The same for preferences; a greater ``beta`` holds the model closer to the base."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=10)] = "auto"
+
+
+class Dpo(Request):
+    """Learn to prefer one answer to another."""
+
+    hyperparameters: DpoHyperparameters | None = None
+
+
 class Method(Request):
     """How to tune."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
-    dpo: dict[str, Any] | None = None
+    dpo: Dpo | None = None
     reinforcement: dict[str, Any] | None = None
 
 
