@@ -165,7 +165,15 @@ class Model:
 
     def token_logits(self, batch: Batch, rows_N: torch.Tensor, columns_N: torch.Tensor) -> torch.Tensor:
         """Scores of the tags at N places of (B, S), (N, C) in at least fp32."""
-        logits = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[rows_N, columns_N]
+        network: Any = self.transformer()
+        parts = {name for name, _ in network.named_children()} - {network.base_model_prefix}
+        plain = parts <= {"dropout", *self.head_names}  # of other heads (ModernBERT's) we do not know what they compute
+        if plain and self.packs(batch.input_ids.shape[1]):
+            hidden_BSd = packing.hidden_states(decoder_of(network), batch.input_ids, batch.attention_mask)
+            logits = network.get_submodule(*self.head_names)(network.dropout(hidden_BSd[rows_N, columns_N]))
+        else:
+            output = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            logits = output.logits[rows_N, columns_N]
         return cast(torch.Tensor, logits if logits.dtype == torch.float64 else logits.float())
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
