@@ -156,7 +156,7 @@ def test_a_word_of_two_windows_is_judged_in_the_inner_place(tiny_bert: Path) -> 
 
 
 def test_a_text_without_pieces_cannot_teach(tiny_decoder: Path) -> None:
-    with pytest.raises(DataError, match="rows.jsonl:1"):
+    with pytest.raises(DataError, match="nothing of this text"):
         tag_renderer(cached_tokenizer(tiny_decoder), ["city"], 64)(row_of(""))
 
 

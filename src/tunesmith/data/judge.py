@@ -220,6 +220,46 @@ def judge_labels(findings: Findings, survey: Survey, counts: Tally) -> None:
         findings.add_many("class-absent", "warning", what, [], len(absent), fix="add rows of them", group=part)
 
 
+def judge_row_labels(findings: Findings, survey: Survey, *, needed: bool) -> None:
+    """Report what is wrong with labels of which a row may have any number: mistyped ones, and ones never learned.
+
+    Args:
+        findings: Where to report it.
+        survey: What was read.
+        needed: Whether there is nothing to learn without labels.
+    """
+    train = survey.row_labels.get("train", Counter())
+    if needed and not train and "train" in survey.row_labels:
+        findings.add_many("no-labels", "error", "no training row has a label", [], 1, fix="check the training data")
+        return
+    for typo in find_typos(train):
+        what = f"the label {typo.label!r} ({train[typo.label]} times) may be {typo.meant!r} ({train[typo.meant]} times)"
+        place, fix = survey.label_origins["train", typo.label], f"write {typo.meant!r}, if that was meant"
+        message = f"{what}: {typo.why}"
+        findings.add_many("label-typo", "warning", message, [place], train[typo.label], fix=fix, group=typo.label)
+    for part, counts in survey.row_labels.items():
+        unseen = in_order([label for label in counts if label not in train])
+        findings.add_many(
+            "unseen-label",
+            "warning",
+            f"labels of the {part} data that the training data never show, so that no model can find them: "
+            + ", ".join(map(repr, unseen[:_NAMES_SHOWN])),
+            [survey.label_origins[part, label] for label in unseen][:PLACES],
+            sum(counts[label] for label in unseen),
+            fix="correct the labels, or add training rows with them",
+            group=part,
+        )
+
+
+def row_label_balance(survey: Survey) -> dict[str, dict[str, int]]:
+    """Part of the recipe -> label -> how often it occurs, where a row may have any number of labels."""
+    return {
+        part: {label: counts[label] for label in in_order(list(counts))}
+        for part, counts in survey.row_labels.items()
+        if counts
+    }
+
+
 def judge_unseen(findings: Findings, survey: Survey, counts: Tally) -> list[int]:
     """Report labels of validation or test data that training never shows; returns their numbers."""
     names = survey.labels.names

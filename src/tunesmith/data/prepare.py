@@ -17,9 +17,11 @@ from tunesmith.data.judge import (
     judge_labels,
     judge_near,
     judge_repeats,
+    judge_row_labels,
     judge_sizes,
     judge_unseen,
     length_statistics,
+    row_label_balance,
     tally,
 )
 from tunesmith.data.labels import in_order
@@ -134,8 +136,8 @@ def prepare(
     if TASKS[recipe.task].answer == "label":
         used = np.flatnonzero(counts.labels[TRAIN] > 0)
         labels = in_order([survey.labels.names[number] for number in used.tolist()])
-    elif survey.train_labels:
-        labels = in_order(list(survey.train_labels))
+    elif survey.row_labels.get("train"):
+        labels = in_order(list(survey.row_labels["train"]))
     train, validation, test = parts
     return PreparedData(train, validation, test, labels, report, fingerprint)
 
@@ -183,13 +185,15 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         if unseen and data.drop_bad:
             assignment.left_out_labels = unseen
             counts = tally(ledger, assignment, len(names))
+    else:
+        judge_row_labels(findings, survey, needed=TASKS[recipe.task].answer == "spans")
     judge_sizes(findings, counts, {"train": data.train, "validation": data.validation, "test": data.test})
     report = CheckReport(
         problems=findings.problems(),
         rows={part: int(counts.rows[side]) for side, part in enumerate(PARTS)},
         rows_read=survey.rows_read,
         rows_left_out=_rows_left_out(survey, counts),
-        classes=class_balance(names, counts) if has_labels else {},
+        classes=class_balance(names, counts) if has_labels else row_label_balance(survey),
         lengths=length_statistics(counts),
         columns=list(iterate_choices(survey)),
         notes=_notes(survey, near),

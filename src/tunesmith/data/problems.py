@@ -175,7 +175,8 @@ class CheckReport:
         rows: Split -> rows that will be used.
         rows_read: Part of the recipe (``train``, ...) -> records found in its files, good or bad.
         rows_left_out: Reason -> rows not used (``errors``, ``leaks``, ``max_rows``).
-        classes: Split -> label -> rows; empty for tasks without labels.
+        classes: Split -> label -> rows; empty for tasks without labels. Where a row may have any number of labels: part
+            of the recipe -> label -> how often it occurs.
         lengths: Split -> ``characters`` or ``tokens`` -> ``count``, ``mean``, ``min``, ``p50`` ... ``max``.
         columns: Which column was taken for which field in which files, and how it was chosen.
         notes: Limits of this check, e.g. that near duplicates were sought in a sample.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,10 +275,11 @@ def _read_parquet(source: Source, encoding: str) -> Iterator[Record | Fault]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
+            named = _naming(_hub_features(file.schema_arrow))
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Record(values, Origin(source.name, number))
+                    yield Record(named(values), Origin(source.name, number))
     except (pyarrow.ArrowException, *READ_ERRORS) as error:
         yield unreadable(source, number + 1, error)
 
@@ -328,5 +329,34 @@ def _read_hub(source: Source, encoding: str) -> Iterator[Record | Fault]:
     from tunesmith import catalog
 
     rows = catalog.hub_dataset(source.name.removeprefix("hub:"))
+    named = _naming(getattr(rows, "features", None) or {})
     for number, values in enumerate(itertools.chain(rows), 1):
-        yield _record(dict(values), Origin(source.name, number))
+        yield _record(named(dict(values)), Origin(source.name, number))
+
+
+def _hub_features(schema: Any) -> dict[str, Any]:
+    """The features that the hub's library writes into a Parquet file; empty if another program wrote it."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    import datasets
+
+    return dict(datasets.Features.from_arrow_schema(schema))
+
+
+def _naming(features: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that turns the numbers of named classes, alone or in lists, into their names."""
+    names = {
+        column: found
+        for column, feature in features.items()
+        if (found := getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None))
+    }
+
+    def name(value: Any, of: Sequence[str]) -> Any:
+        if isinstance(value, list):
+            return [name(each, of) for each in value]
+        return of[value] if type(value) is int and 0 <= value < len(of) else value  # -1 stands for "not known"
+
+    def named(values: dict[str, Any]) -> dict[str, Any]:
+        return values | {column: name(values[column], of) for column, of in names.items() if column in values}
+
+    return named if names else lambda values: values

@@ -164,9 +164,9 @@ def _listed(value: Any, what: str) -> list[Any]:
             value = json.loads(value)
         except ValueError as error:
             raise _Bad("wrong-type", f"`{what}` is no valid JSON: {error}", 'write ["a", "list"]') from error
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         raise _Bad("wrong-type", f"`{what}` must be a list", 'write ["a", "list"]')
-    return value
+    return list(value)
 
 
 # --- texts with spans ---------------------------------------------------------------------------------------------

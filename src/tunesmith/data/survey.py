@@ -45,7 +45,8 @@ class Survey:
         ledger: An entry for every row without errors.
         findings: All faults of single rows and files.
         labels: The labels met, where each row has one.
-        train_labels: Label -> how often it occurs in the training data, where a row may have any number of labels.
+        row_labels: Part -> label -> how often it occurs, where a row may have any number of labels.
+        label_origins: The first place of each (part, label) of these.
         near: Index of near duplicates.
         spool: The rows themselves; ``None`` if only a check is wanted.
         dropped: Takes the rows left out; ``None`` if nobody wants them.
@@ -59,7 +60,8 @@ class Survey:
     ledger: Ledger
     findings: Findings
     labels: LabelBook = field(default_factory=LabelBook)
-    train_labels: Counter[str] = field(default_factory=Counter)
+    row_labels: dict[str, Counter[str]] = field(default_factory=dict)
+    label_origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
     near: NearIndex = field(default_factory=NearIndex)
     spool: RowSpool | None = None
     dropped: DroppedRows | None = None
@@ -246,8 +248,10 @@ class Surveyor:
         survey = self._survey
         if self._task.answer == "label":
             return survey.labels.number(target)
-        if PARTS[part] == "train":
-            survey.train_labels.update(self._task.labels(row))
+        labels = self._task.labels(row)
+        survey.row_labels.setdefault(PARTS[part], Counter()).update(labels)
+        for label in labels:
+            survey.label_origins.setdefault((PARTS[part], label), row.origin)
         return 0
 
     def _measure(self, row: Row, part: int) -> tuple[int, int, list[Fault]]:

@@ -28,7 +28,7 @@ class TokenClassification:
         ),
         (
             Field("text", "the text", ("text", "sentence", "content")),
-            Field("spans", "its labelled spans", ("spans", "entities", "ents", "labels", "label"), "spans", unasked=[]),
+            Field("spans", "its labelled spans", ("spans", "entities", "ents", "labels", "label"), "spans", unasked=()),
         ),
     )
     answer: Answer = "spans"
