@@ -12,7 +12,7 @@ import torch
 
 from tunesmith import objectives
 from tunesmith.data.batches import TokenFile, write_tokens
-from tunesmith.data.render import ConversationRenderer, Render, classification_renderer, conversation_renderer
+from tunesmith.data.render import Render, classification_renderer, row_renderer
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.tagging import tag_renderer
 from tunesmith.events import Event
@@ -25,7 +25,7 @@ from tunesmith.training.loop import Trainer
 
 LABELS = ["negative", "positive"]
 SPAN_LABELS = ["city", "good"]
-OBJECTIVES: dict[str, Any] = {"classify": "classify", "tag": "tag", "generate": "supervised"}
+OBJECTIVES: dict[str, Any] = {"classify": "classify", "tag": "tag", "generate": "supervised", "seq2seq": "supervised"}
 
 
 class Events(list[Event]):
@@ -71,8 +71,14 @@ def renderer(model: Model) -> Render:
         return classification_renderer(model.tokenizer, TASKS["text-classification"], LABELS, model.max_length)
     if model.form == "tag":
         return tag_renderer(model.tokenizer, SPAN_LABELS, model.max_length)
-    rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
-    return conversation_renderer(rendering, TASKS["text-generation"], None)
+    return row_renderer(
+        model.tokenizer,
+        TASKS["text-generation"],
+        form=model.form,
+        labels=None,
+        max_length=model.max_length,
+        eos_ids=model.eos_ids,
+    )
 
 
 def tokens(model: Model, values: Sequence[dict[str, Any]], folder: Path) -> TokenFile:

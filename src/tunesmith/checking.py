@@ -38,7 +38,7 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
 
 def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:
     """Rows as the model will see them, but for the label, which a check does not know yet."""
-    from tunesmith.data.render import ConversationRenderer, Rendered, conversation_renderer, encode_text
+    from tunesmith.data.render import Rendered, encode_text, row_renderer
     from tunesmith.models.load import default_max_length, load_config, load_tokenizer, natural_form
     from tunesmith.tasks import TASKS
 
@@ -55,8 +55,15 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
             return Rendered(input_ids=input_ids, cut_tokens=cut)
 
         return without_label
-    rendering = ConversationRenderer(tokenizer, max_length)
-    return conversation_renderer(rendering, task, None, recipe.system_prompt, recipe.data.loss_on)
+    return row_renderer(
+        tokenizer,
+        task,
+        form=natural_form(config),
+        labels=None,
+        max_length=max_length,
+        system_prompt=recipe.system_prompt,
+        loss_on=recipe.data.loss_on,
+    )
 
 
 def _not_here(model: str) -> Notice:

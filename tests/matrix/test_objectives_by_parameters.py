@@ -20,17 +20,23 @@ from tunesmith.training.loop import evaluate_loss
 
 KINDS: dict[str, Parameters] = {"full": Full(), "head": Head(), "layers": Layers(layers="last 1"), "lora": LoRA(rank=4)}
 RATES = {"full": 3e-3, "head": 3e-2, "layers": 5e-3, "lora": 1e-2}
-MODELS = {"sentence encoder": "tiny_encoder", "stock encoder": "lively_bert", "decoder": "tiny_decoder"}
+MODELS = {
+    "sentence encoder": "tiny_encoder",
+    "stock encoder": "lively_bert",
+    "decoder": "tiny_decoder",
+    "t5": "tiny_t5",
+    "bart": "tiny_bart",
+}
 ROWS: dict[str, Any] = {
     "classify": labelled_rows, "tag": tiny.tagged_rows, "supervised": tiny.question_rows
 }  # fmt: skip
 TASK_OF = {"classify": "text-classification", "tag": "token-classification", "supervised": "text-generation"}
 CASES = [
-    *(("classify", model, kind) for model in MODELS for kind in KINDS),
+    *(("classify", model, kind) for model in ("sentence encoder", "stock encoder", "decoder") for kind in KINDS),
     *(("tag", model, kind) for model in ("stock encoder", "decoder") for kind in KINDS),
-] + [
-    ("supervised", "decoder", kind) for kind in KINDS if kind != "head"  # refused by the recipe: nothing to train
-]  # fmt: skip
+    # The head is refused by the recipe: there is nothing to train.
+    *(("supervised", model, kind) for model in ("decoder", "t5", "bart") for kind in KINDS if kind != "head"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,8 @@ def lively_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def model_of(case: tuple[str, str, str], request: pytest.FixtureRequest) -> Model:
     objective, model, kind = case
-    form: Any = "generate" if objective == "supervised" else objective
+    written = "seq2seq" if model in ("t5", "bart") else "generate"
+    form: Any = written if objective == "supervised" else objective
     return tiny.build(request.getfixturevalue(MODELS[model]), form, KINDS[kind], dtype=torch.float32)
 
 
@@ -80,6 +87,8 @@ def _assert_saved(case: tuple[str, str, str], model: Model, folder: Path) -> Non
     model.network.eval()
     ids = torch.tensor([model.tokenizer("the film was very good")["input_ids"]])
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.form == "seq2seq":
+        inputs["labels"] = ids
     with torch.no_grad():
         one, other = model.network(**inputs), again.network(**inputs)
     assert torch.equal(getattr(one, "logits", one), getattr(other, "logits", other))

@@ -33,6 +33,7 @@ class TokenFile:
 
     Attributes:
         lengths: (N,) tokens of each example.
+        has_weights: Whether tokens of the input are predicted.
         loss_weight: (N,) total loss weight of each example (1 for a class label).
         extra: Name -> what the renderer gave besides, a ragged column each.
         rows: What each example was rendered from.
@@ -49,6 +50,7 @@ class TokenFile:
         self._labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
         self._tokens = _map(folder / "tokens.bin", np.int32)
         self._weights = _map(folder / "weights.bin", np.float32)
+        self.has_weights = len(self._weights) > 0
         self.extra = {
             name: Ragged.read(folder, f"extra.{name}", np.dtype(kind)) for name, kind in meta["extra"].items()
         }
@@ -192,7 +194,7 @@ class Batch:
     Attributes:
         input_ids: (B, S) int64, padded on the right.
         attention_mask: (B, S) bool, false on padding.
-        loss_weights: (B, S) float32, weight of predicting each token; ``None`` with class labels.
+        loss_weights: (B, S) float32, weight of predicting each token; ``None`` where none of them is predicted.
         labels: (B,) int64 class indices; ``None`` for text.
         rows: Index of each example in its data set.
         tokens: Real tokens, without padding.
@@ -235,7 +237,7 @@ def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int 
     width = max(int(data.lengths[row]) for row in rows)
     width = math.ceil(width / multiple_of) * multiple_of
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    weights = None if data.has_labels else np.zeros((len(rows), width), dtype=np.float32)
+    weights = np.zeros((len(rows), width), dtype=np.float32) if data.has_weights else None
     for n, row in enumerate(rows):
         length = int(data.lengths[row])
         input_ids[n, :length] = data.tokens(row)

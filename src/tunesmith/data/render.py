@@ -101,6 +101,10 @@ def row_renderer(
         return tag_renderer(tokenizer, labels or [], max_length, all_pieces=all_pieces)
     if form == "classify":
         return classification_renderer(tokenizer, task, labels or [], max_length)
+    if form == "seq2seq":
+        from tunesmith.data.source_target import source_target_renderer
+
+        return source_target_renderer(tokenizer, task, max_length, system_prompt)
     renderer = ConversationRenderer(tokenizer, max_length, eos_ids)
     return conversation_renderer(renderer, task, labels, system_prompt, loss_on)
 

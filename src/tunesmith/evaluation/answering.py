@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ import numpy as np
 
 from tunesmith.data.render import ConversationRenderer, encode_text
 from tunesmith.data.rows import Row
+from tunesmith.data.source_target import encode_target, source_text
 from tunesmith.evaluation import pairs
 from tunesmith.evaluation.features import LinearHead, fit_linear_head
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.outputs import FloatArray, Outputs
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference
@@ -62,18 +64,16 @@ def answer(
         return _outputs(started, examples, probabilities=probabilities)
     if model.form == "tag":
         return by_head(model, rows, setting.on_event)
-    renderer = ConversationRenderer(model.tokenizer, prompt_limit(model), model.eos_ids)
-    conversations = [_with_shots(row, setting, shots) for row in rows]
-    prompts = [
-        renderer.prompt(turns[:-1], tools=row.fields.get("tools"))
-        for turns, row in zip(conversations, rows, strict=True)
-    ]
-    if setting.task.answer == "label":
-        choices = [_answer_tokens(renderer, label) for label in setting.labels or []]
-        prompts = _fitting(prompts, rows, prompt_limit(model) - max(map(len, choices)), setting.on_event)
+    questions = _sources(model, rows, setting) if model.form == "seq2seq" else _prompts(model, rows, setting, shots)
+    prompts = questions.prompts
+    labels = (setting.labels or []) if setting.task.answer == "label" else []
+    choices = [questions.answer_tokens(label) for label in labels]
+    if model.form == "generate":  # an encoder's source was cut to its own limit
+        room = prompt_limit(model) - max(map(len, choices), default=setting.generation.max_new_tokens)
+        prompts = _fitting(prompts, rows, room, setting.on_event)
+    if choices:
         probabilities = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
         return _outputs(started, prompts, probabilities=probabilities)
-    prompts = _fitting(prompts, rows, prompt_limit(model) - setting.generation.max_new_tokens, setting.on_event)
     written = inference.generate(
         model,
         prompts,
@@ -95,10 +95,7 @@ def answer(
         seconds = time.perf_counter() - started
         return Outputs(texts=texts, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
     seconds = time.perf_counter() - started  # scoring the references is our question, not the system's work
-    rendered = [renderer(turns, tools=row.fields.get("tools")) for turns, row in zip(conversations, rows, strict=True)]
-    nats = inference.answer_nats(
-        model, [r.input_ids for r in rendered], [r.loss_weights or [] for r in rendered], on_event=setting.on_event
-    )
+    nats = questions.reference_nats()
     sizes = np.asarray([max(1, len(setting.task.target_text(row).encode())) for row in rows], dtype=np.float64)
     return Outputs(
         texts=texts,
@@ -107,6 +104,56 @@ def answer(
         prompt_tokens=read,
         written_tokens=written_tokens,
         seconds=seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Rows as a model that writes is asked them.
+
+    Attributes:
+        prompts: The tokens that it is given, for each row.
+        answer_tokens: The tokens of an answer as training writes it, with the EOS behind it.
+        reference_nats: How unlikely the model finds the right answers, (N,) in nats.
+    """
+
+    prompts: list[list[int]]
+    answer_tokens: Callable[[str], list[int]]
+    reference_nats: Callable[[], FloatArray]
+
+
+def _sources(model: Model, rows: Sequence[Row], setting: Setting) -> _Questions:
+    """For an encoder-decoder model."""
+    tokenizer, limit = model.tokenizer, model.max_length
+    texts = [source_text(setting.task, row, setting.system_prompt) for row in rows]
+    prompts = [encode_text(tokenizer, text, limit)[0] for text in texts]
+
+    def reference_nats() -> FloatArray:
+        targets = [encode_target(tokenizer, setting.task.target_text(row), limit)[0] for row in rows]
+        return inference.target_nats(model, prompts, targets, on_event=setting.on_event)
+
+    return _Questions(
+        prompts=prompts,
+        answer_tokens=lambda answer: encode_target(tokenizer, answer, limit)[0],
+        reference_nats=reference_nats,
+    )
+
+
+def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None) -> _Questions:
+    """For a causal model: conversations up to the answer."""
+    renderer = ConversationRenderer(model.tokenizer, prompt_limit(model), model.eos_ids)
+    asked = [(_with_shots(row, setting, shots), row.fields.get("tools")) for row in rows]
+
+    def reference_nats() -> FloatArray:
+        rendered = [renderer(turns, tools=tools) for turns, tools in asked]
+        weights = [example.loss_weights or [] for example in rendered]
+        examples = [example.input_ids for example in rendered]
+        return inference.answer_nats(model, examples, weights, on_event=setting.on_event)
+
+    return _Questions(
+        prompts=[renderer.prompt(turns[:-1], tools=tools) for turns, tools in asked],
+        answer_tokens=functools.partial(_answer_tokens, renderer),
+        reference_nats=reference_nats,
     )
 
 

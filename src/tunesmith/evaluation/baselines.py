@@ -88,7 +88,7 @@ def run_baselines(
         if not own & {"base", "few-shot", "features"}:
             continue
         setting.on_event(Phase(step="evaluate", message=f"baselines of {name}"))
-        writes = natural_form(load_config(folder)) == "generate"
+        writes = natural_form(load_config(folder)) != "classify"
         if setting.task.answer == "spans" and not writes:
             setting.on_event(Notice(level="info", message=f"{name} cannot write: no baseline of it without training"))
             continue
@@ -121,8 +121,9 @@ Asked = Iterator[tuple[str, str, str, Outputs]]
 
 def _load(name: str, folder: Path, setting: Setting, dtype: torch.dtype, device: torch.device) -> Model | None:
     """The untuned model in its own form; ``None`` for an encoder that was never taught to compare texts."""
-    if natural_form(load_config(folder)) == "generate":
-        return load_model(folder, name=name, form="generate", dtype=dtype, device=device)
+    natural = natural_form(load_config(folder))
+    if natural != "classify":
+        return load_model(folder, name=name, form=natural, dtype=dtype, device=device)
     if pooling_of(folder) is None:
         return None
     return load_model(folder, name=name, form="classify", labels=setting.labels, dtype=dtype, device=device)
@@ -136,7 +137,10 @@ def _prompted(
     if "base" in kinds:
         what = f"the untuned model, asked without examples; {how}"
         yield "base", f"{model.name}, 0 shots", what, answering.answer(model, rows, setting)
-    if "few-shot" in kinds and len(data.train):
+    if "few-shot" in kinds and model.form == "seq2seq":
+        message = f"{model.name} is an encoder-decoder, which learns nothing from examples in the prompt: no few-shot"
+        setting.on_event(Notice(level="info", message=message))
+    elif "few-shot" in kinds and len(data.train):
         fixed = random_shots(data.train, k, setting)
         what = f"the untuned model with {{}} in the prompt; {how}"
         yield (

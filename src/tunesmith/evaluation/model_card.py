@@ -86,7 +86,12 @@ def _plain_loading(notes: ArtefactNotes) -> list[str]:
     elif notes.pooling:
         return ["The adapter is in PEFT's format; the linear head is in `2_Dense`, on mean-pooled tokens.", ""]
     else:
-        kinds = {"generate": "CausalLM", "classify": "SequenceClassification", "tag": "TokenClassification"}
+        kinds = {
+            "generate": "CausalLM",
+            "seq2seq": "Seq2SeqLM",
+            "classify": "SequenceClassification",
+            "tag": "TokenClassification",
+        }
         kind = kinds[notes.form]
         prefix = "AutoPeftModelFor" if notes.adapter else "AutoModelFor"
         code = (LOAD_ADAPTER if notes.adapter else LOAD_MODEL).format(auto=prefix + kind, folder=".")

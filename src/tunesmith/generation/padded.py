@@ -57,7 +57,7 @@ def write(
     torch.manual_seed(int(sampling.seed))
     for rows in groups:
         ids, mask = _padded(model, [prompts[row] for row in rows])
-        start = 1 if model.is_encoder_decoder else ids.shape[1]  # behind the decoder's start token, or the prompt
+        start = 1 if model.form == "seq2seq" else ids.shape[1]  # behind the decoder's start token, or the prompt
         with torch.inference_mode(), quiet():
             written = network.generate(
                 input_ids=ids,
@@ -87,7 +87,7 @@ def _padded(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tenso
     ids = torch.full((len(prompts), width), model.pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for n, prompt in enumerate(prompts):
-        place = slice(0, len(prompt)) if model.is_encoder_decoder else slice(width - len(prompt), width)
+        place = slice(0, len(prompt)) if model.form == "seq2seq" else slice(width - len(prompt), width)
         ids[n, place] = torch.tensor(list(prompt))
         mask[n, place] = 1
     return ids.to(model.device), mask.to(model.device)

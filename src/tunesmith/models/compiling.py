@@ -21,7 +21,8 @@ def compile_if_worthwhile(model: Model, switch: Switch, steps: int, on_event: Li
     Returns:
         Whether they were compiled.
     """
-    if switch == "off" or (switch == "auto" and steps < PAYS_FROM_STEPS):
+    unmeasured = model.form == "seq2seq"
+    if switch == "off" or (switch == "auto" and (unmeasured or steps < PAYS_FROM_STEPS)):
         return False
     if model.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         message = "no C++ compiler here, so the layers are not compiled and training is slower"

@@ -29,28 +29,40 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
     if answer == "spans" and stage.objective != "supervised":
         return "tag", "tag"
     if answer == "text":
-        if natural != "generate":
+        if natural == "classify":
             raise UsageError(
                 f"{recipe.model} is an encoder: it cannot write text, which the task `{recipe.task}` wants",
                 where="model",
-                fix="choose a causal language model: `tunesmith catalog list`",
+                fix="choose a causal language model (`tunesmith catalog list`), or an encoder-decoder (T5, BART)",
             )
-        return "generate", stage.objective or "supervised"
-    if stage.objective == "supervised" and natural != "generate":
+        return natural, stage.objective or "supervised"
+    if stage.objective == "supervised" and natural == "classify":
         raise UsageError(
             f"{recipe.model} is an encoder: it cannot write the answer",
             where="objective",
             fix=f"use `objective: {'tag' if answer == 'spans' else 'classify'}`, or a causal language model",
         )
     needs_head = stage.parameters is not None and stage.parameters.kind in ("head", "none")
+    if natural == "seq2seq" and (stage.objective == "classify" or needs_head):
+        raise UsageError(
+            f"{recipe.model} is an encoder-decoder model: it writes the label, and gets no head",
+            where="objective" if stage.objective else "parameters.kind",
+            fix="use `objective: supervised` with `method: peft` or `full`, or an encoder",
+        )
     if stage.objective == "classify" or natural == "classify" or needs_head:
         return "classify", "classify"
-    return "generate", "supervised"
+    return natural, "supervised"
 
 
 def _of_pairs(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
     """Preferences teach a model to score answers, or one that writes to write the better ones."""
     objective = stage.objective or ("reward" if natural == "classify" else "dpo")
+    if natural == "seq2seq":
+        raise UsageError(
+            f"{recipe.model} is an encoder-decoder model, which cannot learn from preferences here",
+            where="model",
+            fix="use a causal language model, or an encoder with `objective: reward`",
+        )
     if objective == "reward":
         return "classify", "reward"
     if natural != "generate":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.batches import Batch
+from tunesmith.data.source_target import TARGET_IDS
 from tunesmith.events import Listener, Progress, nobody
 from tunesmith.models import virtual_tokens, visibility
 from tunesmith.models.heads import SentenceClassifier, pool
@@ -74,9 +75,9 @@ def embeddings(
     def ask(batch: Batch) -> torch.Tensor:
         if isinstance(model.network, SentenceClassifier):
             return model.network.embed(batch.input_ids, batch.attention_mask)
-        hidden = decoder_of(model.transformer())(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state
+        network: Any = model.transformer()
+        reader = network.get_encoder() if model.form == "seq2seq" else decoder_of(network)
+        hidden = reader(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return pool(hidden, batch.attention_mask, "mean")
 
     width = int(cast(Any, model.transformer()).config.hidden_size)
@@ -92,18 +93,51 @@ def answer_nats(
     on_event: Listener = nobody,
 ) -> np.ndarray:
     """Negative log likelihood, in nats, of the tokens of each example that carry weight; (N,) float64."""
+
+    def with_weights(batch: Batch) -> Batch:
+        carried = _rectangle([weights[row] for row in batch.rows], 0.0, np.float32, batch.input_ids.shape[1])
+        return dataclasses.replace(batch, loss_weights=carried.to(batch.input_ids.device))
+
+    return _nats(model, examples, with_weights, what, on_event)
+
+
+def target_nats(
+    model: Model,
+    sources: TokenLists,
+    targets: TokenLists,
+    *,
+    what: str = "scoring answers",
+    on_event: Listener = nobody,
+) -> np.ndarray:
+    """Negative log likelihood, in nats, of the target that an encoder-decoder model writes to each source; (N,)."""
+
+    def with_targets(batch: Batch) -> Batch:
+        ids = _rectangle([targets[row] for row in batch.rows], -1, np.int64)
+        return dataclasses.replace(batch, extra={TARGET_IDS: ids.to(batch.input_ids.device)})
+
+    return _nats(model, sources, with_targets, what, on_event)
+
+
+def _nats(
+    model: Model, examples: TokenLists, complete: Callable[[Batch], Batch], what: str, on_event: Listener
+) -> np.ndarray:
+    """Summed losses of the answers; ``complete`` adds to a batch what its rows shall say."""
     from tunesmith.objectives.supervised import token_losses
 
     def ask(batch: Batch) -> torch.Tensor:
-        carried = np.zeros(tuple(batch.input_ids.shape), dtype=np.float32)
-        for n, row in enumerate(batch.rows):
-            carried[n, : len(weights[row])] = weights[row]
-        weighed = Batch(**{**vars(batch), "loss_weights": torch.from_numpy(carried).to(batch.input_ids.device)})
-        losses, weight_N, rows_N = token_losses(model, weighed)
+        losses, weight_N, rows_N = token_losses(model, complete(batch))
         sums = torch.zeros(len(batch.rows), dtype=torch.float64, device=losses.losses_N.device)
         return sums.index_add_(0, rows_N, (losses.losses_N * weight_N).double()).unsqueeze(1)
 
     return _map_batches(model, examples, ask, 1, what, on_event)[:, 0]
+
+
+def _rectangle(lines: Sequence[Sequence[float]], pad: float, kind: type, width: int = 0) -> torch.Tensor:
+    """Lines of differing lengths, padded on the right."""
+    result: np.ndarray = np.full((len(lines), max(width, *map(len, lines))), pad, dtype=kind)
+    for n, line in enumerate(lines):
+        result[n, : len(line)] = line
+    return torch.from_numpy(result)
 
 
 def _map_batches(
@@ -172,6 +206,8 @@ def choice_probabilities(
         (N, C) float64.
     """
     model.network.eval()
+    if model.form == "seq2seq":
+        return _target_probabilities(model, prompts, choices, what, on_event)
     tails = _Tails.of(choices)
     shared = _common_start(prompts)
     scores = np.zeros((len(prompts), len(choices)))
@@ -183,8 +219,32 @@ def choice_probabilities(
             scores[rows] = _score_rows(model, [own[row] for row in rows], tails, prefix)
             done += len(rows)
             on_event(Progress(what=what, done=done, total=len(prompts)))
-    scores -= scores.max(axis=1, keepdims=True)
-    likelihoods = np.exp(scores)
+    return _normalised(scores)
+
+
+def _target_probabilities(
+    model: Model, sources: TokenLists, choices: TokenLists, what: str, on_event: Listener
+) -> np.ndarray:
+    """The same for an encoder-decoder model: each source is read once, each choice written behind it."""
+    network: Any = model.transformer()
+    encoder = network.get_encoder()
+
+    def ask(batch: Batch) -> torch.Tensor:
+        encoded = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        scores = []
+        for choice in choices:
+            labels = torch.tensor([list(choice)] * len(batch.rows), device=model.device)
+            logits = network(encoder_outputs=encoded, attention_mask=batch.attention_mask, labels=labels).logits
+            log_p = torch.log_softmax(logits.double(), -1).gather(2, labels[:, :, None])
+            scores.append(log_p.sum(dim=(1, 2)))
+        return torch.stack(scores, dim=1)
+
+    return _normalised(_map_batches(model, sources, ask, len(choices), what, on_event))
+
+
+def _normalised(scores: np.ndarray) -> np.ndarray:
+    """Log likelihoods (N, C) as probabilities that add up to 1."""
+    likelihoods = np.exp(scores - scores.max(axis=1, keepdims=True))
     return cast(np.ndarray, likelihoods / likelihoods.sum(axis=1, keepdims=True))
 
 
@@ -373,7 +433,7 @@ def generate(
     )
     if num_beams > 1 or unsupported(model):
         groups: Iterable[list[int]] = [[row] for row in range(len(prompts))]
-        if model.is_encoder_decoder or not unsupported(model):  # others may have no way to ignore padding
+        if model.form == "seq2seq" or not unsupported(model):  # others may have no way to ignore padding
             groups = _rectangles([len(prompt) * num_beams for prompt in prompts], overhead=max_new_tokens * num_beams)
         return padded.write(
             model, prompts, groups, sampling, num_beams=num_beams, length_penalty=length_penalty, told=told

@@ -45,22 +45,25 @@ def load_config(folder: Path) -> Any:
 
 
 def natural_form(config: Any) -> Form:
-    """Whether a model is made to generate (causal language models) or to be given a head (encoders).
+    """What a model is made for: to generate (causal models), to write what it read (encoder-decoders), or for a head.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: It is an encoder-decoder that does not turn text into text.
     """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
 
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if config.is_encoder_decoder:
-        raise UsageError(
-            f"{config.model_type} is an encoder-decoder model, which this version cannot tune",
-            fix="choose an encoder (BERT family) or a decoder (Llama family): `tunesmith catalog`",
-        )
+        if config.model_type not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            raise UsageError(
+                f"{config.model_type} is an encoder-decoder model that does not turn text into text",
+                fix="choose an encoder-decoder of text (T5, BART, Pegasus), an encoder (BERT) or a decoder (Llama)",
+            )
+        return "seq2seq"
     if architecture.endswith("ForCausalLM"):
         return "generate"
     causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -93,7 +96,9 @@ def default_max_length(folder: Path, config: Any) -> int:
     sentence = folder / "sentence_bert_config.json"
     if sentence.is_file():
         limits.append(int(json.loads(sentence.read_text(encoding="utf-8")).get("max_seq_length") or DEFAULT_MAX_LENGTH))
-    limits.append(int(getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH))
+    # T5's positions are relative; `n_positions` is the length it was trained with.
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    limits.append(int(positions or DEFAULT_MAX_LENGTH))
     return min(limits)
 
 
@@ -180,6 +185,9 @@ def _build(
     wide = torch.promote_types(dtype, torch.float32)
     try:
         with quiet():
+            if form == "seq2seq":  # relative positions come as an added bias, which the attention of ours knows not
+                options["attn_implementation"] = "sdpa"
+                return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, config=config, **options), ()
             if form == "generate":
                 return transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, **options), ()
             if form == "tag":

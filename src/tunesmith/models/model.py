@@ -15,8 +15,12 @@ from tunesmith.models import packing, virtual_tokens, visibility
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.parameters.settings import Quantization
 
-Form = Literal["classify", "tag", "generate"]
-"""How a model answers: with a classification head, with a head on every token, or by writing text."""
+Form = Literal["classify", "tag", "generate", "seq2seq"]
+"""How a model answers: with a classification head, with a head on every token, by writing on (causal models), or by
+writing what a decoder of its own makes of what an encoder has read (encoder-decoder models: T5, BART)."""
+
+IGNORED = -100
+"""Label that transformers' models leave out of account."""
 
 
 @dataclass
@@ -70,11 +74,6 @@ class Model:
         return int(pad if pad is not None else (self.eos_ids[0] if self.eos_ids else 0))
 
     @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether an encoder reads what goes in, and a decoder of its own writes the answer (T5, BART)."""
-        return bool(getattr(cast(Any, self.transformer()).config, "is_encoder_decoder", False))
-
-    @property
     def total_parameters(self) -> int:
         """All parameters, shared ones counted once."""
         return sum(p.numel() for p in self.network.parameters())
@@ -116,13 +115,11 @@ class Model:
         return cast(nn.Module, network.get_base_model() if self.has_adapters else network)
 
     def blocks(self) -> list[nn.Module]:
-        """The transformer's layers, from input to output: the largest list of modules of one class in it."""
-        lists = [
-            list(module)
-            for module in self.transformer().modules()
-            if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
-        ]
-        return max(lists, key=lambda layers: sum(p.numel() for m in layers for p in m.parameters()), default=[])
+        """The transformer's layers, from input to output; those of an encoder come before its decoder's."""
+        network: Any = self.transformer()
+        if self.form == "seq2seq":
+            return _layers(network.get_encoder()) + _layers(network.get_decoder())
+        return _layers(network)
 
     def packs(self, longest: int) -> bool:
         """Whether a batch whose longest row has so many tokens is computed without padding."""
@@ -176,6 +173,23 @@ class Model:
             logits = output.logits[rows_N, columns_N]
         return cast(torch.Tensor, logits if logits.dtype == torch.float64 else logits.float())
 
+    def target_logits(self, batch: Batch, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Scores of the vocabulary for each token of the targets of an encoder-decoder model, (B, T, V).
+
+        The decoder reads the targets moved by one place behind its start token, in the way of the model's family.
+
+        Args:
+            batch: What the encoder reads.
+            targets_BT: Token ids; negative where there is none.
+        """
+        output = self.network(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            labels=targets_BT.masked_fill(targets_BT < 0, IGNORED),
+            use_cache=False,
+        )
+        return cast(torch.Tensor, output.logits)
+
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Last hidden states of a causal model, (B, S, d)."""
         decoder = decoder_of(self.transformer())
@@ -209,6 +223,16 @@ class Model:
         )
         head = self.vocabulary_head()
         return not scaled and type(head) is nn.Linear and head.bias is None
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """The largest list of modules of one class in a network."""
+    lists = [
+        list(module)
+        for module in network.modules()
+        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
+    ]
+    return max(lists, key=lambda layers: sum(p.numel() for m in layers for p in m.parameters()), default=[])
 
 
 def decoder_of(network: nn.Module) -> nn.Module:

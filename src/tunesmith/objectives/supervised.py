@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tunesmith.data.batches import Batch
+from tunesmith.data.source_target import TARGET_IDS
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.objectives.cross_entropy import (
@@ -70,6 +71,8 @@ def token_losses(
     Returns:
         The losses of N tokens, their weights (N,), and the batch row each belongs to (N,).
     """
+    if model.form == "seq2seq":
+        return _target_losses(model, batch, label_smoothing)
     assert batch.loss_weights is not None, "the data were rendered for another objective"
     weights_BS = batch.loss_weights[:, 1:]
     rows, columns = weights_BS.nonzero(as_tuple=True)
@@ -82,3 +85,15 @@ def token_losses(
     network: Any = model.transformer()
     logits_NV = network(**model.causal_inputs(batch)).logits[rows, columns]
     return token_cross_entropy(logits_NV, targets_N, weights_N, label_smoothing), weights_N, rows
+
+
+def _target_losses(
+    model: Model, batch: Batch, label_smoothing: float
+) -> tuple[TokenLosses, torch.Tensor, torch.Tensor]:
+    """The same for an encoder-decoder model: every token of the target weighs 1."""
+    targets_BT = batch.extra[TARGET_IDS]
+    rows, columns = (targets_BT >= 0).nonzero(as_tuple=True)
+    logits_NV = model.target_logits(batch, targets_BT)[rows, columns]
+    weights_N = torch.ones(len(rows), device=rows.device)
+    losses = token_cross_entropy(logits_NV, targets_BT[rows, columns], weights_N, label_smoothing)
+    return losses, weights_N, rows

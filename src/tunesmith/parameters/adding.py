@@ -23,9 +23,8 @@ def task_type(model: Model) -> str | None:
     """PEFT's name for what the model does, which decides on the wrapper; ``None`` is its plain one."""
     if isinstance(model.network, SentenceClassifier):
         return "FEATURE_EXTRACTION"
-    if model.is_encoder_decoder and model.form == "generate":
-        return "SEQ_2_SEQ_LM"
-    return {"classify": "SEQ_CLS", "tag": "TOKEN_CLS", "generate": "CAUSAL_LM"}.get(model.form)
+    names = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS", "generate": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+    return names.get(model.form)
 
 
 def add(model: Model, config: peft.PeftConfig, *, targets: str | list[str] | None = None) -> Any:

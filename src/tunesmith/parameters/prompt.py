@@ -56,7 +56,7 @@ def _refuse_impossible(model: Model, settings: Prompt) -> None:
     config: Any = cast(Any, model.transformer()).config
     causal = hasattr(config, "num_key_value_heads") or model.form == "generate"
     reason = None
-    if model.is_encoder_decoder:
+    if model.form == "seq2seq":
         reason = "virtual tokens are made for encoders or decoders here, and it is both", "`kind: lora`"
     elif model.form == "tag":
         reason = "each token of the text has a label, and virtual ones have none", "`kind: lora`"

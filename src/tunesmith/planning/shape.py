@@ -62,7 +62,9 @@ def skeleton(
     network: torch.nn.Module
     heads: tuple[str, ...] = ()
     with torch.device("meta"):
-        if form == "generate":
+        if form == "seq2seq":
+            network = transformers.AutoModelForSeq2SeqLM.from_config(config)
+        elif form == "generate":
             network = transformers.AutoModelForCausalLM.from_config(config)
         elif form == "tag":
             config.num_labels = len(tag_names(labels or []))
@@ -98,7 +100,7 @@ def shape_of(model: Model, config: Any) -> Shape:
         if isinstance(module, nn.Linear) and "lora_" not in name
     ]
     adapters = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" in name)
-    head = sum(p.numel() for p in model.vocabulary_head().parameters()) if model.form == "generate" else 0
+    head = sum(p.numel() for p in model.vocabulary_head().parameters()) if model.form != "classify" else 0
     heads = int(config.num_attention_heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     feed_forward = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
