@@ -12,6 +12,7 @@ import torch
 
 from tunesmith import objectives
 from tunesmith.data.batches import TokenFile, write_tokens
+from tunesmith.data.documents import block_renderer, write_documents
 from tunesmith.data.render import Render, classification_renderer, row_renderer
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.tagging import tag_renderer
@@ -111,6 +112,15 @@ def trainer(
         identity=identity,
         on_event=Events() if events is None else events,
     )
+
+
+def documents(model: Model, texts: Sequence[str], folder: Path, *, packing: bool = False) -> TokenFile:
+    """Blocks of documents on disk."""
+    rows = rows_of([{"text": text} for text in texts])
+    blocks = block_renderer(
+        model.tokenizer, TASKS["language-modeling"], masked=model.form == "mask", max_length=model.max_length
+    )
+    return write_documents(rows, blocks, folder, pack_to=model.max_length if packing else None)
 
 
 def gradients(model: Model) -> dict[str, torch.Tensor]:

@@ -55,6 +55,13 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
             return Rendered(input_ids=input_ids, cut_tokens=cut)
 
         return without_label
+    if task.answer == "likelihood":  # a document is cut into blocks: of whatever length, nothing is lost
+
+        def whole(row: Row) -> Rendered:
+            tokens = tokenizer(task.input_text(row), add_special_tokens=False, verbose=False)["input_ids"]
+            return Rendered(input_ids=list(tokens))
+
+        return whole
     return row_renderer(
         tokenizer,
         task,

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 
 from tunesmith.recipe import (
     HEADS,
+    Baseline,
+    Data,
+    Evaluate,
     Full,
     Head,
     Layers,
@@ -20,6 +23,8 @@ from tunesmith.recipe import (
     Recipe,
     Stage,
     Training,
+    objective_of,
+    task_of,
 )
 
 
@@ -33,16 +38,29 @@ class Method:
     objective: str
     parameters: str
     choose: Callable[[Recipe], Parameters]
+    stages: Callable[[Recipe], list[Stage]] = lambda recipe: [Stage()]
 
     def as_dict(self) -> dict[str, str]:
         """The row without its function."""
         row = asdict(self)
         row.pop("choose")
+        row.pop("stages")
         return row
 
 
 def _all_or_adapter(recipe: Recipe) -> Parameters:
     return Full() if recipe.task in HEADS else LoRA()
+
+
+def _corpus_then_task(recipe: Recipe) -> list[Stage]:
+    """First the language of the corpus, by all parameters where the task's own are but a head; then the task."""
+    told = recipe.data.model_dump(include={"encoding", "seed", "max_length"}, exclude_unset=True)
+    head_only = recipe.parameters is not None and recipe.parameters.kind == "head"
+    corpus = Data(train=recipe.data.corpus, **told)
+    return [
+        Stage(name="domain", task="language-modeling", data=corpus, parameters=Full() if head_only else None),
+        Stage(name="task"),
+    ]
 
 
 METHODS: dict[str, Method] = {
@@ -63,6 +81,31 @@ METHODS: dict[str, Method] = {
             "supervised",
             "lora",
             lambda recipe: LoRA(),
+        ),
+        Method(
+            "self-supervised",
+            "go on with pre-training: learn the language of a corpus, without labels",
+            "you have much text of a domain and few labels; an encoder fills in masked words, a decoder writes on",
+            "causal-lm or masked-lm",
+            "full",
+            lambda recipe: Full(),
+        ),
+        Method(
+            "domain",
+            "learn the language of a domain from bare text first, then the task",
+            "labels are few but text of the same domain is plentiful; the report says what the first stage gave",
+            "causal-lm or masked-lm, then classify or supervised",
+            "full or lora",
+            _all_or_adapter,
+            _corpus_then_task,
+        ),
+        Method(
+            "sequential",
+            "learn one task after the other, and measure what is forgotten",
+            "tasks come one by one; the report shows each of them after every stage, and remedies can be compared",
+            "any, a stage",
+            "full or lora",
+            _all_or_adapter,
         ),
         Method(
             "full",
@@ -126,12 +169,13 @@ def fill_in(recipe: Recipe) -> Recipe:
     stages = [
         stage.model_copy(
             update={
-                "objective": stage.objective or recipe.objective or _OBJECTIVES.get(recipe.method),
+                "task": stage.task or (task_of(recipe, stage) if task_of(recipe, stage) != recipe.task else None),
+                "objective": objective_of(recipe, stage) or _OBJECTIVES.get(recipe.method),
                 "parameters": stage.parameters or chosen,
                 "training": _merged(recipe.training, stage.training),
             }
         )
-        for stage in recipe.stages or [Stage()]
+        for stage in recipe.stages or METHODS[recipe.method].stages(recipe)
     ]
     last = recipe.of_stage(stages[-1])  # the model is for what it learned last
     if (last.task, last.data) != (recipe.task, recipe.data):
@@ -140,7 +184,11 @@ def fill_in(recipe: Recipe) -> Recipe:
             stage.model_copy(update={"task": view.task, "data": view.data})
             for stage, view in zip(stages, views, strict=True)
         ]
-    return recipe.model_copy(update={"stages": stages, "task": last.task, "data": last.data})
+    evaluate = recipe.evaluate
+    if recipe.method == "domain" and "baselines" not in evaluate.model_fields_set:
+        baselines = [*evaluate.baselines, Baseline(kind="without-domain")]
+        evaluate = Evaluate.model_validate({**evaluate.model_dump(exclude_unset=True), "baselines": baselines})
+    return recipe.model_copy(update={"stages": stages, "task": last.task, "data": last.data, "evaluate": evaluate})
 
 
 def _merged(shared: Training, own: Training | None) -> Training:

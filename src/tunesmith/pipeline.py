@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 
-from tunesmith import catalog, environment, runs
+from tunesmith import catalog, environment, lineage, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
@@ -45,7 +45,8 @@ def run(recipe: Recipe, *, run_dir: str | Path | None = None, on_event: Listener
         raise UsageError("there is nothing to train on", where="data.train", fix="name a file: `data: {train: FILE}`")
     truth(TASKS[recipe.task], [], None, recipe.evaluate)  # a mistyped metric must not end hours of training
     runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
-    runs.write_json(folder / "environment.json", environment.describe())
+    behind = lineage.ancestors(recipe.model)
+    runs.write_json(folder / "environment.json", environment.describe() | ({"lineage": behind} if behind else {}))
     return _walk(folder, recipe, on_event, resumed=False)
 
 
@@ -112,7 +113,7 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
         trained = tune_stages(folder, recipe, base, prepared, tell)
         measured = {"seconds": trained.seconds, "memory_bytes": trained.facts["peak_memory_bytes"]}
         runs.write_json(folder / "plan.json", {"planned": planned, "measured": measured})
-        verdict = evaluate_run(folder, recipe, prepared[-1], trained, tell)
+        verdict = evaluate_run(folder, recipe, prepared[-1], trained, tell, stages=prepared)
         shutil.rmtree(folder / "tokens", ignore_errors=True)
         tell(RunFinished(verdict=verdict, seconds=time.time() - started))
     return Run(folder)

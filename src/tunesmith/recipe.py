@@ -23,11 +23,26 @@ from tunesmith.parameters.settings import Parameters as Parameters
 from tunesmith.parameters.settings import Prompt as Prompt
 from tunesmith.strict import Part as Part
 
-TaskName = Literal["text-classification", "token-classification", "text-generation", "chat", "preference"]
-ObjectiveName = Literal["supervised", "classify", "tag", "reward", "dpo"]
+TaskName = Literal[
+    "text-classification", "token-classification", "text-generation", "chat", "preference", "language-modeling"
+]
+ObjectiveName = Literal["supervised", "classify", "tag", "reward", "dpo", "causal-lm", "masked-lm"]
 HEADS: dict[str, ObjectiveName] = {"text-classification": "classify", "token-classification": "tag"}
 """Tasks that a head on the model can do, and the objective that teaches it."""
-MethodName = Literal["supervised", "instruction", "full", "transfer", "peft", "features", "preference", "reward"]
+MethodName = Literal[
+    "supervised",
+    "instruction",
+    "full",
+    "transfer",
+    "peft",
+    "features",
+    "preference",
+    "reward",
+    "self-supervised",
+    "domain",
+    "sequential",
+]
+LANGUAGE_OBJECTIVES = ("causal-lm", "masked-lm")
 LossOn = Literal["every-answer", "last-answer"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 Switch = Annotated[
@@ -43,6 +58,9 @@ class Data(Part):
     train: list[str] = Field(
         default=[], description="Files, folders, `hub:name` or catalog names to train on. One string is a list of one."
     )
+    corpus: list[str] = Field(
+        default=[], description="Bare text of the domain, which `method: domain` learns from before the task."
+    )
     validation: float | list[str] = Field(
         default=0.1, description="A share of the training data (0 to 0.5), or data of its own. Choices are made on it."
     )
@@ -52,8 +70,10 @@ class Data(Part):
     columns: dict[str, str] = Field(
         default={}, description="Field of the task -> column of the data, where the names differ, e.g. `text: review`."
     )
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll"] = Field(
-        default="auto", description="Format of the files; `auto` goes by the file name."
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "document", "passages"] = Field(
+        default="auto",
+        description="Format of the files; `auto` goes by the file name. `text`: a row a line; `document`: a row a "
+        "file; `passages`: paragraphs, joined to about 1,000 characters.",
     )
     label_names: list[str] = Field(
         default=[], description="Names of labels or tags that the data write as numbers; the first is number 0."
@@ -64,7 +84,15 @@ class Data(Part):
     encoding: str = Field(default="utf-8", description="Text encoding of the files. A BOM is accepted and reported.")
     max_rows: int | None = Field(default=None, ge=1, description="Use at most this many rows of the training data.")
     max_length: int | None = Field(
-        default=None, ge=8, description="Longest example in tokens; default: what the model takes, at most 2048."
+        default=None,
+        ge=8,
+        description="Longest example in tokens; default: what the model takes, at most 2048. Documents of "
+        "`language-modeling` are cut into blocks of this length, and nothing of them is lost.",
+    )
+    packing: bool = Field(
+        default=False,
+        description="Put several short documents into one row of `causal-lm`; they do not see each other. Never "
+        "changes what a document teaches; on a CPU, where rows need no padding, it gains nothing.",
     )
     truncate: bool = Field(
         default=True, description="Cut examples that are too long (reported). `false`: they are an error."
@@ -78,7 +106,7 @@ class Data(Part):
     )
     seed: int = Field(default=0, description="Salt of the content hash that decides the splits.")
 
-    @field_validator("train", mode="before")
+    @field_validator("train", "corpus", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [str(value)] if isinstance(value, str | Path) else value
@@ -174,6 +202,8 @@ class Training(Part):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Mass moved from the label to all classes.")
     reward: RewardLoss = Field(default=RewardLoss(), description="For `objective: reward`.")
     preference: PreferenceLoss = Field(default=PreferenceLoss(), description="For `objective: dpo`.")
+    mask_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that `masked-lm` asks for.")
+    whole_words: bool = Field(default=False, description="`masked-lm` masks whole words instead of single tokens.")
     seed: int = Field(default=0, description="Seed of the head, the data order and dropout.")
     eval_steps: int | None = Field(default=None, ge=1, description="Validate every N updates; default: each epoch.")
     patience: int | None = Field(
@@ -210,7 +240,7 @@ class Stage(Part):
 class Baseline(Part):
     """One thing to compare the tuned model with, on the same test rows."""
 
-    kind: Literal["majority", "base", "few-shot", "features", "larger"]
+    kind: Literal["majority", "base", "few-shot", "features", "larger", "without-domain"]
     shots: int | None = Field(default=None, ge=1, le=100, description="Examples in the prompt (`few-shot`).")
     model: str | None = Field(default=None, description="The other model (`larger`).")
 
@@ -289,6 +319,11 @@ class Evaluate(Part):
     resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     seed: int = Field(default=0, description="Seed of the bootstrap and of the random shots.")
+    general: str | None = Field(
+        default="python-reference",
+        description="Text of another kind, on which `language-modeling` is measured before and after, to show what was "
+        "lost. `null` leaves that out.",
+    )
     generation: Generation = Generation()
 
 
@@ -346,15 +381,32 @@ def _text_node(dumper: _Dumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _text_node)
 
 
+def task_of(recipe: Recipe, stage: Stage) -> TaskName:
+    """What a stage teaches: its own task; with a language objective bare text; else the recipe's task."""
+    bare = stage.objective in LANGUAGE_OBJECTIVES
+    return stage.task or ("language-modeling" if bare else recipe.task)
+
+
+def objective_of(recipe: Recipe, stage: Stage) -> ObjectiveName | None:
+    """What a stage minimises, if the recipe says: the objective at the top is for stages of the recipe's own task."""
+    return stage.objective or (recipe.objective if task_of(recipe, stage) == recipe.task else None)
+
+
 def impossible_pairs(recipe: Recipe) -> list[str]:
     """Say which choices of a recipe exclude each other, and what to do instead."""
     problems = []
     stages = recipe.stages or [Stage()]
     for number, stage in enumerate(stages, 1):
-        objective = stage.objective or recipe.objective
+        objective = objective_of(recipe, stage)
         parameters = stage.parameters or recipe.parameters
         kind = parameters.kind if parameters else None
-        task = stage.task or recipe.task
+        task = task_of(recipe, stage)
+        if (objective in LANGUAGE_OBJECTIVES) != (task == "language-modeling") and objective is not None:
+            problems.append(
+                f"the objective `{objective}` does not belong to the task `{task}`: `causal-lm` and `masked-lm` learn "
+                "from bare text, so they want `task: language-modeling`, and it wants one of them"
+            )
+            continue
         teaches = next((name for name, own in HEADS.items() if own == objective), None)
         if teaches is not None and task != teaches:
             needs = "labels" if objective == "classify" else "spans"
@@ -377,6 +429,17 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
         if kind == "none" and task != "text-classification":
             problems.append(f"`parameters: {{kind: none}}` fits a classifier; `{task}` has no labels: use `kind: lora`")
+    if recipe.method == "domain" and not recipe.stages and not recipe.data.corpus:
+        problems.append(
+            "`method: domain` needs text of the domain: `data: {corpus: FOLDER}`, or `stages` of which the first has "
+            "`objective: causal-lm` or `masked-lm` and data of its own"
+        )
+    if recipe.method != "domain" and any(baseline.kind == "without-domain" for baseline in recipe.evaluate.baselines):
+        problems.append("the baseline `without-domain` leaves out the first stage of `method: domain`: use that method")
+    if recipe.method == "sequential" and len(recipe.stages) < 2:
+        problems.append("`method: sequential` learns task after task: give two `stages` or more, each with its `data`")
+    if recipe.data.corpus and recipe.method != "domain":
+        problems.append("`data.corpus` is read by `method: domain` alone: use it, or `task: language-modeling`")
     if recipe.method == "features" and recipe.task != "text-classification":
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has

@@ -323,6 +323,8 @@ class StoredAnswer:
     references: list[str] | None = None  # all of them, where a row has several
     spans: list[list[Any]] | None = None  # found: [start, end, label, text, score]
     reference_spans: list[list[Any]] | None = None
+    tokens: float | None = None
+    correct: float | None = None
 
 
 def write_answers(folder: Path, answers: Sequence[StoredAnswer]) -> None:

@@ -49,6 +49,12 @@ def test_every_metric_is_described_and_lies_in_its_interval() -> None:
     found |= measure(Outputs(gaps=np.array([1.0, -2.0, 0.0])), Truth("pair", [1.0] * 3), SETTINGS)
     spans = [[Span(0, 3, "bad")], [Span(1, 2, "good"), Span(4, 6, "bad")], []]
     found |= measure(Outputs(spans=[spans[0], spans[1][:1], []]), Truth("spans", spans, LABELS), SETTINGS)
+    nats, sizes = np.array([5.0, 7.0]), np.array([9.0, 4.0])
+    for outputs in (
+        Outputs(nats=nats, tokens=sizes, reference_bytes=sizes),
+        Outputs(nats=nats, tokens=sizes, correct=np.array([3.0, 1.0])),
+    ):
+        found |= measure(outputs, Truth("likelihood", ["", ""]), SETTINGS)
     assert set(found) == set(METRICS)
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high

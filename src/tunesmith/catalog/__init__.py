@@ -84,7 +84,8 @@ def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener 
     """A local folder in transformers' format (config.json, tokenizer, safetensors) for whatever names a model.
 
     Args:
-        name: A folder, a ``.gguf`` file, a name of the catalog, or a hub id, tried in this order.
+        name: The folder of a run or of a model, a ``.gguf`` file, a name of the catalog, or a hub id, tried in this
+            order.
         accept_licence: See :func:`get`.
         on_event: Hears about progress.
 
@@ -94,6 +95,10 @@ def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener 
         ResourceError: It exists but cannot be fetched or converted.
     """
     path = Path(name).expanduser()
+    if (path / "recipe.yaml").is_file():
+        from tunesmith.lineage import model_of_run
+
+        return model_of_run(path)
     if path.is_dir():
         return _checked_folder(path)
     if path.suffix == ".gguf":

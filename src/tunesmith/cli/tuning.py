@@ -53,6 +53,8 @@ def resume(
 
 def print_run(run: Run, *, as_json: bool) -> None:
     """Print what came out of a run: its metrics beside its baselines', the verdict, and where the rest is."""
+    from tunesmith.lineage import as_text
+
     summary = run.summary()
     if as_json:
         print_json(summary)
@@ -67,4 +69,6 @@ def print_run(run: Run, *, as_json: bool) -> None:
         ),
     )
     stdout().print(summary["verdict"], style="bold", markup=False, soft_wrap=True)
+    if behind := summary.get("lineage"):
+        print_pairs((("began from", as_text(behind, "this run")),))
     print_pairs((("run", run.path), ("model", run.model_folder), ("report", run.report())))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,12 +133,33 @@ def write_tokens(
     Raises:
         DataError: As ``render`` does, with the row's place.
     """
+    return write_examples(rows, ((n, render(row)) for n, row in enumerate(rows)), folder, what=what, on_event=on_event)
+
+
+def write_examples(
+    rows: Sequence[Row],
+    examples: Iterable[tuple[int, Rendered]],
+    folder: Path,
+    *,
+    what: str = "rendering",
+    on_event: Listener = nobody,
+) -> TokenFile:
+    """Write examples of which a row may give several, or which hold several rows.
+
+    Args:
+        rows: Where the examples come from.
+        examples: Each with the number of the (first) row it comes from.
+        folder: Filled.
+        what: For the progress bar.
+        on_event: Told the progress, and how many examples were cut.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    owners: list[int] = []
     offsets, labels, loss_weight, cut = [0], [], [], 0
     extra: dict[str, _RaggedWriter] = {}
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "weights.bin").open("wb") as weights:
-        for number, row in enumerate(rows):
-            example = render(row)
+        for number, example in examples:
+            owners.append(number)
             np.asarray(example.input_ids, dtype=np.int32).tofile(tokens)
             if example.loss_weights is not None:
                 np.asarray(example.loss_weights, dtype=np.float32).tofile(weights)
@@ -146,11 +167,11 @@ def write_tokens(
             labels.append(-1 if example.label is None else example.label)
             loss_weight.append(1.0 if example.loss_weights is None else float(sum(example.loss_weights)))
             cut += example.cut_tokens > 0
-            if number == 0:
+            if len(owners) == 1:
                 extra = {name: _RaggedWriter(folder, f"extra.{name}") for name in example.extra}
             for name, column in extra.items():
                 column.add(example.extra[name])
-            if number % _REPORT_EVERY == 0:
+            if len(owners) % _REPORT_EVERY == 0:
                 on_event(Progress(what=what, done=number, total=len(rows)))
     on_event(Progress(what=what, done=len(rows), total=len(rows)))
     np.asarray(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
@@ -169,7 +190,21 @@ def write_tokens(
                 fix="raise `data.max_length` if the model allows it, or shorten the texts",
             )
         )
-    return TokenFile(folder, rows)
+    return TokenFile(folder, _Taken(rows, np.asarray(owners, dtype=np.int64)))
+
+
+@dataclass(frozen=True)
+class _Taken(Sequence[Row]):
+    """The row of each example: ``owners`` has its number."""
+
+    rows: Sequence[Row]
+    owners: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]  # slices are not needed
+        return self.rows[int(self.owners[index])]
 
 
 @dataclass(frozen=True)
@@ -200,6 +235,8 @@ class Batch:
         tokens: Real tokens, without padding.
         extra: Name -> (B, W) int64 or float32, W the longest row of this column here; integers padded with -1, others
             with 0.
+        epoch: In which it is learned from; ``None`` if it is only measured on. Objectives that draw at random draw
+            from (seed, epoch, row), so that neither a resume nor the size of a forward pass changes what is drawn.
     """
 
     input_ids: torch.Tensor
@@ -209,6 +246,7 @@ class Batch:
     rows: list[int]
     tokens: int
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
+    epoch: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -220,10 +258,11 @@ class Batch:
             self.rows,
             self.tokens,
             {name: values.to(device, non_blocking=True) for name, values in self.extra.items()},
+            self.epoch,
         )
 
 
-def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int = 1) -> Batch:
+def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int = 1, epoch: int | None = None) -> Batch:
     """Pad examples to one rectangle.
 
     Args:
@@ -231,6 +270,7 @@ def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int 
         rows: Which of them.
         pad_id: Token that fills the rows; it carries no loss and is masked by length, never by its id.
         multiple_of: The width is rounded up to a multiple of this, so that few different shapes occur.
+        epoch: In which the examples are learned from.
     """
     import torch
 
@@ -253,6 +293,7 @@ def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int 
         rows=list(rows),
         tokens=int(lengths.sum()),
         extra={name: torch.from_numpy(_rectangle(column, rows)) for name, column in data.extra.items()},
+        epoch=epoch,
     )
 
 

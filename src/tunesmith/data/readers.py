@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data import extraction
 from tunesmith.data.conll import read_sentences
 from tunesmith.data.json_stream import DECODER, LONGEST_RECORD, BadValue, JsonStream
 from tunesmith.data.lines import READ_ERRORS, DecodeFault, has_bom, open_bytes, read_chunks, read_lines, unreadable
 from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Origin
-from tunesmith.data.sources import Source
+from tunesmith.data.sources import Source, format_of
 
 _PARQUET_BATCH = 1024
 
@@ -38,6 +39,7 @@ def read(source: Source, encoding: str) -> Iterator[Record | Fault]:
         "text": _read_text,
         "conll": _read_conll,
         "document": _read_document,
+        "passages": _read_passages,
         "hub": _read_hub,
     }
     return readers[source.format](source, encoding)
@@ -312,7 +314,8 @@ def _read_document(source: Source, encoding: str) -> Iterator[Record | Fault]:
     if too_big:
         yield Fault("record-too-long", f"a text of more than {LONGEST_RECORD >> 20} MB", origin, fix="split the file")
         return
-    for line in read_lines(source, encoding):
+    lines = read_lines(source, encoding) if format_of(source.path) == "text" else _extracted(source, encoding)
+    for line in lines:
         if isinstance(line, Fault):
             yield line
             if line.severity == "error":
@@ -322,6 +325,20 @@ def _read_document(source: Source, encoding: str) -> Iterator[Record | Fault]:
     name = {"file": source.path.stem, "folder": source.path.parent.name}
     label = {} if source.label is None else {"label": source.label}
     yield Record({"text": "".join(parts), **name, **label}, origin)
+
+
+def _extracted(source: Source, encoding: str) -> Iterator[str | Fault]:
+    """The text of a Markdown, HTML or PDF file."""
+    for item in extraction.read_whole(source, encoding):
+        yield item if isinstance(item, Fault) else item.text
+
+
+def _read_passages(source: Source, encoding: str) -> Iterator[Record | Fault]:
+    """Passages of a document, each with the line (or page) where it begins."""
+    assert source.path is not None
+    name = {"file": source.path.stem, "folder": source.path.parent.name}
+    for item in extraction.read_passages(source, encoding):
+        yield item if isinstance(item, Fault) else Record({"text": item.text, **name}, Origin(source.name, item.line))
 
 
 def _read_hub(source: Source, encoding: str) -> Iterator[Record | Fault]:

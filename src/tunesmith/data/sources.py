@@ -25,6 +25,19 @@ SUFFIXES = {
     ".iob": "conll",
     ".iob2": "conll",
 }
+DOCUMENTS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+    ".rst": "text",
+    ".html": "html",
+    ".htm": "html",
+    ".pdf": "pdf",
+}
+"""What a task that learns from documents reads besides tables, and how."""
+WHOLE_FILES = 20
+"""With fewer documents than this in a folder, a file is cut into passages: else there is nothing to hold back."""
 _NAMED_WHEN_IGNORED = 5
 
 
@@ -34,7 +47,7 @@ class Source:
 
     Attributes:
         name: As it is shown in places, ``name:line``.
-        format: A value of :data:`SUFFIXES`, ``document`` (a whole text file is one row) or ``hub``.
+        format: A value of :data:`SUFFIXES`, ``document`` (a whole file is one row), ``passages`` or ``hub``.
         path: The file; ``None`` for a hub data set.
         label: Label of a document, when its folder names one.
     """
@@ -46,7 +59,12 @@ class Source:
 
 
 def find_sources(
-    specs: Sequence[str], *, file_format: str = "auto", key: str = "data.train", on_event: Listener = nobody
+    specs: Sequence[str],
+    *,
+    file_format: str = "auto",
+    key: str = "data.train",
+    documents: bool = False,
+    on_event: Listener = nobody,
 ) -> list[Source]:
     """Resolve the entries of ``data.train``, ``data.validation`` or ``data.test``, in their order.
 
@@ -54,6 +72,7 @@ def find_sources(
         specs: Paths, folders, patterns (``shards/*.jsonl``), ``hub:owner/name[:split]`` or catalog names.
         file_format: ``data.format``; ``auto`` goes by the file name.
         key: The recipe's key, for errors.
+        documents: Whether the task learns from documents: then Markdown, HTML and PDF files are read too.
         on_event: Told which files of a folder are ignored.
 
     Raises:
@@ -65,11 +84,12 @@ def find_sources(
         if spec.startswith("hub:"):
             sources.append(Source(spec, "hub"))
         elif Path(spec).is_dir():
-            sources += _folder(Path(spec), file_format, on_event)
+            found = _documents(Path(spec), file_format, on_event) if documents else []
+            sources += found or _folder(Path(spec), file_format, on_event)
         elif Path(spec).is_file():
-            sources.append(_file(Path(spec), file_format))
+            sources.append(_file(Path(spec), file_format, documents))
         elif any(sign in spec for sign in "*?[") and (matches := sorted(glob.glob(spec, recursive=True))):
-            sources += [_file(Path(match), file_format) for match in matches if Path(match).is_file()]
+            sources += [_file(Path(match), file_format, documents) for match in matches if Path(match).is_file()]
         elif (files := _catalog(spec, on_event)) is not None:
             # Places name the set, not a path of the user's cache: reports are shown to others.
             names = [spec if len(files) == 1 else f"{spec}/{path.name}" for path in files]
@@ -91,9 +111,38 @@ def format_of(path: Path) -> str | None:
     return SUFFIXES.get(Path(name).suffix)
 
 
-def _file(path: Path, file_format: str) -> Source:
+def kind_of_document(source: Source) -> str:
+    """How the text of a document is got at: ``text``, ``html`` or ``pdf``."""
+    assert source.path is not None
+    return DOCUMENTS.get(_suffix(source.path), "text")
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _documents(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
+    """The documents of a folder, if it holds such and no tables."""
+    files = _visible_files(folder)
+    texts = [path for path in files if _suffix(path) in DOCUMENTS]
+    tables = [path for path in files if format_of(path) not in (None, "text")]
+    if not texts or tables or file_format not in ("auto", "document", "passages"):
+        return []
+    told = file_format if file_format != "auto" else "document" if len(texts) >= WHOLE_FILES else "passages"
+    if told == "passages":
+        message = f"{len(texts)} files are read as passages of about 1,000 characters"
+        on_event(
+            Notice(level="info", message=message, where=str(folder), fix="to read whole files: `data.format: document`")
+        )
+    _say_ignored(folder, [path for path in files if path not in set(texts)], on_event)
+    return [Source(str(path), told, path) for path in texts]
+
+
+def _file(path: Path, file_format: str, documents: bool = False) -> Source:
     told = format_of(path) if file_format == "auto" else file_format
-    if file_format == "auto" and told in (None, "text") and _is_conll(path):  # eng.train, train.txt: no telling name
+    if documents and file_format == "auto" and _suffix(path) in DOCUMENTS:
+        told = "passages"
+    elif file_format == "auto" and told in (None, "text") and _is_conll(path):  # eng.train, train.txt: no telling name
         told = "conll"
     if told is None:
         raise DataError(
@@ -112,11 +161,7 @@ def _is_conll(path: Path) -> bool:
 
 def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
     """Data files of a folder; or its text files, one row each, labelled by their subfolder if they lie in one."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = _visible_files(folder)
     formats = {path: format_of(path) for path in files}
     wanted = None if file_format == "auto" else file_format
     tables = [path for path in files if formats[path] not in (None, "text") and wanted in (None, formats[path])]
@@ -138,6 +183,14 @@ def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
     taken = {source.path for source in chosen}
     _say_ignored(folder, [path for path in files if path not in taken], on_event)
     return chosen
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _say_ignored(folder: Path, ignored: Sequence[Path], on_event: Listener) -> None:

@@ -153,7 +153,13 @@ class Surveyor:
             raise DataError(f"unknown encoding {self._data.encoding!r}", where="data.encoding", fix="utf-8") from error
         parts = {"train": self._data.train, "validation": self._data.validation, "test": self._data.test}
         sources = {
-            part: find_sources(specs, file_format=self._data.format, key=f"data.{part}", on_event=self._on_event)
+            part: find_sources(
+                specs,
+                file_format=self._data.format,
+                key=f"data.{part}",
+                documents=self._task.answer == "likelihood",
+                on_event=self._on_event,
+            )
             for part, specs in parts.items()
             if isinstance(specs, list)
         }

@@ -15,6 +15,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.source_target import encode_target, source_text
 from tunesmith.evaluation import pairs
 from tunesmith.evaluation.features import LinearHead, fit_linear_head
+from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.evaluation.outputs import FloatArray, Outputs
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
@@ -55,6 +56,8 @@ def answer(
         shots: Examples to put into each prompt.
         score_references: For written answers: also say how likely the right ones were (``nats``).
     """
+    if setting.task.answer == "likelihood":
+        return score_documents(model, rows, setting.task, setting.on_event)
     started = time.perf_counter()
     if setting.task.answer == "pair":
         return pairs.judge(model, rows, setting)

@@ -13,13 +13,15 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, pairs
 from tunesmith.evaluation.answering import Setting, Shots
 from tunesmith.evaluation.comparison import System
+from tunesmith.evaluation.likelihood import score_documents, unigram
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs
 from tunesmith.evaluation.span_answers import by_dictionary
 from tunesmith.events import Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
-from tunesmith.models.model import Model
+from tunesmith.models.model import Form, Model
+from tunesmith.models.precision import default_device
 from tunesmith.recipe import Baseline, Evaluate
 
 if TYPE_CHECKING:
@@ -66,6 +68,12 @@ def run_baselines(
         for found in pairs.baselines(kinds, untuned, data.train, rows, setting):
             yield system(*found)
         return
+    if setting.task.answer == "likelihood":
+        for name, folder, prefix in _models(base, larger):
+            wanted_here = kinds if not prefix else {"base"}
+            for key, title, what, outputs, size in _likelihoods(name, folder, wanted_here, data, rows, setting, dtype):
+                yield system(prefix + key, title, what, outputs, size)
+        return
     if "majority" in kinds and setting.task.answer == "label":
         yield system(
             "majority",
@@ -82,8 +90,7 @@ def run_baselines(
             by_dictionary(data.train, rows),
             0,
         )
-    models = [(base[0], base[1], "")] + [(name, folder, f"{name}-") for name, folder in larger.items()]
-    for name, folder, prefix in models:
+    for name, folder, prefix in _models(base, larger):
         own = kinds if not prefix else {"base", "few-shot"}
         if not own & {"base", "few-shot", "features"}:
             continue
@@ -114,6 +121,37 @@ def run_baselines(
                 frozen.total_parameters,
             )
         del model
+
+
+def _models(base: tuple[str, Path], larger: dict[str, Path]) -> list[tuple[str, Path, str]]:
+    """Name and folder of each untuned model, and what the names of its systems begin with."""
+    return [(*base, "")] + [(name, folder, f"{name}-") for name, folder in larger.items()]
+
+
+def _likelihoods(
+    name: str,
+    folder: Path,
+    kinds: set[str],
+    data: PreparedData,
+    rows: Sequence[Row],
+    setting: Setting,
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, str, str, Outputs, int]]:
+    """How likely untuned models find documents: one that knows but the frequencies of tokens, and the base model."""
+    form: Form = "generate" if natural_form(load_config(folder)) == "generate" else "mask"
+    model = load_model(folder, name=name, form=form, dtype=dtype, device=default_device())
+    if "majority" in kinds:
+        what = "guesses by how frequent each token is in the training documents, whatever stands around it"
+        yield "majority", "Token frequencies", what, unigram(model, data.train, rows, setting.task), 0
+    if "base" not in kinds:
+        return
+    if form == "mask" and model.head_names:
+        message = f"{name} has no head that predicts words, so there is nothing to measure before tuning"
+        setting.on_event(Notice(level="info", message=message))
+        return
+    setting.on_event(Phase(step="evaluate", message=f"{name} before tuning"))
+    outputs = score_documents(model, rows, setting.task, setting.on_event)
+    yield "base", f"{name}, untuned", "the model before tuning, on the same documents", outputs, model.total_parameters
 
 
 Asked = Iterator[tuple[str, str, str, Outputs]]

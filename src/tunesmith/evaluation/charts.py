@@ -167,6 +167,37 @@ def confusion_chart(counts: Sequence[Sequence[int]], rows: Sequence[str], column
         return _svg(figure, "confusion", text)
 
 
+def sequence_chart(values: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
+    """Metric of each task (across) after each stage (down): shade by share of the best that the task ever was.
+
+    Args:
+        values: (N, N); ``None`` for tasks that came later.
+        names: Of the N stages, and so of their tasks.
+    """
+    from matplotlib.patches import Rectangle
+
+    size = len(names)
+    margin = 0.075 * min(24, max(map(len, names))) + 0.7
+    with _figure(0.9 * size + margin, 0.55 * size + 0.8) as figure:
+        axes = figure.add_subplot()
+        for i, j in np.ndindex(size, size):
+            value = values[i][j]
+            if value is None:
+                continue
+            best = max(abs(line[j] or 0.0) for line in values) or 1.0
+            shade = _shade(min(1.0, abs(value) / best) ** 4)  # small losses matter: 0.9 of the best is clearly paler
+            axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, facecolor=ACCENT, alpha=shade))
+            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=PAPER if shade > 0.6 else INK, fontsize=9)
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.set_xticks(range(size), [_short(name) for name in names], color=INK)
+        axes.set_yticks(range(size), [_short(f"after {name}") for name in names], color=INK)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        return _svg(figure, "sequence", f"What each of {size} tasks gives after each stage.")
+
+
 def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:
     """Accuracy against confidence with exact limits, above a histogram of confidence."""
     with _figure(4.4, 4.4) as figure:

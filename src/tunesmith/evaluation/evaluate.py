@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import catalog, environment, runs
+from tunesmith import catalog, environment, lineage, runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, comparison, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
-from tunesmith.evaluation.metrics import evaluated, kind, measure, truth
+from tunesmith.evaluation.general import measure_general
+from tunesmith.evaluation.intervals import Interval
+from tunesmith.evaluation.metrics import METRICS, evaluated, kind, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
+from tunesmith.evaluation.sequence import measure_sequence
+from tunesmith.evaluation.sequence import section as sequence_section
+from tunesmith.evaluation.stage_gains import gains_section, stage_gains, without_domain
 from tunesmith.events import Listener, Notice, Phase, Step, Validated
 from tunesmith.recipe import Baseline, Recipe
 from tunesmith.tasks import TASKS, Task
 
 if TYPE_CHECKING:
-    from tunesmith.evaluation.intervals import Interval
     from tunesmith.training.stages import Trained
 
 WRITTEN_LIMIT = 200
 """Test rows on which written answers are measured unless the recipe says otherwise: writing is slow."""
 
 
-def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trained, tell: Listener) -> str:
+def evaluate_run(
+    folder: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    trained: Trained,
+    tell: Listener,
+    *,
+    stages: Sequence[PreparedData] = (),
+) -> str:
     """Measure, compare, and write ``summary.json``, ``predictions.jsonl``, ``report.json`` and ``report.html``.
+
+    Args:
+        folder: The run's.
+        recipe: Resolved.
+        data: What the last stage learned from, with the rows to measure on.
+        trained: The tuned model.
+        tell: Told everything that is measured.
+        stages: Data of every stage, if it is also wanted what each gave.
 
     Returns:
         The verdict.
@@ -74,18 +95,49 @@ def evaluate_run(folder: Path, recipe: Recipe, data: PreparedData, trained: Trai
             device,
         )
     )
+    if stages and any(b.kind == "without-domain" for b in settings.baselines):
+        others.append(without_domain(folder, recipe, data, rows, right, setting, tell))
     comparisons = comparison.compare(tuned, others, right, settings)
     verdict = comparison.verdict(tuned, others, comparisons, right)
     _keep_answers(folder, task, rows, tuned, right)
+    sections: list[report.Section] = []
+    facts: dict[str, Any] = {}
+    base = catalog.model_folder(recipe.model, on_event=tell)
+    if recipe.method == "sequential" and stages and (known := measure_sequence(folder, recipe, stages, tell)):
+        sections.append(sequence_section(known))
+        facts["sequence"] = known.as_dict()
+    if behind := lineage.ancestors(recipe.model):
+        sections.append(_lineage_section(behind, recipe, metrics))
+    if gains := stage_gains(folder, recipe, base, stages, tell):
+        sections.append(gains_section(gains))
+        facts["stages"] = [gain.as_dict() for gain in gains]
+    if task.answer == "likelihood" and (general := measure_general(recipe, base, trained.model, settings, tell)):
+        sections.append(general.section())
+        facts["general_text"] = general.as_dict()
     seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
     baselines = {other.name: other.metrics for other in others}
-    summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))
+    summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values())) | facts
     content = _content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
-    report.write_report(folder, content)
+    report.write_report(folder, replace(content, sections=sections))
     if (folder / "model").is_dir():
-        write_model_card(folder / "model", summary, _licence(recipe.model))
+        write_model_card(folder / "model", summary, _licence(recipe))
     runs.write_json(folder / "summary.json", summary)
     return verdict
+
+
+def _lineage_section(behind: list[dict[str, Any]], recipe: Recipe, metrics: Mapping[str, Interval]) -> report.Section:
+    """The runs that the base model came from."""
+    rows = []
+    for step in behind:
+        name = next(iter(step["metrics"]), None)
+        value = "–" if name is None else f"{METRICS[name].title} {Interval(**step['metrics'][name])}"
+        rows.append([step["run"], step["task"], step["method"], step["model"], value])
+    name = next(iter(metrics))
+    rows.append(["this run", recipe.task, recipe.method, recipe.model, f"{METRICS[name].title} {metrics[name]}"])
+    lead = "The base model was itself tuned: each line began where the one above it ended."
+    return report.Section(
+        "lineage", "Where it came from", lead, ["Run", "Task", "Method", "Began from", "Result"], rows, behind
+    )
 
 
 def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: Listener) -> str:
@@ -93,7 +145,7 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     verdict = "Not measured: the recipe keeps no rows for it."
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
     summary = _summary(folder, recipe, trained, {}, {}, verdict, trained.seconds)
-    write_model_card(folder / "model", summary, _licence(recipe.model))
+    write_model_card(folder / "model", summary, _licence(recipe))
     runs.write_json(folder / "summary.json", summary)
     return verdict
 
@@ -141,6 +193,8 @@ def _keep_answers(
                 references=_several(right, n),
                 spans=None if outputs.spans is None else [list(span) for span in outputs.spans[n]],
                 reference_spans=[list(span) for span in right.references[n]] if right.answer == "spans" else None,
+                tokens=None if outputs.tokens is None else float(outputs.tokens[n]),
+                correct=None if outputs.correct is None else float(outputs.correct[n]),
             )
             for n, row in enumerate(rows)
         ],
@@ -177,7 +231,7 @@ def _summary(
         "trainable_parameters": trained.facts["trainable_parameters"],
         "total_parameters": trained.facts["total_parameters"],
         "tokens": trained.facts["tokens"],
-    }
+    } | ({"lineage": behind} if (behind := lineage.ancestors(recipe.model)) else {})
 
 
 def _content(
@@ -272,7 +326,10 @@ def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
     )
 
 
-def _licence(model: str) -> str | None:
+def _licence(recipe: Recipe) -> str | None:
+    """Of the model that all began from."""
+    behind = lineage.ancestors(recipe.model)
+    model = behind[0]["model"] if behind else recipe.model
     return next((entry.licence for entry in catalog.entries() if entry.name == model), None)
 
 

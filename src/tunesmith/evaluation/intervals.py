@@ -159,7 +159,7 @@ def bootstrap_difference(
     # 1e-12: sums of floats in another order must not turn a tie into a win.
     not_above, not_below = int((differences <= 1e-12).sum()), int((differences >= -1e-12).sum())
     p_value = min(1.0, 2 * (min(not_above, not_below) + 1) / (resamples + 1))
-    low, high = _percentiles(differences, confidence)
+    low, high = percentiles(differences, confidence)
     return Interval(value, min(low, value), max(high, value)), p_value
 
 
@@ -215,11 +215,12 @@ def _interval(statistic: Statistic, values: FloatArray, confidence: float) -> In
         return Interval(value, low, high)
     if statistic.centred:
         values = np.maximum(values - values.mean() + value, 0.0)
-    low, high = _percentiles(values, confidence)
+    low, high = percentiles(values, confidence)
     return Interval(value, min(low, value), max(high, value))
 
 
-def _percentiles(values: FloatArray, confidence: float) -> tuple[float, float]:
+def percentiles(values: FloatArray, confidence: float) -> tuple[float, float]:
+    """The limits between which the middle share of the values lies."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, (tail, 1 - tail))
     return float(low), float(high)

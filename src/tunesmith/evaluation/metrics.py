@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.errors import DataError, NonFiniteError, UsageError
-from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all
+from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all, bootstrap_difference
 from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Evaluated
 from tunesmith.recipe import Evaluate
@@ -59,7 +59,10 @@ METRICS: dict[str, Metric] = {
         Metric("exact_match", "Exact match", "Share of answers equal to the reference."),
         Metric("length_ratio", "Length ratio", "Words written over words of the reference; 1 is as long.", None),
         Metric("repetition", "Repetition", "Share of an answer's runs of four words that stood in it before.", False),
-        Metric("bits_per_byte", "Bits per byte", "Surprise at the reference answers, per byte of text.", False),
+        Metric("bits_per_byte", "Bits per byte", "Surprise at the reference text, per byte of it.", False),
+        Metric("perplexity", "Perplexity", "Choices a token that the model wavers between; by its own tokens.", False),
+        Metric("masked_loss", "Masked loss", "Surprise at a masked token, in nats; by the model's own tokens.", False),
+        Metric("masked_accuracy", "Masked accuracy", "Share of the masked tokens that are the model's first guess."),
     )
 }
 
@@ -68,6 +71,7 @@ KINDS: dict[Answer, str] = {
     "spans": "tunesmith.evaluation.span_metrics",
     "text": "tunesmith.evaluation.text_metrics",
     "pair": "tunesmith.evaluation.pair_metrics",
+    "likelihood": "tunesmith.evaluation.likelihood_metrics",
 }
 """Kind of answer -> the module that knows it. Each has ``PRIMARY``, names of metrics by which systems are compared (the
 first that all of them have is taken), ``VALIDATION``, the metric of validations that is drawn beside the loss,
@@ -149,13 +153,22 @@ def available(outputs: Outputs, right: Truth) -> set[str]:
     return set(kind(right).statistics(outputs, right))
 
 
+def change(after: Outputs, before: Outputs, right: Truth, settings: Evaluate) -> Interval:
+    """After minus before by the metric that decides, paired by row."""
+    metric = next(name for name in primary(right) if name in available(after, right) & available(before, right))
+    one, other = (statistics(outputs, right, only=metric)[metric] for outputs in (after, before))
+    return bootstrap_difference(
+        one, other, resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed
+    )[0]
+
+
 def _check_shapes(outputs: Outputs, rows: int) -> None:
     """Refuse outputs that do not fit the rows, and numbers that are none."""
     if rows == 0:
         raise DataError(
             "there are no test rows to measure on", fix="give `data.test` a file with rows, or a share above 0"
         )
-    for name in ("probabilities", "texts", "spans", "nats", "reference_bytes", "gaps"):
+    for name in ("probabilities", "texts", "spans", "nats", "reference_bytes", "gaps", "tokens", "correct"):
         values = getattr(outputs, name)
         if values is not None and len(values) != rows:
             raise DataError(f"the outputs hold {len(values)} {name} for {rows} test rows")

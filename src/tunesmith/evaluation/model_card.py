@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import runs
+from tunesmith.lineage import as_text
 from tunesmith.models.saving import ArtefactNotes, read_notes
 
 LOAD_ADAPTER = """\
@@ -37,6 +38,7 @@ def write_model_card(folder: Path, summary: dict[str, Any], licence: str | None)
             "",
             f"Made by Tunesmith from the base model `{notes.base}` by the method `{summary['method']}`: "
             f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} parameters were trained.",
+            *([f"Lineage: {as_text(summary['lineage'], 'this model')}.", ""] if summary.get("lineage") else []),
             f"Licence of the base model: {licence or 'not known here; ask its publisher'}. "
             "The tuned model may be bound by it, and by the licence of the training data.",
             "",
@@ -88,6 +90,7 @@ def _plain_loading(notes: ArtefactNotes) -> list[str]:
     else:
         kinds = {
             "generate": "CausalLM",
+            "mask": "MaskedLM",
             "seq2seq": "Seq2SeqLM",
             "classify": "SequenceClassification",
             "tag": "TokenClassification",

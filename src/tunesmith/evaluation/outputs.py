@@ -28,6 +28,8 @@ class Outputs:
         nats: (N,) negative log likelihood of each reference answer, in nats.
         reference_bytes: (N,) length of each reference answer in UTF-8 bytes: with ``nats`` it gives bits per byte.
         gaps: (N,) score of the better answer minus that of the worse one.
+        tokens: (N,) tokens of each text behind ``nats`` and ``correct``.
+        correct: (N,) how many of those were the likeliest by the model.
         prompt_tokens: Tokens that the system read, summed over the N rows.
         written_tokens: Tokens that it wrote, summed over the N rows; 0 where it writes none.
         seconds: Wall-clock time for the N rows.
@@ -39,6 +41,8 @@ class Outputs:
     nats: FloatArray | None = None
     reference_bytes: FloatArray | IntArray | None = None
     gaps: FloatArray | None = None
+    tokens: FloatArray | None = None
+    correct: FloatArray | None = None
     prompt_tokens: int = 0
     written_tokens: int = 0
     seconds: float = 0.0

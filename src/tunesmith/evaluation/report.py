@@ -109,6 +109,29 @@ class Reproduction:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A table (and a chart) that only some runs have.
+
+    Attributes:
+        name: Key in ``report.json``, and anchor of the page.
+        title: Heading.
+        lead: What the reader sees there, in a sentence or two.
+        columns: Headings of the table.
+        rows: Cells as text.
+        data: The same for ``report.json``.
+        chart: SVG, or nothing.
+    """
+
+    name: str
+    title: str
+    lead: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    data: Any
+    chart: str = ""
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """All that a report is made of; the rest is derived from it.
 
@@ -132,6 +155,7 @@ class ReportContent:
         validation_metric: Metric by which the best checkpoint was chosen; drawn beside the loss.
         data: What data went in.
         cost: What the run took.
+        sections: What only such runs have: other texts, what each stage gave, what was forgotten.
         reproduction: How to get it again.
     """
 
@@ -155,6 +179,7 @@ class ReportContent:
     validation_metric: str | None = None
     data: DataSummary = field(default_factory=DataSummary)
     cost: Cost = field(default_factory=Cost)
+    sections: Sequence[Section] = ()
 
 
 def write_report(folder: Path, content: ReportContent) -> Path:
@@ -206,6 +231,7 @@ def as_json(content: ReportContent, findings: Findings) -> dict[str, Any]:
             "num_lost": findings.num_lost,
             **{name: [asdict(e) for e in getattr(findings, name)] for name in ("gained", "lost", "samples")},
         },
+        **{section.name: section.data for section in content.sections},
         "training": {
             "steps": [step.as_dict() for step in content.steps],
             "validations": [validation.as_dict() for validation in content.validations],
@@ -361,6 +387,7 @@ __all__ = [
     "DataWarning",
     "ReportContent",
     "Reproduction",
+    "Section",
     "as_html",
     "as_json",
     "write_report",

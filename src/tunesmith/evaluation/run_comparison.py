@@ -10,7 +10,7 @@ import numpy as np
 from tunesmith.data.spans import Span
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import Comparison, System, compare
-from tunesmith.evaluation.metrics import measure, truth
+from tunesmith.evaluation.metrics import METRICS, measure, truth
 from tunesmith.evaluation.outputs import Outputs
 from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
@@ -76,6 +76,14 @@ def _reference(stored: StoredAnswer) -> Any:
 def _outputs(stored: Sequence[StoredAnswer], labels: list[str] | None) -> Outputs:
     if all(a.spans is not None for a in stored):
         return Outputs(spans=[[Span(*span) for span in a.spans or []] for a in stored])
+    if labels is None and any(a.tokens is not None for a in stored):
+        whole = all(a.reference_bytes is not None for a in stored)
+        return Outputs(
+            nats=np.asarray([a.nats or 0.0 for a in stored]),
+            tokens=np.asarray([a.tokens or 0.0 for a in stored]),
+            correct=None if whole else np.asarray([a.correct or 0.0 for a in stored]),
+            reference_bytes=np.asarray([a.reference_bytes for a in stored], dtype=np.float64) if whole else None,
+        )
     if labels is None:
         return Outputs(
             texts=[a.answer for a in stored],
@@ -97,7 +105,8 @@ def _negated(against: Comparison) -> dict[str, float]:
 
 
 def _verdict(systems: Sequence[System], found: Sequence[Comparison], metric: str) -> str:
-    best = max(systems, key=lambda s: s.metrics[metric].value)
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    best = max(systems, key=lambda s: sign * s.metrics[metric].value)
     text = f"{best.title} has the best {metric}: {best.metrics[metric]}."
     undecided = [c.title for c in found if c.outcome == "no difference shown"]
     if undecided:

@@ -9,6 +9,7 @@ import torch
 
 from tunesmith import parameters
 from tunesmith.allocator import keep_freed_memory
+from tunesmith.errors import RecipeError
 from tunesmith.models import attention, packing
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
@@ -44,6 +45,12 @@ def build_for_training(
         max_length=data.max_length,
         seed=training.seed,
     )
+    if form == "mask" and model.head_names and choice.kind not in ("full", "layers"):
+        raise RecipeError(
+            f"{name} comes without a vocabulary head; a new one would train beside the adapter but has no place in it",
+            where="parameters.kind",
+            fix="use `parameters: {kind: full}`, or a model with a masked-LM head",
+        )
     torch.manual_seed(training.seed)
     parameters.apply(model, choice)
     if not model.virtual_tokens:

@@ -26,6 +26,8 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
     answer = TASKS[recipe.task].answer
     if answer == "pair":
         return _of_pairs(recipe, stage, natural)
+    if answer == "likelihood":
+        return _language_form(recipe, stage, natural)
     if answer == "spans" and stage.objective != "supervised":
         return "tag", "tag"
     if answer == "text":
@@ -72,3 +74,17 @@ def _of_pairs(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, Object
             fix="use `objective: reward`, or a causal language model",
         )
     return "generate", objective
+
+
+def _language_form(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
+    """Bare text is learned as the model was made: a decoder predicts what follows, an encoder what is masked."""
+    form: Form = "generate" if natural == "generate" else "mask"
+    objective: ObjectiveName = "causal-lm" if form == "generate" else "masked-lm"
+    if stage.objective not in (None, objective):
+        kind = "a decoder" if form == "generate" else "an encoder"
+        raise UsageError(
+            f"{recipe.model} is {kind}, which learns from bare text by `{objective}`, not by `{stage.objective}`",
+            where="objective",
+            fix=f"use `objective: {objective}`, or another model: `tunesmith catalog list`",
+        )
+    return form, objective

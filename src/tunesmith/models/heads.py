@@ -80,25 +80,7 @@ class SentenceClassifier(nn.Module):
     def save_head(self, folder: Path, max_length: int) -> None:
         """Write pooling and head as sentence-transformers modules beside the encoder."""
         width = self.classifier.in_features
-        _write_json(
-            folder / "modules.json",
-            [
-                _module(0, "", "sentence_transformers.models.Transformer"),
-                _module(1, "1_Pooling", "sentence_transformers.models.Pooling"),
-                _module(2, "2_Dense", "sentence_transformers.models.Dense"),
-            ],
-        )
-        _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-        _write_json(
-            folder / "1_Pooling" / "config.json",
-            {
-                "word_embedding_dimension": width,
-                "pooling_mode_cls_token": self.pooling == "cls",
-                "pooling_mode_mean_tokens": self.pooling == "mean",
-                "pooling_mode_max_tokens": False,
-                "pooling_mode_mean_sqrt_len_tokens": False,
-            },
-        )
+        save_pooling(folder, self.pooling, width, max_length, head="2_Dense")
         _write_json(
             folder / "2_Dense" / "config.json",
             {
@@ -122,6 +104,28 @@ class SentenceClassifier(nn.Module):
         with torch.no_grad():
             self.classifier.weight.copy_(tensors["linear.weight"])
             self.classifier.bias.copy_(tensors["linear.bias"])
+
+
+def save_pooling(folder: Path, pooling: Pooling, width: int, max_length: int, head: str | None = None) -> None:
+    """Write the files by which sentence-transformers pools the encoder in ``folder``, and applies a head to that."""
+    modules = [
+        _module(0, "", "sentence_transformers.models.Transformer"),
+        _module(1, "1_Pooling", "sentence_transformers.models.Pooling"),
+    ]
+    if head is not None:
+        modules.append(_module(2, head, "sentence_transformers.models.Dense"))
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": width,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
 
 
 def _module(index: int, path: str, kind: str) -> dict[str, Any]:

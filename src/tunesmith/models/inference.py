@@ -140,6 +140,32 @@ def _rectangle(lines: Sequence[Sequence[float]], pad: float, kind: type, width: 
     return torch.from_numpy(result)
 
 
+def masked_answers(
+    model: Model, examples: TokenLists, targets: TokenLists, *, what: str = "filling in", on_event: Listener = nobody
+) -> np.ndarray:
+    """For each example the nats of its masked tokens and how many were guessed right; (N, 2) float64.
+
+    Args:
+        model: A masked language model.
+        examples: N token lists with masks.
+        targets: What was masked at each place, negative elsewhere.
+        what: For the progress bar.
+        on_event: Told the progress.
+    """
+    from tunesmith.objectives.language import KEPT, masked_losses
+
+    def ask(batch: Batch) -> torch.Tensor:
+        asked = torch.full_like(batch.input_ids, KEPT)
+        for n, row in enumerate(batch.rows):
+            asked[n, : len(targets[row])] = torch.tensor(targets[row], device=asked.device)
+        losses, rows_N = masked_losses(model, batch, asked)
+        sums = torch.zeros(len(batch.rows), 2, dtype=torch.float64, device=asked.device)
+        found_N2 = torch.stack([losses.losses_N.double(), losses.correct_N.double()], dim=1)
+        return sums.index_add_(0, rows_N, found_N2)
+
+    return _map_batches(model, examples, ask, 2, what, on_event)
+
+
 def _map_batches(
     model: Model,
     examples: TokenLists,

@@ -196,6 +196,8 @@ def _build(
                 options |= {"config": config, "ignore_mismatched_sizes": True}
                 network = transformers.AutoModelForTokenClassification.from_pretrained(folder, **options)
                 return network, _heads(network)
+            if form == "mask":
+                return _masked_model(folder, config, options)
             if pooling:
                 pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
                 encoder = transformers.AutoModel.from_pretrained(folder, config=config, **options, **pooler)
@@ -206,10 +208,16 @@ def _build(
                 if labels and head_labels(folder) == list(labels):  # an earlier stage's result: its head is kept
                     classifier.load_head(folder)
                 return classifier, ("classifier",)
+            known = _trained_labels(config)
             _name_outputs(config, labels or ["0"])
-            network = transformers.AutoModelForSequenceClassification.from_pretrained(folder, config=config, **options)
+            network = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, ignore_mismatched_sizes=True, **options
+            )
     except (OSError, ValueError) as error:
         raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error
+    if known not in (None, list(labels or ["0"])):  # the head of another task: it says nothing about these labels
+        for head in _heads(network):
+            _begin_anew(network.get_submodule(head), float(getattr(config, "initializer_range", 0.02)))
     return network, _heads(network)
 
 
@@ -221,6 +229,37 @@ def _name_outputs(config: Any, names: Sequence[str]) -> None:
 
 def _heads(network: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in ("classifier", "score") if hasattr(network, name))
+
+
+def _trained_labels(config: Any) -> list[str] | None:
+    """Labels of the classification head that a stock model comes with; ``None`` if it comes without."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        return None
+    return [config.id2label[number] for number in sorted(config.id2label)]
+
+
+def _begin_anew(head: nn.Module, deviation: float) -> None:
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=deviation)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _masked_model(folder: Path, config: Any, options: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:
+    """An encoder with its vocabulary head; one that comes without (sentence encoders do) gets a new one.
+
+    The output matrix of a new head is tied to the embeddings, so only a small layer before it begins at random.
+    """
+    import transformers
+
+    network, found = transformers.AutoModelForMaskedLM.from_pretrained(
+        folder, config=config, output_loading_info=True, **options
+    )
+    owners = {name.rpartition(".")[0] for name in found["missing_keys"]}
+    new = sorted(name for name in owners if name and not any(network.get_submodule(name).children()))
+    return network, tuple(new)
 
 
 def _head_dropout(config: Any) -> float:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from tunesmith.errors import NotFoundError, ResourceError
-from tunesmith.models.heads import Pooling, SentenceClassifier
+from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of, save_pooling
 from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
 from tunesmith.parameters.fused_lora import fuse
@@ -67,6 +67,8 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
             cast(Any, model.wrapped).save_pretrained(folder)
         if sentence:
             sentence.save_head(folder, model.max_length)
+        elif model.form == "mask" and (pooling := pooling_of(model.folder)):  # it stays a sentence encoder as well
+            save_pooling(folder, pooling, int(cast(Any, model.transformer()).config.hidden_size), model.max_length)
         model.tokenizer.save_pretrained(folder)
         (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")
     except (OSError, SafetensorError) as error:

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from tunesmith.recipe import Training
 
 OBJECTIVES = {
+    "causal-lm": "tunesmith.objectives.language:CausalLM",
     "classify": "tunesmith.objectives.classify:Classify",
     "dpo": "tunesmith.objectives.preference:Preference",
     "reward": "tunesmith.objectives.reward:Reward",
     "tag": "tunesmith.objectives.tag:Tag",
+    "masked-lm": "tunesmith.objectives.language:MaskedLM",
     "supervised": "tunesmith.objectives.supervised:Supervised",
 }
 

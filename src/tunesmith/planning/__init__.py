@@ -111,7 +111,7 @@ def forecast(recipe: Recipe, folder: Path, data: Sequence[PreparedData], on_even
         assert stage.parameters is not None and stage.training is not None, "the recipe is resolved"
         config = load_config(folder)
         form, _ = answer_form(view, stage, config)
-        sample = _render(view, prepared, tokenizer, folder, config, form)
+        sample = _render(view, prepared, tokenizer, folder, config, form, stage.training)
         model = skeleton(folder, config, tokenizer, form, prepared.labels, stage.parameters)
         shape = shape_of(model, config)
         training = _filled_in(stage.training, stage.parameters, form, device, len(sample.lengths))
@@ -148,33 +148,41 @@ def _forecast(
     )
 
 
-def _render(recipe: Recipe, data: PreparedData, tokenizer: Any, folder: Path, config: Any, form: Form) -> Sample:
+def _render(
+    recipe: Recipe, data: PreparedData, tokenizer: Any, folder: Path, config: Any, form: Form, training: Training
+) -> Sample:
     """Render rows at even distances and take them for the whole."""
     import numpy as np
 
+    from tunesmith.data.documents import block_renderer
     from tunesmith.data.render import row_renderer
     from tunesmith.models.load import default_max_length
     from tunesmith.tasks import TASKS
 
     task = TASKS[recipe.task]
     max_length = recipe.data.max_length or default_max_length(folder, config)
-    render = row_renderer(
-        tokenizer,
-        task,
-        form=form,
-        labels=data.labels,
-        max_length=max_length,
-        system_prompt=recipe.system_prompt,
-        loss_on=recipe.data.loss_on,
-    )
     rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
-    rendered = [render(row) for row in rows]
+    if task.answer == "likelihood":
+        blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
+        rendered = [block for row in rows for block in blocks(row)]
+    else:
+        render = row_renderer(
+            tokenizer,
+            task,
+            form=form,
+            labels=data.labels,
+            max_length=max_length,
+            system_prompt=recipe.system_prompt,
+            loss_on=recipe.data.loss_on,
+        )
+        rendered = [render(row) for row in rows]
     lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
     weighted = sum(sum(w > 0 for w in example.loss_weights or []) for example in rendered)
+    asked = training.mask_share if form == "mask" else 1.0
     return Sample(
-        lengths=np.resize(lengths, len(data.train)),
-        validation_tokens=int(len(data.validation) * lengths.mean()),
-        loss_share=weighted / max(1, int(lengths.sum())),
+        lengths=np.resize(lengths, len(data.train) * len(rendered) // len(rows)),
+        validation_tokens=int(len(data.validation) * lengths.sum() / len(rows)),
+        loss_share=asked * weighted / max(1, int(lengths.sum())),
         cut_share=sum(example.cut_tokens > 0 for example in rendered) / max(1, len(rendered)),
     )
 

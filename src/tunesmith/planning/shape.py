@@ -70,6 +70,8 @@ def skeleton(
             config.num_labels = len(tag_names(labels or []))
             network = transformers.AutoModelForTokenClassification.from_config(config)
             heads = tuple(name for name in ("classifier", "score") if hasattr(network, name))
+        elif form == "mask":
+            network = transformers.AutoModelForMaskedLM.from_config(config)
         elif pooling:
             pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
             encoder = transformers.AutoModel.from_config(config, **pooler)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from tunesmith.tasks.base import Field, Message, Reading, Task
+from tunesmith.tasks.language_modeling import LanguageModeling
 from tunesmith.tasks.preference import Preference
 from tunesmith.tasks.text_classification import TextClassification
 from tunesmith.tasks.text_generation import Chat, TextGeneration
 from tunesmith.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (TextClassification(), TokenClassification(), TextGeneration(), Chat(), Preference())
+    task.name: task
+    for task in (
+        TextClassification(),
+        TokenClassification(),
+        TextGeneration(),
+        Chat(),
+        Preference(),
+        LanguageModeling(),
+    )
 }
 
 __all__ = ["TASKS", "Field", "Message", "Reading", "Task"]

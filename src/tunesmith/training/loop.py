@@ -267,7 +267,8 @@ class Trainer:
         return total, weight, metrics, tokens
 
     def _batch(self, data: TokenFile, rows: np.ndarray) -> Batch:
-        return collate(data, rows.tolist(), self.model.pad_id, WIDTH_MULTIPLE).to(self.model.device)
+        batch = collate(data, rows.tolist(), self.model.pad_id, WIDTH_MULTIPLE, self.position.epoch)
+        return batch.to(self.model.device)
 
     def _in_memory(self, data: TokenFile, rows: np.ndarray, work: Callable[[], Result]) -> Result:
         """Do what the rows ask for, in smaller pieces each time that memory runs out."""

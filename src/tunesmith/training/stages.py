@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import environment, objectives, runs
-from tunesmith.data.batches import write_tokens
+from tunesmith.data.batches import TokenFile, write_tokens
+from tunesmith.data.documents import block_renderer, write_documents
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.render import ConversationRenderer, prompt_renderer, row_renderer
+from tunesmith.data.rows import Row
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models.build import build_for_training
 from tunesmith.models.compiling import compile_if_worthwhile
@@ -115,25 +117,14 @@ def _train_stage(
         dtype=dtype,
         device=device,
     )
-    render = row_renderer(
-        model.tokenizer,
-        TASKS[recipe.task],
-        form=form,
-        labels=prepared.labels,
-        max_length=model.max_length,
-        system_prompt=recipe.system_prompt,
-        eos_ids=model.eos_ids,
-        loss_on=recipe.data.loss_on,
-        all_pieces=recipe.data.tag_pieces == "all",
-    )
+    if form == "mask" and model.head_names:
+        message = f"{recipe.model} has no head that predicts words: it gets a new one, tied to its embeddings"
+        tell(Notice(level="info", message=message))
     tokens = folder / "tokens" / place.name
     objective = objectives.make(objective_name, settings)
-    if objective.reads_prompts:
-        rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
-        render = prompt_renderer(rendering, TASKS[recipe.task], recipe.system_prompt)
-    train = write_tokens(prepared.train, render, tokens / "train", what="rendering train", on_event=tell)
-    validation = write_tokens(
-        prepared.validation, render, tokens / "validation", what="rendering validation", on_event=tell
+    train, validation = (
+        _rendered(model, recipe, prepared.labels, objective.reads_prompts, rows, tokens / part, tell)
+        for part, rows in (("train", prepared.train), ("validation", prepared.validation))
     )
     objective.start(model, [train, validation], tokens, tell)
     trainer = Trainer(
@@ -151,6 +142,38 @@ def _train_stage(
     result = trainer.run()
     objective.finish(model)
     return Trained(model, _facts(model, result), result.seconds)
+
+
+def _rendered(
+    model: Model,
+    recipe: Recipe,
+    labels: Sequence[str] | None,
+    prompts_only: bool,
+    rows: Sequence[Row],
+    folder: Path,
+    tell: Listener,
+) -> TokenFile:
+    """Rows as the model's tokens on disk."""
+    task, what = TASKS[recipe.task], f"rendering {folder.name}"
+    if task.answer == "likelihood":
+        blocks = block_renderer(model.tokenizer, task, masked=model.form == "mask", max_length=model.max_length)
+        pack_to = model.max_length if recipe.data.packing and model.form == "generate" else None
+        return write_documents(rows, blocks, folder, pack_to=pack_to, what=what, on_event=tell)
+    render = row_renderer(
+        model.tokenizer,
+        task,
+        form=model.form,
+        labels=labels,
+        max_length=model.max_length,
+        system_prompt=recipe.system_prompt,
+        eos_ids=model.eos_ids,
+        loss_on=recipe.data.loss_on,
+        all_pieces=recipe.data.tag_pieces == "all",
+    )
+    if prompts_only:
+        rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
+        render = prompt_renderer(rendering, task, recipe.system_prompt)
+    return write_tokens(rows, render, folder, what=what, on_event=tell)
 
 
 def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:

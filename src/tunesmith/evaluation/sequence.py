@@ -1,0 +1,229 @@
+"""Task after task: what a model still knows of each after every stage.
+
+R[j][i] is the metric of task i on its test rows after stage j (Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory",
+arXiv 1706.08840, section 2). Each task keeps the head that its own stage left; below it works the model of stage j.
+What was measured is kept in the run's folder, so that a killed evaluation goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith import runs
+from tunesmith.data.prepare import PreparedData
+from tunesmith.data.rows import Row
+from tunesmith.evaluation import answering, charts
+from tunesmith.evaluation.intervals import Interval, percentiles, resampled
+from tunesmith.evaluation.metrics import METRICS, available, primary, statistics, truth
+from tunesmith.evaluation.outputs import FloatArray
+from tunesmith.evaluation.report import Section
+from tunesmith.events import Listener, Notice, Phase
+from tunesmith.models.merging import merge
+from tunesmith.models.model import Model, decoder_of
+from tunesmith.models.precision import default_device
+from tunesmith.models.saving import load_artefact
+from tunesmith.recipe import Evaluate, Recipe
+from tunesmith.tasks import TASKS
+
+ROWS = 500
+"""Test rows of each task at most, unless `evaluate.limit` says otherwise: n stages ask n (n + 1) / 2 times."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cell of the matrix: the value, and the same on each resample of the task's test rows."""
+
+    metric: str
+    value: float
+    resamples: FloatArray
+
+
+@dataclass(frozen=True)
+class SequenceReport:
+    """What a run of several tasks knows after each stage.
+
+    Attributes:
+        stages: Names of the N stages.
+        metrics: Metric of each stage's task.
+        cells: (j, i) -> what task i gives after stage j, i <= j.
+        settings: For the intervals.
+    """
+
+    stages: list[str]
+    metrics: list[str]
+    cells: dict[tuple[int, int], Measured]
+    settings: Evaluate
+
+    def interval(self, stage: int, task: int) -> Interval:
+        """R[stage][task] with its interval."""
+        cell = self.cells[stage, task]
+        return _interval(cell.value, cell.resamples, self.settings)
+
+    def averages(self) -> dict[str, Interval]:
+        """Over tasks whose metric is a share, better when higher (an average with bits per byte would mean nothing).
+
+        ``average``: the mean of the last line. ``backward_transfer``: what later stages added to each earlier task,
+        R[N][i] - R[i][i] (Lopez-Paz & Ranzato 2017, equations 2 and 3). ``forgetting``: how far each earlier task fell
+        from the best it ever was, max R[j][i] - R[N][i] (Chaudhry et al. 2018, arXiv 1801.10112, section 3).
+        """
+        last = len(self.stages) - 1
+        shares = [task for task in range(len(self.stages)) if METRICS[self.metrics[task]].higher_is_better]
+        earlier = [task for task in shares if task < last]
+        found = {}
+        if shares:
+            found["average"] = self._mean(lambda cell: [cell(last, task) for task in shares])
+        if earlier:
+            found["backward_transfer"] = self._mean(
+                lambda cell: [cell(last, task) - cell(task, task) for task in earlier]
+            )
+            best = {task: max(range(task, last), key=lambda stage: self.cells[stage, task].value) for task in earlier}
+            found["forgetting"] = self._mean(
+                lambda cell: [cell(best[task], task) - cell(last, task) for task in earlier]
+            )
+        return found
+
+    def _mean(self, terms: Any) -> Interval:
+        value = float(np.mean(terms(lambda stage, task: self.cells[stage, task].value)))
+        resamples = np.mean(terms(lambda stage, task: self.cells[stage, task].resamples), axis=0)
+        return _interval(value, resamples, self.settings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: ``matrix[j][i]`` is ``None`` for tasks that came later."""
+        size = range(len(self.stages))
+        return {
+            "stages": self.stages,
+            "metrics": self.metrics,
+            "matrix": [[self.interval(j, i).as_dict() if i <= j else None for i in size] for j in size],
+            **{name: interval.as_dict() for name, interval in self.averages().items()},
+        }
+
+
+def measure_sequence(
+    folder: Path, recipe: Recipe, stages: Sequence[PreparedData], tell: Listener
+) -> SequenceReport | None:
+    """Measure every stage's model on the test rows of its own and each earlier task.
+
+    Args:
+        folder: The run's; each stage left its model there.
+        recipe: Resolved.
+        stages: Data of each stage.
+        tell: Told what is measured.
+
+    Returns:
+        ``None`` if a stage has no rows to measure on.
+    """
+    names = [stage.name for stage in recipe.stages]
+    rows = [_rows(recipe, data) for data in stages]
+    if not all(rows):
+        missing = ", ".join(name for name, found in zip(names, rows, strict=True) if not found)
+        tell(Notice(level="warning", message=f"forgetting is not measured: no test rows for {missing}"))
+        return None
+    cells: dict[tuple[int, int], Measured] = {}
+    for after, task in _pairs(len(names)):
+        kept = folder / "sequence" / f"{after + 1}-{task + 1}.json"
+        if not kept.is_file():
+            tell(Phase(step="evaluate", message=f"{names[task]} after stage {names[after]}"))
+            model = model_after(folder, recipe, after, task)
+            runs.write_json(kept, _measure(model, recipe, task, rows[task], stages[task], tell))
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        cells[after, task] = Measured(found["metric"], found["value"], np.array(found["resamples"]))
+    return SequenceReport(names, [cells[i, i].metric for i in range(len(names))], cells, recipe.evaluate)
+
+
+def _pairs(count: int) -> Iterator[tuple[int, int]]:
+    return ((after, task) for after in range(count) for task in range(after + 1))
+
+
+def _rows(recipe: Recipe, data: PreparedData) -> list[Row]:
+    rows = list(data.test) or list(data.validation)
+    return sorted(rows, key=lambda row: row.key)[: recipe.evaluate.limit or ROWS]
+
+
+def _measure(
+    model: Model, recipe: Recipe, number: int, rows: Sequence[Row], data: PreparedData, tell: Listener
+) -> dict[str, Any]:
+    view, settings = recipe.of_stage(recipe.stages[number]), recipe.evaluate
+    task = TASKS[view.task]
+    # As the run measures its own task, but a metric that the recipe asks for is the last task's.
+    chosen = settings if number == len(recipe.stages) - 1 else settings.model_copy(update={"metric": None})
+    right = truth(task, [task.reference(row) for row in rows], data.labels, chosen)
+    setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    outputs = answering.answer(model, rows, setting)
+    metric = next(name for name in primary(right) if name in available(outputs, right))
+    statistic = statistics(outputs, right, only=metric)[metric]
+    # One seed a task: its rows are drawn alike after every stage, so differences are paired, and tasks are independent.
+    (values,) = resampled([statistic], resamples=settings.resamples, seed=settings.seed + number)
+    return {"metric": metric, "value": statistic.value, "resamples": values.tolist()}
+
+
+def stage_model(folder: Path, recipe: Recipe, number: int) -> Path:
+    """Where a stage (from 0) left its model."""
+    if number == len(recipe.stages) - 1:
+        return folder / "model"
+    return folder / "stages" / f"{number + 1}-{recipe.stages[number].name}" / "merged"
+
+
+def model_after(folder: Path, recipe: Recipe, after: int, task: int) -> Model:
+    """The model of one stage with the head of an earlier task."""
+    later, _ = load_artefact(stage_model(folder, recipe, after), device=default_device())
+    if after == task:
+        return later
+    model, _ = load_artefact(stage_model(folder, recipe, task), device=default_device())
+    if model.form == later.form == "generate":  # whoever writes has no head of a task
+        return later
+    graft(model, later)
+    return model
+
+
+def graft(model: Model, other: Model) -> None:
+    """Give ``model`` the body of ``other``: all weights below the head. It must be merged itself.
+
+    A pooling layer that only stock classifiers have belongs to the head's side and stays.
+    """
+    if other.has_adapters:
+        merge(other)
+    body, given = decoder_of(model.transformer()), decoder_of(other.transformer())
+    theirs = {name: tensor for name, tensor in given.state_dict().items() if name in body.state_dict()}
+    left = sorted(set(body.state_dict()) - set(theirs))
+    assert all(name.startswith("pooler.") for name in left), left
+    body.load_state_dict(theirs, strict=False)
+
+
+def section(found: SequenceReport) -> Section:
+    """For the report: the matrix, as a heat map too, and its averages."""
+    size = range(len(found.stages))
+    rows = [
+        [f"after {name}", *(str(found.interval(j, i)) if i <= j else "" for i in size)]
+        for j, name in enumerate(found.stages)
+    ]
+    titles = {
+        "average": "average of all tasks at the end",
+        "backward_transfer": "what later stages added to earlier tasks (backward transfer)",
+        "forgetting": "how far earlier tasks fell from their best (forgetting)",
+    }
+    rows += [
+        [titles[name], interval.format(signed=name != "average"), *[""] * (len(found.stages) - 1)]
+        for name, interval in found.averages().items()
+    ]
+    columns = [
+        "",
+        *(f"{name}: {METRICS[metric].title}" for name, metric in zip(found.stages, found.metrics, strict=True)),
+    ]
+    lead = (
+        "Each line is the model after a stage, each column a task, measured on that task's own test rows with the head "
+        "that its stage left. Down a column one sees what was forgotten."
+    )
+    values = [[found.cells[j, i].value if i <= j else None for i in size] for j in size]
+    chart = charts.sequence_chart(values, found.stages)
+    return Section("sequence", "What it still knows of each task", lead, columns, rows, found.as_dict(), chart)
+
+
+def _interval(value: float, resamples: FloatArray, settings: Evaluate) -> Interval:
+    low, high = percentiles(resamples, settings.confidence)
+    return Interval(value, min(low, value), max(high, value))

@@ -1,0 +1,107 @@
+"""Task after task: the matrix of what is still known, worked by hand and from a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import labelled_rows, write_jsonl
+from tunesmith import pipeline
+from tunesmith.errors import RecipeError
+from tunesmith.evaluation import sequence
+from tunesmith.evaluation.sequence import Measured, SequenceReport
+from tunesmith.recipe import Evaluate
+from tunesmith.recipe_file import parse
+from tunesmith.runs import Run
+
+
+def capital_rows(count: int) -> list[dict[str, str]]:
+    """Questions whose label is a country: another task, with other labels and another number of them."""
+    countries = ("france", "spain", "italy")
+    return [{"text": f"what is the capital of {countries[n % 3]} {n}", "label": countries[n % 3]} for n in range(count)]
+
+
+def recipe_of(model: Path, folder: Path, **keys: Any) -> dict[str, Any]:
+    first = write_jsonl(folder / "reviews.jsonl", labelled_rows(80))
+    second = write_jsonl(folder / "capitals.jsonl", capital_rows(80))
+    return {
+        "task": "text-classification", "model": str(model), "method": "sequential", "precision": "fp32",
+        "stages": [
+            {"name": "reviews", "data": {"train": str(first)}},
+            {"name": "capitals", "data": {"train": str(second)}},
+        ],
+        "training": {"epochs": 5, "learning_rate": 5e-3, "batch_size": 8},
+        "evaluate": {"baselines": ["majority"], "resamples": 200}, **keys,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["tiny_encoder", "tiny_decoder"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("sequence")
+    recipe = parse(recipe_of(request.getfixturevalue(request.param), folder))
+    return pipeline.run(recipe, run_dir=folder / "run")
+
+
+def test_averages_are_those_of_the_papers() -> None:
+    """R = [[.9], [.6, .8], [.7, .5, 1.]]: average 2.2 / 3, transfer (-.2 - .3) / 2, forgetting (.2 + .3) / 2."""
+    values = {(0, 0): 0.9, (1, 0): 0.6, (1, 1): 0.8, (2, 0): 0.7, (2, 1): 0.5, (2, 2): 1.0}
+    cells = {place: Measured("accuracy", value, np.full(5, value)) for place, value in values.items()}
+    found = SequenceReport(["a", "b", "c"], ["accuracy"] * 3, cells, Evaluate()).averages()
+    assert found["average"].value == pytest.approx(2.2 / 3)
+    assert found["backward_transfer"].value == pytest.approx(-0.25)
+    assert found["forgetting"].value == pytest.approx(0.25)
+
+
+def test_a_surprise_is_not_averaged_with_shares() -> None:
+    cells = {
+        (0, 0): Measured("bits_per_byte", 1.5, np.full(5, 1.5)),
+        (1, 0): Measured("bits_per_byte", 1.7, np.full(5, 1.7)),
+        (1, 1): Measured("accuracy", 0.8, np.full(5, 0.8)),
+    }
+    found = SequenceReport(["text", "task"], ["bits_per_byte", "accuracy"], cells, Evaluate()).averages()
+    assert found["average"].value == pytest.approx(0.8)
+    assert "forgetting" not in found
+
+
+def test_a_run_measures_each_task_after_each_stage(finished: Run) -> None:
+    found = finished.summary()["sequence"]
+    assert found["stages"] == ["reviews", "capitals"]
+    matrix = found["matrix"]
+    assert matrix[0][1] is None
+    assert matrix[1][1]["value"] == finished.metrics["accuracy"].value
+    assert matrix[0][0]["value"] > 0.5, "the first task was learned"
+    fall = matrix[0][0]["value"] - matrix[1][0]["value"]
+    assert found["forgetting"]["value"] == pytest.approx(fall)
+    assert found["backward_transfer"]["value"] == pytest.approx(-fall)
+    page = finished.report().read_text()
+    assert "What it still knows of each task" in page and "after capitals" in page
+    assert json.loads((finished.path / "report.json").read_text())["sequence"] == found
+
+
+def test_what_was_measured_is_kept(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed evaluation measures again only what is missing."""
+    asked: list[tuple[int, int]] = []
+    whole = sequence.model_after
+
+    def counted(folder: Path, recipe: Any, after: int, task: int) -> Any:
+        asked.append((after, task))
+        return whole(folder, recipe, after, task)
+
+    monkeypatch.setattr(sequence, "model_after", counted)
+    (finished.path / "sequence" / "2-1.json").unlink()
+    (finished.path / "events.jsonl").write_text("")
+    shutil.rmtree(finished.path / "tokens", ignore_errors=True)
+    before = finished.summary()["sequence"]
+    again = pipeline.resume(finished.path)
+    assert asked == [(1, 0)]
+    assert again.summary()["sequence"] == before
+
+
+def test_one_task_is_no_sequence() -> None:
+    with pytest.raises(RecipeError, match="two `stages`"):
+        parse({"task": "text-classification", "model": "m", "method": "sequential", "data": {"train": "a.csv"}})
