@@ -78,6 +78,12 @@ def _of_pairs(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, Object
 
 def _language_form(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
     """Bare text is learned as the model was made: a decoder predicts what follows, an encoder what is masked."""
+    if natural == "seq2seq":
+        raise UsageError(
+            f"{recipe.model} is an encoder-decoder model, which has no objective for bare text here",
+            where="model",
+            fix="choose a causal language model or an encoder: `tunesmith catalog list`",
+        )
     form: Form = "generate" if natural == "generate" else "mask"
     objective: ObjectiveName = "causal-lm" if form == "generate" else "masked-lm"
     if stage.objective not in (None, objective):

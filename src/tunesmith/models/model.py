@@ -17,8 +17,8 @@ from tunesmith.parameters.settings import Quantization
 
 Form = Literal["classify", "tag", "generate", "seq2seq", "mask"]
 """How a model answers: with a classification head, with a head on every token, by writing on (causal models), by
-writing what a decoder of its own makes of what an encoder has read (encoder-decoder models: T5, BART), or by filling in masked
-tokens."""
+writing what a decoder of its own makes of what an encoder has read (encoder-decoder models: T5, BART), or by filling in
+masked tokens."""
 
 IGNORED = -100
 """Label that transformers' models leave out of account."""
