@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from conftest import sentences
 from tunesmith.generation import batch as batches
 from tunesmith.generation.batch import Request, RunningBatch, Token
 from tunesmith.generation.sampling import Sampling
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Model
+from tunesmith.recipe import Prompt
 
 
 def amplified(folder: Path) -> Model:
@@ -123,6 +125,22 @@ def test_other_kinds_of_attention(kind: str, tiny_decoder: Path, tmp_path: Path,
     prompts = prompts_of(model, 8)
     found = by_batch(model, prompts, [16] * 8, max_rows=4)
     assert found == [by_transformers(model, prompt, 16) for prompt in prompts]
+
+
+@pytest.mark.parametrize("kind", ["prompt-tuning", "prefix-tuning"])
+def test_virtual_tokens_stay_before_every_row(kind: Any, tiny_decoder: Path) -> None:
+    """Whatever joins and leaves; that one row alone is right is tested against PEFT's own forward pass."""
+    model = tiny.build(tiny_decoder, "generate", Prompt(kind=kind, tokens=3))
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(3)
+    model.network.eval()
+    prompts, lengths = prompts_of(model, 10), [4 + 4 * (n % 5) for n in range(10)]
+    found = by_batch(model, prompts, lengths, max_rows=4, cache_tokens=260)
+    alone = [
+        by_batch(model, [prompt], [length], max_rows=1)[0] for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    assert found == alone and len({tuple(answer) for answer in alone}) > 4
 
 
 def test_log_probabilities_are_those_of_the_model(decoder: Model) -> None:

@@ -25,7 +25,7 @@ from tunesmith.errors import UsageError
 from tunesmith.generation.cache import SlotCache
 from tunesmith.generation.sampling import Choice, Constraint, Draw, Sampling, choose
 from tunesmith.generation.text import TextStream
-from tunesmith.models import visibility
+from tunesmith.models import virtual_tokens, visibility
 from tunesmith.models.model import Model, decoder_of
 
 PROMPT_TOKENS = 1024
@@ -139,6 +139,9 @@ class RunningBatch:
         self.model = model
         self.max_rows = max_rows
         self.context = context_length(model)
+        self._before = model.virtual_tokens
+        with torch.inference_mode():
+            self._opening = virtual_tokens.keys_and_values(model.wrapped) if self._before else []
         self.waiting: deque[_Row] = deque()
         self.running: list[_Row] = []
         self.tokens_written = 0
@@ -237,7 +240,8 @@ class RunningBatch:
             if source != slot or not shared:
                 self._keep(slot, spare=source)
             if source != slot and shared:
-                self._cache.copy(source, slot, shared)
+                self._cache.copy(source, slot, self._before + shared)
+            self._cache.begin(slot, self._opening)
             self._memories.pop(slot, None)
             row.filled = row.request.reused_tokens = shared
             self.running.append(row)
@@ -256,7 +260,12 @@ class RunningBatch:
         """How many slots the cache may have while these rows are in it; at least one."""
         if self._cache_tokens is None:
             return self.max_rows
-        return min(self.max_rows, max(1, self._cache_tokens // _cache_length(rows)))
+        return min(self.max_rows, max(1, self._cache_tokens // self._length_for(rows)))
+
+    def _length_for(self, rows: Sequence[_Row]) -> int:
+        """Length of the slots with which these rows can make their next step (one place more takes the padding)."""
+        longest = self._before + max((len(row.tokens) for row in rows), default=0) + 1
+        return -(-longest // LENGTH_STEP) * LENGTH_STEP
 
     def _reserve(self, rows: Sequence[_Row]) -> None:
         """Give the cache a slot for each row, with some to spare, and a length that suffices for the next step."""
@@ -264,11 +273,13 @@ class RunningBatch:
         wanted = len(rows) + len(self._memories)  # what is remembered shall not be written over while there is room
         slots = cache.num_slots if cache.num_slots >= wanted else max(wanted, 2 * cache.num_slots)
         slots = min(slots, self._slots_for(rows))
-        length = max(cache.length, _cache_length(rows))
+        length = max(cache.length, self._length_for(rows))
         if self._cache_tokens is not None and slots * length > self._cache_tokens:
-            length = _cache_length(rows)  # it was longer than it needs to be now
+            length = self._length_for(rows)  # it was longer than it needs to be now
         if length < cache.length or slots < cache.num_slots:
-            self._memories = {n: m for n, m in self._memories.items() if n < slots and len(m.tokens) <= length}
+            self._memories = {
+                n: m for n, m in self._memories.items() if n < slots and self._before + len(m.tokens) <= length
+            }
         cache.resize(slots, length)
 
     def _longest_start(self, row: _Row) -> tuple[int | None, int]:
@@ -302,7 +313,7 @@ class RunningBatch:
         if memory is None or not others:
             return
         oldest = min(others, key=lambda n: self._memories[n].age if n in self._memories else 0)
-        self._cache.copy(slot, oldest, len(memory.tokens))
+        self._cache.copy(slot, oldest, self._before + len(memory.tokens))
         self._memories[oldest] = memory
 
     def _leave(self, row: _Row) -> None:
@@ -311,9 +322,9 @@ class RunningBatch:
         other = self.running[last]
         if other is not row:
             if self._reuse:
-                self._cache.swap(slot, last, max(row.filled, other.filled))
+                self._cache.swap(slot, last, self._before + max(row.filled, other.filled))
             else:
-                self._cache.copy(last, slot, other.filled)
+                self._cache.copy(last, slot, self._before + other.filled)
             self.running[slot] = other
         self.running.pop()
         if self._reuse:
@@ -350,8 +361,8 @@ class RunningBatch:
         for n, (row, count) in enumerate(zip(rows, counts, strict=True)):
             ids[n, :count] = torch.tensor(row.tokens[row.filled : row.filled + count])
         # Padding goes to the place behind the longest row, where no real token of this pass lies.
-        longest = max(row.filled + count for row, count in zip(rows, counts, strict=True))
-        starts = torch.tensor([row.filled for row in rows])
+        starts = torch.tensor([self._before + row.filled for row in rows])
+        longest = int((starts + torch.tensor(counts)).max())
         places = (starts[:, None] + torch.arange(ids.shape[1])).clamp(max=longest)
         last = torch.tensor(counts) - 1
         positions = torch.minimum(places, (starts + last)[:, None])  # padding stays within the table of positions
@@ -398,8 +409,6 @@ class RunningBatch:
 
 def unsupported(model: Model) -> str | None:
     """Why a model cannot write in a running batch; ``None`` if it can."""
-    if model.virtual_tokens:
-        return "it has virtual tokens"
     config: Any = cast(Any, model.transformer()).config
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder model"
@@ -416,13 +425,8 @@ def unsupported(model: Model) -> str | None:
 def context_length(model: Model) -> int:
     """Tokens of prompt and answer together that the model's positions allow."""
     config: Any = cast(Any, model.transformer()).config
-    return int(getattr(config, "max_position_embeddings", None) or model.max_length)
-
-
-def _cache_length(rows: Sequence[_Row]) -> int:
-    """Length of the slots with which these rows can make their next step (one place more takes the padding)."""
-    longest = max((len(row.tokens) for row in rows), default=0) + 1
-    return -(-longest // LENGTH_STEP) * LENGTH_STEP
+    positions = int(getattr(config, "max_position_embeddings", None) or model.max_length)
+    return positions - model.virtual_tokens
 
 
 def _masks(model: Model, places_BS: torch.Tensor, reach: int) -> Any:

@@ -67,13 +67,24 @@ class SlotCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the pass's keys and values, (B, K, S, h), and give back those of its slots, (B, K, T, h)."""
-        while len(self._keys) <= layer_idx:
-            for layers, new in ((self._keys, key_states), (self._values, value_states)):
-                layers.append(new.new_zeros(self.num_slots, new.shape[1], self.length, new.shape[3]))
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        keys, values = self._layer(layer_idx, key_states, value_states)
         keys[self._index] = key_states[:, :, 0] if key_states.shape[2] == 1 else key_states.transpose(1, 2)
         values[self._index] = value_states[:, :, 0] if value_states.shape[2] == 1 else value_states.transpose(1, 2)
         return keys[self._slots, :, : self._reach], values[self._slots, :, : self._reach]
+
+    def _layer(self, number: int, *like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The buffers of a layer, made when its first keys and values come."""
+        while len(self._keys) <= number:
+            for layers, new in zip((self._keys, self._values), like, strict=True):
+                layers.append(new.new_zeros(self.num_slots, new.shape[1], self.length, new.shape[3]))
+        return self._keys[number], self._values[number]
+
+    @torch.inference_mode()
+    def begin(self, slot: int, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Let a slot begin with given keys and values, (1, K, P, h) of every layer."""
+        for number, given in enumerate(layers):
+            for buffer, new in zip(self._layer(number, *given), given, strict=True):
+                buffer[slot, :, : new.shape[2]] = new[0]
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:

@@ -459,7 +459,8 @@ def generate(
     )
     if num_beams > 1 or unsupported(model):
         groups: Iterable[list[int]] = [[row] for row in range(len(prompts))]
-        if model.form == "seq2seq" or not unsupported(model):  # others may have no way to ignore padding
+        apart = unsupported(model) or model.virtual_tokens  # these may have no way to ignore padding
+        if model.form == "seq2seq" or not apart:
             groups = _rectangles([len(prompt) * num_beams for prompt in prompts], overhead=max_new_tokens * num_beams)
         return padded.write(
             model, prompts, groups, sampling, num_beams=num_beams, length_penalty=length_penalty, told=told

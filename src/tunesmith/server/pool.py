@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -107,19 +108,20 @@ class Limits:
     """How much the pool may use.
 
     Attributes:
-        memory_bytes: Weights and caches of keys and values of all models together.
+        memory_bytes: Weights and caches of keys and values of all models together; ``None``: half of what is free
+            on the device when the first model is loaded.
         max_rows: Answers that one model writes at a time.
         queue_limit: Requests that may wait for one model.
     """
 
-    memory_bytes: int
+    memory_bytes: int | None = None
     max_rows: int = 64
     queue_limit: int = 256
 
     @property
     def cache_bytes(self) -> int:
         """Keys and values of one host: a quarter of all."""
-        return self.memory_bytes // 4
+        return (self.memory_bytes or 0) // 4
 
 
 class Pool:
@@ -207,8 +209,11 @@ class Pool:
         from tunesmith.generation.adapters import is_plain_lora
         from tunesmith.models.precision import choose_dtype, default_device
         from tunesmith.models.saving import NOTES, read_notes
+        from tunesmith.planning.machine import free_memory
 
         place = folder()
+        if self.limits.memory_bytes is None:
+            self.limits = dataclasses.replace(self.limits, memory_bytes=free_memory(default_device()) // 2)
         if not (place / NOTES).is_file():
             dtype = str(choose_dtype("auto", default_device())).removeprefix("torch.")
             return self._add(name, self._host(place, dtype), None)
@@ -250,7 +255,7 @@ class Pool:
     # --- making room -------------------------------------------------------------------------------------------------
 
     def _make_room(self, wanted: int, keep: Host | None = None) -> None:
-        limit = self.limits.memory_bytes
+        limit = self.limits.memory_bytes or 0
         if wanted > limit:
             raise ApiError(
                 507,

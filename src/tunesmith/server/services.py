@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import psutil
 from fastapi import Depends, Request
 
 from tunesmith.server.audit import Audit
@@ -46,14 +45,12 @@ def open_services(settings: Settings) -> Services:
     settings.refuse_open_door(has_tokens=bool(tokens))
     database = Database(settings.database_url)
     registry = Registry(database, folders, settings.models)
-    audit, metrics, pool = Audit(settings.data), Metrics(database), _pool(settings)
+    limits = Limits(
+        memory_bytes=settings.model_memory_bytes, max_rows=settings.max_rows, queue_limit=settings.queue_limit
+    )
+    audit, metrics, pool = Audit(settings.data), Metrics(database), Pool(limits)
     metrics.registry.register(PoolMetrics(pool))
     return Services(settings, folders, database, tokens, registry, audit, metrics, pool)
-
-
-def _pool(settings: Settings) -> Pool:
-    memory = settings.model_memory_bytes or psutil.virtual_memory().available // 2
-    return Pool(Limits(memory_bytes=memory, max_rows=settings.max_rows, queue_limit=settings.queue_limit))
 
 
 def _services(request: Request) -> Services:

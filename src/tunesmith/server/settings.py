@@ -38,7 +38,7 @@ class Settings:
         max_attempts: How often a job may die without having got further.
         max_failures: Wrong tokens from one address within a minute, before it has to wait.
         min_examples: Fewest rows of a training file.
-        model_memory_bytes: What models that answer may take, with their caches; default: half of what is free now.
+        model_memory_bytes: What models that answer may take, with their caches; default: half of what is free.
         max_rows: Answers that one model writes at a time.
         queue_limit: Requests that may wait for one model; a further one gets 429.
     """
