@@ -24,7 +24,13 @@ from tunesmith.parameters.settings import Prompt as Prompt
 from tunesmith.strict import Part as Part
 
 TaskName = Literal[
-    "text-classification", "token-classification", "text-generation", "chat", "preference", "language-modeling"
+    "text-classification",
+    "token-classification",
+    "text-generation",
+    "chat",
+    "summarization",
+    "preference",
+    "language-modeling",
 ]
 ObjectiveName = Literal["supervised", "classify", "tag", "reward", "dpo", "causal-lm", "masked-lm"]
 HEADS: dict[str, ObjectiveName] = {"text-classification": "classify", "token-classification": "tag"}

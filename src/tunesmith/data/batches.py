@@ -156,6 +156,7 @@ def write_examples(
     folder.mkdir(parents=True, exist_ok=True)
     owners: list[int] = []
     offsets, labels, loss_weight, cut = [0], [], [], 0
+    first_cut: str | None = None
     extra: dict[str, _RaggedWriter] = {}
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "weights.bin").open("wb") as weights:
         for number, example in examples:
@@ -167,6 +168,7 @@ def write_examples(
             labels.append(-1 if example.label is None else example.label)
             loss_weight.append(1.0 if example.loss_weights is None else float(sum(example.loss_weights)))
             cut += example.cut_tokens > 0
+            first_cut = first_cut or (str(rows[number].origin) if example.cut_tokens else None)
             if len(owners) == 1:
                 extra = {name: _RaggedWriter(folder, f"extra.{name}") for name in example.extra}
             for name, column in extra.items():
@@ -187,6 +189,7 @@ def write_examples(
             Notice(
                 level="warning",
                 message=f"{cut} of {len(rows)} examples were too long and lost their tail ({what})",
+                where=first_cut,
                 fix="raise `data.max_length` if the model allows it, or shorten the texts",
             )
         )

@@ -12,9 +12,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tunesmith.data.fitting import fit
 from tunesmith.data.rows import Origin, Row
 from tunesmith.errors import DataError
 from tunesmith.recipe import LossOn
@@ -143,10 +144,15 @@ def conversation_renderer(
     """
 
     def render(row: Row) -> Rendered:
+        row, cut = fit(task, row, length_of, renderer.max_length)
         messages = task.conversation(row, labels, system_prompt)
         if loss_on == "last-answer":
             messages = only_last_learned(messages)
-        return renderer(messages, tools=row.fields.get("tools"), origin=row.origin)
+        rendered = renderer(messages, tools=row.fields.get("tools"), origin=row.origin)
+        return replace(rendered, cut_tokens=cut) if cut else rendered
+
+    def length_of(row: Row) -> int:
+        return renderer.length(task.conversation(row, labels, system_prompt), tools=row.fields.get("tools"))
 
     return render
 
@@ -260,6 +266,10 @@ class ConversationRenderer:
                 fix="give it a prompt; to learn from bare text use a language objective",
             )
         return Rendered(input_ids=ids, loss_weights=weights, cut_tokens=cut)
+
+    def length(self, messages: Sequence[Message], *, tools: Any = None) -> int:
+        """Tokens of a whole conversation, or one or two more: where an answer begins, a merge may be undone."""
+        return len(self._tokens(self._text(messages, tools, None), [])[0]) + 2
 
     def prompt(self, messages: Sequence[Message], *, tools: Any = None) -> list[int]:
         """Tokens of a conversation up to the point where the model begins its answer."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data.fitting import fit
 from tunesmith.data.render import ConversationRenderer, encode_text
 from tunesmith.data.rows import Row
 from tunesmith.data.source_target import encode_target, source_text
@@ -22,7 +23,7 @@ from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference
 from tunesmith.models.model import Model
 from tunesmith.recipe import Generation
-from tunesmith.tasks.base import Message, Task
+from tunesmith.tasks.base import Message, Shortens, Task
 from tunesmith.tasks.token_classification import written_spans
 
 SIMILARITY_SCALE = 20.0
@@ -145,7 +146,12 @@ def _sources(model: Model, rows: Sequence[Row], setting: Setting) -> _Questions:
 def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None) -> _Questions:
     """For a causal model: conversations up to the answer."""
     renderer = ConversationRenderer(model.tokenizer, prompt_limit(model), model.eos_ids)
-    asked = [(_with_shots(row, setting, shots), row.fields.get("tools")) for row in rows]
+    limit = prompt_limit(model) if shots else min(prompt_limit(model), model.max_length)
+    room = limit - min(setting.generation.max_new_tokens, limit // 2)
+    asked = [
+        (turns, row.fields.get("tools"))
+        for row, turns in zip(rows, _fitted(renderer, rows, setting, shots, room), strict=True)
+    ]
 
     def reference_nats() -> FloatArray:
         rendered = [renderer(turns, tools=tools) for turns, tools in asked]
@@ -158,6 +164,40 @@ def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots |
         answer_tokens=functools.partial(_answer_tokens, renderer),
         reference_nats=reference_nats,
     )
+
+
+def _fitted(
+    renderer: ConversationRenderer, rows: Sequence[Row], setting: Setting, shots: Shots | None, room: int
+) -> list[list[Message]]:
+    """Conversations whose prompts have at most ``room`` tokens where the task's rows can be shortened; said once.
+
+    Examples go first, those farthest from the question before others; then the end of the document.
+    """
+    if not isinstance(setting.task, Shortens):
+        return [_with_shots(row, setting, shots(row) if shots else ()) for row in rows]
+    conversations, cut, fewer = [], [], []
+
+    def length_of(row: Row, shown: Sequence[Row]) -> int:
+        return len(renderer.prompt(_with_shots(row, setting, shown)[:-1]))
+
+    for row in rows:
+        shown = list(shots(row)) if shots else []
+        wanted = len(shown)
+        while shown and length_of(row, shown) > room:
+            del shown[0]
+        shorter, lost = fit(setting.task, row, functools.partial(length_of, shown=shown), room)
+        cut += [str(row.origin)] * (lost > 0)
+        fewer += [str(row.origin)] * (len(shown) < wanted)
+        conversations.append(_with_shots(shorter, setting, shown))
+    for places, what in (
+        (fewer, "prompts had no room for all examples"),
+        (cut, "documents were too long and lost their end"),
+    ):
+        if places:
+            message = f"{len(places)} of {len(rows)} {what}"
+            where = ", ".join(places[:5]) + (", ..." if len(places) > 5 else "")
+            setting.on_event(Notice(level="info", message=message, where=where))
+    return conversations
 
 
 def prompt_limit(model: Model) -> int:
@@ -191,16 +231,16 @@ def _answer_tokens(renderer: ConversationRenderer, label: str) -> list[int]:
     return [token for token, weight in zip(rendered.input_ids, rendered.loss_weights or [], strict=True) if weight]
 
 
-def _with_shots(row: Row, setting: Setting, shots: Shots | None) -> list[Message]:
+def _with_shots(row: Row, setting: Setting, shots: Sequence[Row]) -> list[Message]:
     """The row's conversation with worked examples before it. Only the answer asked for carries loss."""
     own = setting.task.conversation(row, setting.labels, setting.system_prompt)
     own = [*({**turn, "weight": 0.0} for turn in own[:-1]), {**own[-1], "weight": 1.0}]
-    if shots is None:
+    if not shots:
         return own
     opening = own[:1] if own and own[0]["role"] == "system" else []
     examples = [
         {**turn, "weight": 0.0}
-        for shot in shots(row)
+        for shot in shots
         for turn in setting.task.conversation(shot, setting.labels, None)
         if turn["role"] != "system"
     ]

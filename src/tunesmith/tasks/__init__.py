@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunesmith.tasks.base import Field, Message, Reading, Task
 from tunesmith.tasks.language_modeling import LanguageModeling
 from tunesmith.tasks.preference import Preference
+from tunesmith.tasks.summarization import Summarization
 from tunesmith.tasks.text_classification import TextClassification
 from tunesmith.tasks.text_generation import Chat, TextGeneration
 from tunesmith.tasks.token_classification import TokenClassification
@@ -16,6 +17,7 @@ TASKS: dict[str, Task] = {
         TokenClassification(),
         TextGeneration(),
         Chat(),
+        Summarization(),
         Preference(),
         LanguageModeling(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Row
@@ -91,4 +91,13 @@ class Task(Protocol):
 
     def problems(self, row: Row) -> Iterable[tuple[str, str]]:
         """Errors that only this task knows (a role, an order of turns): pairs of (code, message)."""
+        ...
+
+
+@runtime_checkable
+class Shortens(Protocol):
+    """A task whose rows may lose the end of what goes in where a model has no room for it."""
+
+    def shortened(self, row: Row, characters: int) -> Row:
+        """The row with at most so many characters of :meth:`Task.input_text`."""
         ...
