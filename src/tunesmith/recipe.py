@@ -333,6 +333,27 @@ class Evaluate(Part):
     generation: Generation = Generation()
 
 
+class Sequence(Part):
+    """What is done against forgetting where stages teach different tasks."""
+
+    replay: float = Field(
+        default=0.0, ge=0, le=1, description="Examples of earlier stages for each of the present one, learned again."
+    )
+    hold: Literal["none", "l2", "ewc"] = Field(
+        default="none",
+        description="Hold the weights near those of the stage before: all alike (`l2`), or by how much the earlier "
+        "tasks need them (`ewc`).",
+    )
+    strength: float | None = Field(
+        default=None, gt=0, description="Of `hold`; default 0.1 for `l2` and 1000 for `ewc`. Choose it by validation."
+    )
+
+    @property
+    def hold_strength(self) -> float:
+        """The strength, or its default."""
+        return self.strength if self.strength is not None else {"l2": 0.1, "ewc": 1000.0}.get(self.hold, 0.0)
+
+
 class Recipe(Part):
     """A whole run: task, data, model, stages, evaluation."""
 
@@ -344,6 +365,7 @@ class Recipe(Part):
     parameters: Parameters | None = Field(default=None, description="For all stages that name none.")
     training: Training = Field(default=Training(), description="For all stages that name none.")
     stages: list[Stage] = Field(default=[], description="Several rounds; default: one, as the method has it.")
+    sequence: Sequence = Field(default=Sequence(), description="With several stages: what is done against forgetting.")
     evaluate: Evaluate = Evaluate()
     precision: Precision = Field(
         default="auto", description="`auto`: bf16 where the hardware multiplies it fast, else fp32."
@@ -442,6 +464,12 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         )
     if recipe.method != "domain" and any(baseline.kind == "without-domain" for baseline in recipe.evaluate.baselines):
         problems.append("the baseline `without-domain` leaves out the first stage of `method: domain`: use that method")
+    several = [stage.parameters or recipe.parameters for stage in stages]
+    if recipe.sequence.hold != "none" and any(p is not None and p.kind not in ("full", "layers") for p in several):
+        problems.append(
+            "`sequence.hold` holds the weights of the model, which adapters and heads leave as they are: "
+            "use `parameters: {kind: full}`, or `sequence: {replay: 0.1}`"
+        )
     if recipe.method == "sequential" and len(recipe.stages) < 2:
         problems.append("`method: sequential` learns task after task: give two `stages` or more, each with its `data`")
     if recipe.data.corpus and recipe.method != "domain":

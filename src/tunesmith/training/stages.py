@@ -32,6 +32,7 @@ from tunesmith.tasks import TASKS
 from tunesmith.training import checkpoint
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import StageResult, Trainer, check_identity
+from tunesmith.training.remedies import Earlier, against_forgetting, keep_fisher
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         tell: Told everything that happens.
     """
     trained: Trained | None = None
+    earlier: list[Earlier] = []
     for number, (stage, prepared) in enumerate(zip(recipe.stages, data, strict=True), 1):
         view = recipe.of_stage(stage)
         place = folder / "stages" / f"{number}-{stage.name}"
@@ -67,16 +69,18 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         merged = place / "merged"
         if not last and merged.is_dir():
             base = merged
+            earlier.append(Earlier(view, place, prepared))
             continue
         identity = _identity(recipe, prepared)
         _refuse_foreign_checkpoint(place, identity)
         if isinstance(stage.parameters, NoParameters):
             trained = _fit(view, base, prepared, tell)
         else:
-            trained = _train_stage(folder, place, view, stage, base, prepared, identity, tell)
+            trained = _train_stage(folder, place, view, stage, base, prepared, identity, earlier, last, tell)
         if not last:
             runs.write_folder(merged, functools.partial(_save_merged, trained.model, view))
             base = merged
+            earlier.append(Earlier(view, place, prepared))
     assert trained is not None
     runs.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
     return trained
@@ -90,9 +94,10 @@ def _train_stage(
     base: Path,
     prepared: PreparedData,
     identity: dict[str, Any],
+    earlier: Sequence[Earlier],
+    last: bool,
     tell: Listener,
 ) -> Trained:
-
     assert stage.parameters is not None and stage.training is not None
     device = default_device()
     dtype = choose_dtype(recipe.precision, device)
@@ -126,6 +131,14 @@ def _train_stage(
         _rendered(model, recipe, prepared.labels, objective.reads_prompts, rows, tokens / part, tell)
         for part, rows in (("train", prepared.train), ("validation", prepared.validation))
     )
+
+    def remembered(
+        kept: Model, view: Recipe, data: PreparedData, prompts_only: bool, rows: Sequence[Row], name: str
+    ) -> TokenFile:
+        return _rendered(kept, view, data.labels, prompts_only, rows, tokens / name, tell)
+
+    plain = objective
+    objective = against_forgetting(objective, model, recipe, earlier, settings.seed, remembered)
     objective.start(model, [train, validation], tokens, tell)
     trainer = Trainer(
         model,
@@ -141,6 +154,8 @@ def _train_stage(
     compile_if_worthwhile(model, settings.compile, trainer.steps, tell)
     result = trainer.run()
     objective.finish(model)
+    if recipe.sequence.hold == "ewc" and not last:
+        keep_fisher(place, earlier, model, plain, train)
     return Trained(model, _facts(model, result), result.seconds)
 
 

@@ -1,0 +1,151 @@
+"""Remedies against forgetting: what replay and holding add to a loss; a killed run with them resumes exactly."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from conftest import labelled_rows, write_jsonl
+from tunesmith import objectives, pipeline
+from tunesmith.data.batches import TokenFile, collate
+from tunesmith.errors import RecipeError
+from tunesmith.events import nobody
+from tunesmith.models.heads import SentenceClassifier
+from tunesmith.models.model import Model, decoder_of
+from tunesmith.objectives.held import Held, fisher, trained_body
+from tunesmith.objectives.replay import Memory, Replay
+from tunesmith.recipe import LoRA, Training
+from tunesmith.recipe_file import parse
+from tunesmith.training.remedies import share_body
+
+
+def taught(folder: Path, seed: int) -> Model:
+    return tiny.build(folder, "classify", training=Training(seed=seed, dropout=0.0))
+
+
+@pytest.fixture
+def pair(tiny_encoder: Path, tmp_path: Path) -> tuple[Model, TokenFile, Memory]:
+    """A model that learns, its data, and an earlier task whose head stands on the same body."""
+    model, kept = taught(tiny_encoder, 0), taught(tiny_encoder, 1)
+    own = tiny.tokens(model, labelled_rows(24), tmp_path / "own")
+    earlier = tiny.tokens(kept, labelled_rows(10, seed=5), tmp_path / "earlier")
+    share_body(kept, model)
+    return model, own, Memory(objectives.make("classify", Training()), kept, earlier)
+
+
+def replay_of(memory: Memory, own: TokenFile, model: Model, folder: Path, share: float = 0.5) -> Replay:
+    replay = Replay(objectives.make("classify", Training()), [memory], share, seed=3)
+    replay.start(model, [own, own], folder, nobody)
+    return replay
+
+
+def test_replay_adds_the_loss_of_the_rows_drawn(pair: tuple[Model, TokenFile, Memory], tmp_path: Path) -> None:
+    model, own, memory = pair
+    replay = replay_of(memory, own, model, tmp_path)
+    batch = collate(own, range(24), model.pad_id, epoch=0)
+    ((_, rows),) = replay._drawn(batch.rows, 0)
+    assert 4 <= len(rows) <= 20
+    plain = objectives.make("classify", Training())
+    again = plain.loss(memory.model, collate(memory.data, rows, model.pad_id))
+    found, alone = replay.loss(model, batch), plain.loss(model, batch)
+    torch.testing.assert_close(found.total, alone.total + again.total)
+    assert found.weight == 24 + len(rows)
+    sums = {name: float(value) for name, value in found.metrics.items()}
+    assert replay.metrics(sums, found.weight) == {"accuracy": float(alone.metrics["accuracy"]) / 24}
+
+
+def test_what_is_drawn_depends_on_epoch_and_row_alone(pair: tuple[Model, TokenFile, Memory], tmp_path: Path) -> None:
+    model, own, memory = pair
+    replay = replay_of(memory, own, model, tmp_path)
+    whole = replay.loss(model, collate(own, range(24), model.pad_id, epoch=1))
+    parts = [replay.loss(model, collate(own, range(n, n + 6), model.pad_id, epoch=1)) for n in range(0, 24, 6)]
+    torch.testing.assert_close(whole.total, torch.stack([part.total for part in parts]).sum())
+    assert whole.weight == sum(part.weight for part in parts)
+    assert replay._drawn(range(24), 1) != replay._drawn(range(24), 2)
+    measured = replay.loss(model, collate(own, range(24), model.pad_id))
+    assert measured.weight == 24, "validation brings nothing along"
+
+
+def test_an_earlier_head_stays_and_the_body_learns(pair: tuple[Model, TokenFile, Memory]) -> None:
+    model, _, memory = pair
+    assert isinstance(memory.model.network, SentenceClassifier)
+    assert decoder_of(memory.model.transformer()) is decoder_of(model.transformer())
+    again = memory.objective.loss(memory.model, collate(memory.data, range(10), model.pad_id))
+    again.total.backward()
+    assert memory.model.network.classifier.weight.grad is None
+    assert all(parameter.grad is not None for parameter in memory.model.blocks()[0].parameters())
+
+
+def test_the_penalty_is_the_papers(tiny_encoder: Path, tmp_path: Path) -> None:
+    model = taught(tiny_encoder, 0)
+    data = tiny.tokens(model, labelled_rows(8), tmp_path / "own")
+    plain = objectives.make("classify", Training())
+    importance = {name: torch.rand_like(p) for name, p in trained_body(model).items()}
+    held = Held(plain, 3.0, importance)
+    held.start(model, [data, data], tmp_path, nobody)
+    batch = collate(data, range(8), model.pad_id, epoch=0)
+    torch.testing.assert_close(held.loss(model, batch).total, plain.loss(model, batch).total)
+    with torch.no_grad():
+        for parameter in trained_body(model).values():
+            parameter += 0.1
+    expected = 3.0 / 2 * sum(float(f.sum()) for f in importance.values()) * 0.01
+    assert held.penalty(model).item() == pytest.approx(expected, rel=1e-4)
+    gained = held.loss(model, batch).total - plain.loss(model, batch).total
+    assert gained.item() == pytest.approx(8 * expected, rel=1e-4), "the loop divides by the weight, which is 8"
+
+
+def test_fisher_is_the_mean_of_squared_gradients(tiny_encoder: Path, tmp_path: Path) -> None:
+    model = taught(tiny_encoder, 0)
+    data = tiny.tokens(model, labelled_rows(6), tmp_path / "own")
+    plain = objectives.make("classify", Training())
+    found = fisher(model, plain, data, seed=0)
+    name, parameter = next(iter(trained_body(model).items()))
+    expected = torch.zeros_like(parameter)
+    for row in range(6):
+        model.network.zero_grad()
+        plain.loss(model, collate(data, [row], model.pad_id)).total.backward()
+        assert parameter.grad is not None
+        expected += parameter.grad.square() / 6
+    torch.testing.assert_close(found[name], expected.float())
+
+
+@pytest.mark.parametrize(("model", "sequence"), [("tiny_encoder", {"replay": 0.5}), ("tiny_decoder", {"replay": 0.5}),
+                                                 ("tiny_encoder", {"hold": "ewc"})])  # fmt: skip
+def test_a_killed_run_with_remedies_ends_with_the_same_bytes(
+    model: str, sequence: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    first = write_jsonl(tmp_path / "first.jsonl", labelled_rows(60))
+    second = write_jsonl(tmp_path / "second.jsonl", labelled_rows(60, seed=4))
+    recipe = {
+        "task": "text-classification", "model": str(request.getfixturevalue(model)), "method": "sequential",
+        "precision": "fp32", "sequence": sequence,
+        "stages": [{"name": "one", "data": {"train": str(first)}}, {"name": "two", "data": {"train": str(second)}}],
+        "training": {"epochs": 2, "learning_rate": 3e-3, "batch_size": 8, "checkpoint_steps": 2, "dropout": 0.1,
+                     "keep_checkpoints": 9},
+        "evaluate": {"baselines": [], "resamples": 100},
+    }  # fmt: skip
+    run = pipeline.run(parse(recipe), run_dir=tmp_path / "run")
+    assert (run.path / "stages" / "1-one" / "fisher.safetensors").is_file() is (sequence.get("hold") == "ewc")
+    before = tiny.sha256s(run.path / "model")
+    known = run.summary()["sequence"]
+    checkpoints = sorted((run.path / "stages" / "2-two" / "checkpoints").glob("step-*"))
+    for folder in (*checkpoints[1:], run.path / "model", run.path / "sequence"):
+        shutil.rmtree(folder)
+    (run.path / "events.jsonl").write_text("")
+    again = pipeline.resume(run.path)
+    assert tiny.sha256s(again.model_folder) == before
+    assert again.summary()["sequence"] == known
+
+
+def test_adapters_are_not_held() -> None:
+    with pytest.raises(RecipeError, match="holds the weights"):
+        parse({
+            "task": "chat", "model": "m", "method": "sequential", "sequence": {"hold": "l2"},
+            "parameters": LoRA().model_dump(exclude_none=True),
+            "stages": [{"name": "a", "data": {"train": "a.jsonl"}}, {"name": "b", "data": {"train": "b.jsonl"}}],
+        })  # fmt: skip
