@@ -6,6 +6,7 @@ Commands are imported when they are called, so that ``tunesmith --help`` answers
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -125,6 +126,8 @@ def run(arguments: Sequence[str]) -> int:
     With ``--debug`` before the command (or ``TUNESMITH_DEBUG=1``) the traceback is printed too.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries draw bars of their own, over ours and into logs
+    for name in ("torchao", "torch.utils._pytree"):  # torchao tells about parts for other machines when it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
     command = typer.main.get_command(app)
     try:
         code = command.main(list(arguments), prog_name="tunesmith", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""The one order of transforms: load, head, parameters, compile. Nothing else puts a model together for training."""
+"""The one order of transforms: load, head, quantize the base, parameters, compile. Nothing else puts a model together for training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from tunesmith.errors import RecipeError
 from tunesmith.models import attention, packing
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
+from tunesmith.models.quantized import quantize_base
+from tunesmith.parameters.settings import Added
 from tunesmith.recipe import Data, Parameters, Training
 
 
@@ -51,6 +53,7 @@ def build_for_training(
             where="parameters.kind",
             fix="use `parameters: {kind: full}`, or a model with a masked-LM head",
         )
+    quantize_base(model, choice.quantization if isinstance(choice, Added) else "none")
     torch.manual_seed(training.seed)
     parameters.apply(model, choice)
     if not model.virtual_tokens:

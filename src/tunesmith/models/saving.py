@@ -18,7 +18,9 @@ from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of, save_pooling
 from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
+from tunesmith.models.quantized import quantize_base
 from tunesmith.parameters.fused_lora import fuse
+from tunesmith.parameters.settings import Quantization
 
 NOTES = "tunesmith.json"
 
@@ -37,6 +39,7 @@ class ArtefactNotes:
     pooling: Pooling | None
     system_prompt: str | None
     dtype: str
+    quantization: Quantization = "none"
 
 
 def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str | None) -> None:
@@ -60,6 +63,7 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
         pooling=sentence.pooling if sentence else None,
         system_prompt=system_prompt,
         dtype=str(model.dtype).removeprefix("torch."),
+        quantization=model.quantization,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +120,7 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
         max_length=notes.max_length,
         pooling=notes.pooling,
     )
+    quantize_base(model, notes.quantization)  # as it was when the adapter learned beside it
     if notes.adapter:
         _add_adapter(model, folder)
     if isinstance(model.network, SentenceClassifier):

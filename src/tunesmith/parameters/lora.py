@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from tunesmith.errors import RecipeError
 from tunesmith.models.model import Model
 from tunesmith.parameters.adding import add, targets_of, task_type
 from tunesmith.recipe import LoRA
@@ -17,16 +16,10 @@ def apply(model: Model, settings: LoRA) -> None:
     """Freeze the base and add adapters; a new head trains beside them.
 
     Raises:
-        RecipeError: No module matches ``targets``, or the base is quantized and ``init`` would have to change it.
+        RecipeError: No module matches ``targets``.
     """
     import peft
 
-    if settings.init in ("pissa", "olora") and model.quantization != "none":
-        raise RecipeError(
-            f"`init: {settings.init}` moves a part of the base into the adapter, and a quantized base cannot change",
-            where="parameters.init",
-            fix="use `init: default`, or `quantization: none`",
-        )
     on_meta = next(model.network.parameters()).is_meta  # sizes are counted: there are no weights to start from
     config = peft.LoraConfig(
         r=settings.rank,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tunesmith.strict import Part
 
@@ -22,6 +22,14 @@ SELECTION = (
     "`last 4`, `first 2`, `8` or `8-11` (layers, counted from 0 at the input), `head`, `embeddings`, `norms`, "
     "`biases`, or a pattern on names such as `*.attention.*`"
 )
+NEEDS_WIDE_BASE: dict[str, tuple[Quantization, ...]] = {
+    "hra": ("int8", "int4"),
+    "delora": ("int8", "int4"),
+    "vera": ("int8",),
+    "oft": ("int8",),
+    "miss": ("int8",),
+}
+"""Kinds that compute with the base's weights themselves, or that PEFT 0.21 refuses on torchao's int8 weights."""
 _RANGE = re.compile(r"(last|first) ([1-9]\d*)|(\d+)(?:-(\d+))?")
 _GROUPS = ("head", "embeddings", "norms", "biases")
 
@@ -128,6 +136,20 @@ class LoRA(Added):
         """Alpha, 2 x rank unless set (the convention that QLoRA, arXiv 2305.14314, and PEFT's recipes settled on)."""
         return self.alpha if self.alpha is not None else 2.0 * self.rank
 
+    @model_validator(mode="after")
+    def _base_may_be_narrow(self) -> LoRA:
+        if self.quantization != "none" and self.init in ("pissa", "olora"):
+            raise ValueError(
+                f"`init: {self.init}` moves a part of the base into the adapter, and a quantized base cannot change: "
+                "use `init: default`, or `quantization: none`"
+            )
+        if self.quantization == "int4" and self.dora:
+            raise ValueError(
+                "`dora` needs the lengths of the base's columns, which PEFT cannot read in int4: "
+                "use `quantization: int8`, or plain `lora`"
+            )
+        return self
+
     @field_validator("rank_pattern")
     @classmethod
     def _ranks(cls, value: dict[str, int]) -> dict[str, int]:
@@ -157,6 +179,15 @@ class Adapter(Added):
     options: dict[str, bool | int | float | str | list[str]] = Field(
         default={}, description="Further settings by the names of PEFT's configuration, e.g. `{vera_dropout: 0.1}`."
     )
+
+    @model_validator(mode="after")
+    def _base_may_be_narrow(self) -> Adapter:
+        if self.quantization in NEEDS_WIDE_BASE.get(self.kind, ()):
+            raise ValueError(
+                f"`{self.kind}` computes with the base's own weights, which are not to be had in {self.quantization}: "
+                "use `kind: lora`, or `quantization: none`"
+            )
+        return self
 
 
 class Prompt(Added):

@@ -1,0 +1,160 @@
+"""A base in 8 or 4 bits: what it weighs, what trains beside it, what is saved, merged and refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from tunesmith.errors import MissingExtraError, RecipeError, UsageError
+from tunesmith.models.merging import merge
+from tunesmith.models.model import Model
+from tunesmith.models.quantized import is_narrow, quantize_base, weight_bytes, widened
+from tunesmith.models.saving import load_artefact, save_artefact
+from tunesmith.parameters.settings import Quantization
+from tunesmith.recipe import Adapter, LoRA
+from tunesmith.recipe_file import parse
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra `quantization`")
+
+BITS: list[Quantization] = ["int8", "int4"]
+
+
+def built(folder: Path, quantization: Quantization, dtype: torch.dtype = torch.float32, **keys: Any) -> Model:
+    choice = LoRA(rank=4, quantization=quantization, **keys)
+    return tiny.build(folder, "generate", choice, dtype=dtype)
+
+
+def trained(model: Model, folder: Path, steps: int = 6) -> None:
+    tiny.trainer(
+        model, tiny.question_rows(32), folder, kind="lora", batch_size=16, max_steps=steps, learning_rate=2e-2,
+        schedule="constant", warmup=0.0, checkpoint_steps=3,
+    ).run()  # fmt: skip
+
+
+@torch.no_grad()
+def logits(network: Any, ids: torch.Tensor) -> torch.Tensor:
+    return network.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+
+
+def ids_of(model: Model) -> torch.Tensor:
+    return torch.tensor([model.tokenizer("what is the capital of france please")["input_ids"]])
+
+
+@pytest.mark.parametrize(("quantization", "share"), [("int8", 0.60), ("int4", 0.28)])
+def test_linear_layers_weigh_what_they_should(tiny_decoder: Path, quantization: Quantization, share: float) -> None:
+    """Against bf16. Tiny rows make scales dear: a fp32 scale for 32 weights of int8, and NF4's for blocks of 64."""
+    model = built(tiny_decoder, quantization, torch.bfloat16)
+    narrow = [m for m in model.network.modules() if type(m) is nn.Linear and is_narrow(m.weight)]
+    assert len(narrow) == 14  # seven a layer; not the vocabulary's head
+    assert sum(weight_bytes(m) for m in narrow) <= share * 2 * sum(m.weight.numel() for m in narrow)
+    assert model.total_parameters == built(tiny_decoder, "none").total_parameters
+
+
+@pytest.mark.parametrize(("quantization", "error"), [("int8", 0.01), ("int4", 0.25)])
+def test_narrow_weights_stand_for_what_they_were(tiny_decoder: Path, quantization: Quantization, error: float) -> None:
+    """int8: half a step of 2/255 of a row's largest. NF4: half of the widest gap, 0.3 of a block's largest."""
+    model = tiny.build(tiny_decoder, "generate", dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
+    quantize_base(model, quantization)
+    for name, module in model.network.named_modules():
+        if type(module) is nn.Linear and is_narrow(module.weight):
+            wide = before[f"{name}.weight"]
+            assert float((widened(module.weight) - wide).abs().max() / wide.abs().max()) < error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("quantization", BITS)
+def test_an_adapter_learns_is_saved_and_merges_into_the_widened_base(
+    tiny_decoder: Path, tmp_path: Path, quantization: Quantization, dtype: torch.dtype
+) -> None:
+    model = built(tiny_decoder, quantization, dtype)
+    trained(model, tmp_path)
+    ids = ids_of(model)
+    expected = logits(model.network, ids)
+    save_artefact(model, tmp_path / "model", task="text-generation", system_prompt=None)
+    again, notes = load_artefact(tmp_path / "model")
+    assert notes.quantization == quantization
+    assert torch.equal(logits(again.network, ids), expected)
+    merge(again)
+    assert not any(is_narrow(p) for p in again.network.parameters())
+    assert float((logits(again.network, ids) - expected).abs().max()) < 1e-2
+    save_artefact(again, tmp_path / "merged", task="text-generation", system_prompt=None)
+    alone, _ = load_artefact(tmp_path / "merged")
+    assert torch.equal(logits(alone.network, ids), logits(again.network, ids))
+
+
+@pytest.mark.parametrize("quantization", BITS)
+def test_the_adapter_loads_in_plain_peft_on_both_bases(
+    tiny_decoder: Path, tmp_path: Path, quantization: Quantization
+) -> None:
+    import peft
+    import transformers
+
+    model = built(tiny_decoder, quantization)
+    trained(model, tmp_path)
+    save_artefact(model, tmp_path / "model", task="text-generation", system_prompt=None)
+    ids = ids_of(model)
+    expected = logits(model.network, ids)
+    wide = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder)
+    on_wide = logits(peft.PeftModel.from_pretrained(wide, tmp_path / "model"), ids)
+    assert 1e-6 < float((on_wide - expected).abs().max()) < 0.2  # near, but the base is another
+    narrow = tiny.build(tiny_decoder, "generate", dtype=torch.float32)
+    quantize_base(narrow, quantization)
+    on_narrow: Any = peft.PeftModel.from_pretrained(narrow.network, tmp_path / "model")  # type: ignore[arg-type]
+    torch.testing.assert_close(logits(on_narrow, ids), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantization", BITS)
+def test_a_resumed_run_gives_the_same_bytes(tiny_decoder: Path, tmp_path: Path, quantization: Quantization) -> None:
+    whole, again = built(tiny_decoder, quantization), built(tiny_decoder, quantization)
+    trained(whole, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    trained(again, tmp_path)
+    for (name, one), (_, other) in zip(whole.trainable(), again.trainable(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"kind": "pissa", "quantization": "int4"}, "a quantized base cannot change"),
+        ({"kind": "dora", "quantization": "int4"}, "cannot read in int4"),
+        ({"kind": "hra", "quantization": "int8"}, "the base's own weights"),
+        ({"kind": "layers", "layers": "last 1", "quantization": "int8"}, "a quantized base cannot change"),
+        ({"kind": "lora", "quantization": "int3"}, "cannot be 'int3'"),
+    ],
+)
+def test_pairs_that_cannot_work_are_refused_with_the_reason(parameters: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        parse({"task": "chat", "model": "m", "data": {"train": "a.jsonl"}, "parameters": parameters})
+
+
+@pytest.mark.parametrize("kind", ["ia3", "vblora", "randlora"])
+def test_other_adapters_merge_from_a_narrow_base_too(tiny_decoder: Path, kind: Any) -> None:
+    options = {"vblora": {"vector_length": 16, "num_vectors": 32}}.get(kind, {})
+    choice = Adapter(kind=kind, quantization="int4", rank={"randlora": 4}.get(kind), options=options)
+    model = tiny.build(tiny_decoder, "generate", choice, dtype=torch.float32)
+    ids = ids_of(model)
+    expected = logits(model.network, ids)
+    merge(model)
+    torch.testing.assert_close(logits(model.network, ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_that_the_library_cannot_narrow_are_refused(tiny_decoder: Path) -> None:
+    with pytest.raises(UsageError, match=r"while it computes in torch\.float64"):
+        quantize_base(tiny.build(tiny_decoder, "generate"), "int8")
+
+
+def test_a_missing_library_is_named_with_its_extra(tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build(tiny_decoder, "generate")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    with pytest.raises(MissingExtraError, match="torchao") as caught:
+        quantize_base(model, "int4")
+    assert "tunesmith[quantization]" in str(caught.value.fix)
