@@ -1,4 +1,7 @@
-"""The one order of transforms: load, head, quantize the base, parameters, compile. Nothing else puts a model together for training."""
+"""The one order of transforms: load, head, quantize the base, parameters, compile.
+
+Nothing else puts a model together for training.
+"""
 
 from __future__ import annotations
 

@@ -8,10 +8,6 @@ from tunesmith.models.model import Model
 from tunesmith.parameters.adding import add, targets_of, task_type
 from tunesmith.recipe import LoRA
 
-FIRST_WEIGHTS: dict[str, Any] = {"default": True}
-"""The recipe's name of an initialisation -> PEFT's, where they differ."""
-
-
 def apply(model: Model, settings: LoRA) -> None:
     """Freeze the base and add adapters; a new head trains beside them.
 
@@ -31,7 +27,7 @@ def apply(model: Model, settings: LoRA) -> None:
         alpha_pattern=cast(Any, dict(settings.alpha_pattern)),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
-        init_lora_weights=True if on_meta else FIRST_WEIGHTS.get(settings.init, settings.init),
+        init_lora_weights=True if on_meta or settings.init == "default" else settings.init,
         bias=settings.bias,
         modules_to_save=list(settings.modules_to_save) or None,
         task_type=cast(Any, task_type(model)),

@@ -120,10 +120,10 @@ class LoRA(Added):
     dora: bool = Field(
         default=False, description="Learn the columns' lengths apart (DoRA, arXiv 2402.09353): closer to full, slower."
     )
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva"] = Field(
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = Field(
         default="default",
         description="First weights: `pissa` (arXiv 2404.02948) and `olora` (arXiv 2406.01775) start from the base's "
-        "main directions, `eva` (arXiv 2410.07170) from those of the first batches' activations.",
+        "main directions. They are saved as plain LoRA of twice the rank, which any base loads.",
     )
     lr_ratio: float = Field(
         default=1.0, gt=0, description="Learning rate of B over that of A: 16 is LoRA+'s (arXiv 2402.12354)."
@@ -223,7 +223,6 @@ SHORT_FORMS: dict[str, dict[str, Any]] = {
     "lora+": {"kind": "lora", "lr_ratio": 16.0},
     "pissa": {"kind": "lora", "init": "pissa"},
     "olora": {"kind": "lora", "init": "olora"},
-    "eva": {"kind": "lora", "init": "eva"},
     "qlora": {"kind": "lora", "quantization": "int4"},
     "bitfit": {"kind": "layers", "layers": "biases"},
     "norms": {"kind": "layers", "layers": "norms"},
