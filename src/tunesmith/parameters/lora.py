@@ -8,6 +8,7 @@ from tunesmith.models.model import Model
 from tunesmith.parameters.adding import add, targets_of, task_type
 from tunesmith.recipe import LoRA
 
+
 def apply(model: Model, settings: LoRA) -> None:
     """Freeze the base and add adapters; a new head trains beside them.
 
