@@ -16,7 +16,8 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from tunesmith.errors import UsageError
+from tunesmith.errors import DataError, UsageError
+from tunesmith.recipe import Generation
 from tunesmith.server.auth import Principal
 from tunesmith.server.errors import ApiError
 from tunesmith.server.pool import Loaded
@@ -170,23 +171,26 @@ class Answers:
         )
 
 
-class LabelAnswers:
-    """The answer of a model with a classification head: the label of the last message, in one piece.
+class WholeAnswers:
+    """The answer of a tuned model that does not write token by token here, in one piece: a label, spans, a summary.
 
     Args:
-        loaded: The model.
-        text: The last message.
-        count: How many times it is wanted.
+        loaded: The model; a run's artefact.
+        text: The last message, which is the task's input.
+        count: How many times the answer is wanted.
+        max_new_tokens: Longest answer, for models that write.
+        temperature: 0 takes the likeliest tokens.
     """
 
     cached_tokens = 0
 
-    def __init__(self, loaded: Loaded, text: str, count: int) -> None:
+    def __init__(self, loaded: Loaded, text: str, count: int, *, max_new_tokens: int, temperature: float) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self._loaded = loaded
         self._text = text
         self._count = count
+        self._generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
         return self._tokens()
@@ -194,20 +198,24 @@ class LabelAnswers:
     async def _tokens(self) -> AsyncIterator[tuple[int, Token]]:
         from tunesmith.generation.batch import Token
 
-        label = await asyncio.wrap_future(self._loaded.host.call(self._label))
+        try:
+            answer = await asyncio.wrap_future(self._loaded.host.call(self._answer))
+        except DataError as error:
+            raise ApiError(400, str(error.what), code="invalid_messages", param="messages") from error
         for index in range(self._count):
-            yield index, Token(None, label, "stop")
+            yield index, Token(None, answer, "stop")
 
-    def _label(self) -> str:
+    def _answer(self) -> str:
         """Runs in the host's thread."""
-        from tunesmith.data.render import encode_text
-        from tunesmith.models import inference
+        from tunesmith.evaluation.predicting import predict
 
-        model = self._loaded.host.model
-        with self._loaded.lock:
-            ids, _ = encode_text(model.tokenizer, self._text, model.max_length)
-        self.prompt_tokens = len(ids)
-        return (model.labels or [])[int(inference.class_probabilities(model, [ids])[0].argmax())]
+        loaded = self._loaded
+        assert loaded.notes is not None
+        with loaded.lock:
+            self.prompt_tokens = len(loaded.host.model.tokenizer(self._text)["input_ids"])
+            answer = predict(loaded.host.model, loaded.notes, [self._text], self._generation)[0].answer
+            self.completion_tokens = len(loaded.host.model.tokenizer(answer)["input_ids"]) * self._count
+        return answer
 
 
 def answer_length(loaded: Loaded, prompt_tokens: int, wanted: int | None) -> int:

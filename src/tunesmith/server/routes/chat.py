@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from tunesmith.recipe import Generation
 from tunesmith.server.answers import (
     Answers,
     EventStream,
-    LabelAnswers,
+    WholeAnswers,
     Wish,
     error_event,
     event,
@@ -56,8 +57,8 @@ async def create_chat_completion(body: ChatBody, request: Request, server: Serve
 
 async def _begin(loaded: Loaded, body: ChatBody) -> _ChatAnswer:
     messages = [plain_message(message, number) for number, message in enumerate(body.messages)]
-    if loaded.host.model.form == "classify" and loaded.notes is not None:
-        return _ChatAnswer(body, loaded, _label(loaded, body, str(messages[-1]["content"])), False)
+    if loaded.host.engine is None and loaded.notes is not None:
+        return _ChatAnswer(body, loaded, _whole(loaded, body, str(messages[-1]["content"])), False)
     offered = body.tool_choice != "none" and bool(body.tools)
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if offered else None
     prompt = await chat_prompt(loaded, messages, tools)
@@ -73,16 +74,14 @@ async def _begin(loaded: Loaded, body: ChatBody) -> _ChatAnswer:
     return _ChatAnswer(body, loaded, Answers(loaded, wish), offered)
 
 
-def _label(loaded: Loaded, body: ChatBody, text: str) -> LabelAnswers:
-    for name in ("tools", "response_format", "logprobs"):
+def _whole(loaded: Loaded, body: ChatBody, text: str) -> WholeAnswers:
+    for name in ("tools", "response_format", "logprobs", "stop", "logit_bias"):
         if getattr(body, name):
             raise ApiError(
-                400,
-                f"'{loaded.id}' answers with a label and knows no '{name}'.",
-                code="unsupported_parameter",
-                param=name,
+                400, f"'{loaded.id}' answers in one piece: no '{name}'.", code="unsupported_parameter", param=name
             )
-    return LabelAnswers(loaded, text, body.n or 1)
+    length = body.max_completion_tokens or body.max_tokens or Generation().max_new_tokens
+    return WholeAnswers(loaded, text, body.n or 1, max_new_tokens=length, temperature=body.temperature or 0.0)
 
 
 @dataclass
@@ -112,7 +111,7 @@ class _Choice:
 class _ChatAnswer:
     """The answer to one request, whole or as events."""
 
-    def __init__(self, body: ChatBody, loaded: Loaded, answers: Answers | LabelAnswers, with_tools: bool) -> None:
+    def __init__(self, body: ChatBody, loaded: Loaded, answers: Answers | WholeAnswers, with_tools: bool) -> None:
         self.body = body
         self.loaded = loaded
         self.answers = answers
@@ -195,7 +194,7 @@ def _logprobs_object(content: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"content": content, "refusal": None} if content else None
 
 
-def usage(answers: Answers | LabelAnswers) -> dict[str, Any]:
+def usage(answers: Answers | WholeAnswers) -> dict[str, Any]:
     """What was read and written, in tokens."""
     return {
         "prompt_tokens": answers.prompt_tokens,
