@@ -31,7 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_entry_is_pinned_and_has_a_builder():
     names = [entry.name for entry in catalog.entries()]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 13
     for entry in catalog.entries():
         assert entry.what and entry.licence
         module, _, function = entry.build.partition(":")
@@ -329,3 +329,17 @@ def test_the_python_reference_has_text():
     rows = [json.loads(line) for line in files[0].read_text("utf-8").splitlines()]
     assert len(rows) > 50 and all(row["text"] for row in rows)
     assert any("list comprehension" in row["text"].lower() for row in rows)
+
+
+def test_names_in_the_reference_become_spans() -> None:
+    from tunesmith.catalog.marked_names import marked_paragraphs
+
+    text = 'The "for" statement is for loops; "len()" may\nraise "TypeError".\n\n   x = "for"\n\nNo names here.\n'
+    [row] = marked_paragraphs(text)
+    assert row["text"] == "The for statement is for loops; len() may raise TypeError."
+    assert [(row["text"][s["start"] : s["end"]], s["label"]) for s in row["spans"]] == [
+        ("for", "keyword"),
+        ("len()", "function"),
+        ("TypeError", "exception"),
+    ]
+    assert row["spans"][0]["start"] == 4

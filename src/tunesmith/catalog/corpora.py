@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.catalog import packages
+from tunesmith.catalog.marked_names import marked_paragraphs
 from tunesmith.catalog.table import Entry
 from tunesmith.errors import DataError, ResourceError
 from tunesmith.events import Listener
@@ -66,15 +67,26 @@ def docstring_pairs(entry: Entry, downloads: list[Path], folder: Path, on_event:
 
 def python_reference(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
     """The reference texts behind Python's ``help()``, one document a topic: ``documents.jsonl``."""
+    rows = [{"id": name, "text": _plain(text)} for name, text in _reference_topics()]
+    _write(folder / "documents.jsonl", rows)
+    return {"rows": len(rows), "python": sys.version.split()[0]}
+
+
+def python_names(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
+    """Paragraphs of the same texts with the names in them as spans: ``spans.jsonl``."""
+    rows = {row["text"]: row for _, text in _reference_topics() for row in marked_paragraphs(text)}
+    _write(folder / "spans.jsonl", rows.values())
+    return {"rows": len(rows), "python": sys.version.split()[0]}
+
+
+def _reference_topics() -> list[tuple[str, str]]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise ResourceError(
             "this Python comes without pydoc_data.topics", fix="install your system's full Python package"
         ) from error
-    rows = [{"id": name, "text": _plain(text)} for name, text in sorted(topics.items())]
-    _write(folder / "documents.jsonl", rows)
-    return {"rows": len(rows), "python": sys.version.split()[0]}
+    return sorted(topics.items())
 
 
 def python_docstrings(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:

@@ -240,6 +240,15 @@ ENTRIES: dict[str, Entry] = {
             "tunesmith.catalog.corpora:python_reference",
         ),
         Entry(
+            "python-names",
+            "data",
+            "paragraphs of that reference (text) with the keywords, exceptions, types, functions, methods and modules "
+            "in them as spans, taken from its own mark-up: entity recognition",
+            "PSF-2.0",
+            (),
+            "tunesmith.catalog.corpora:python_names",
+        ),
+        Entry(
             "python-docstrings",
             "data",
             "functions of the running Python's standard library without their docstring (prompt) -> its first sentence "
