@@ -16,7 +16,7 @@ from tunesmith.errors import DataError
 from tunesmith.runs import Run, read_answers
 
 SETTINGS: dict[str, Any] = {
-    "training": {"epochs": 12, "learning_rate": 5e-3, "batch_size": 16, "compile": "off"},
+    "training": {"epochs": 6, "learning_rate": 5e-3, "batch_size": 16, "compile": "off"},
     "precision": "fp32",
     "evaluate": {"resamples": 100},
 }
