@@ -102,7 +102,8 @@ def shape_of(model: Model, config: Any) -> Shape:
         if isinstance(module, nn.Linear) and "lora_" not in name
     ]
     adapters = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" in name)
-    head = sum(p.numel() for p in model.vocabulary_head().parameters()) if model.form != "classify" else 0
+    writes = model.form not in ("classify", "tag")
+    head = sum(p.numel() for p in model.vocabulary_head().parameters()) if writes else 0
     heads = int(config.num_attention_heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     feed_forward = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
