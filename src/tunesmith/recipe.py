@@ -246,9 +246,10 @@ class Stage(Part):
 class Baseline(Part):
     """One thing to compare the tuned model with, on the same test rows."""
 
-    kind: Literal["majority", "base", "few-shot", "features", "larger", "without-domain"]
+    kind: Literal["majority", "base", "few-shot", "features", "larger", "without-domain", "lead", "oracle"]
     shots: int | None = Field(default=None, ge=1, le=100, description="Examples in the prompt (`few-shot`).")
     model: str | None = Field(default=None, description="The other model (`larger`).")
+    sentences: int | None = Field(default=None, ge=1, le=100, description="How many stand for the document (`lead`).")
 
     @model_validator(mode="before")
     @classmethod
@@ -261,7 +262,7 @@ class Baseline(Part):
             if len(value) != 1:
                 raise ValueError("a baseline is one name, or one `name: value`")
             kind, argument = next(iter(value.items()))
-            key = {"few-shot": "shots", "larger": "model"}.get(kind)
+            key = {"few-shot": "shots", "larger": "model", "lead": "sentences"}.get(kind)
             if argument is not None and key is None:
                 raise ValueError(f"the baseline {kind!r} takes no value")
             value = {"kind": kind} | ({key: argument} if key and argument is not None else {})
@@ -313,8 +314,11 @@ class Evaluate(Part):
             Baseline(kind="base"),
             Baseline(kind="few-shot"),
             Baseline(kind="features"),
+            Baseline(kind="lead"),
+            Baseline(kind="oracle"),
         ],
-        description="What to compare with. `larger: MODEL` adds a bigger base model, 0-shot and few-shot.",
+        description="What to compare with, as far as it suits the task. `larger: MODEL` adds a bigger base model, "
+        "0-shot and few-shot; `lead: N` takes a document's first N sentences for its summary, `oracle` the best ones.",
     )
     metric: str | None = Field(
         default=None, description="The metric that decides which system is better; default: the task's own."

@@ -13,7 +13,7 @@ from tunesmith.data.fitting import fit
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import ConversationRenderer, conversation_renderer
 from tunesmith.errors import DataError
-from tunesmith.evaluation import answering
+from tunesmith.evaluation import answering, extractive
 from tunesmith.events import Notice
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe import Data, Generation, Recipe
@@ -130,6 +130,19 @@ def test_prompts_lose_examples_first_and_then_the_documents_end(tiny_decoder: Pa
     }
 
 
+def test_the_first_sentences_and_the_best_extract() -> None:
+    parts = ["Cats sleep a lot.", "Dogs run far.", "Birds sing."]
+    rows = tiny.rows_of([
+        {"document": parts, "summary": ["birds sing and dogs run"]},
+        {"document": " ".join(parts), "summary": ["nothing of it", "cats sleep"]},
+        {"document": parts, "summary": ["quite other words"]},
+    ])  # fmt: skip
+    assert extractive.lead(rows, TASK, 1).texts == ["Cats sleep a lot."] * 3
+    assert extractive.lead(rows, TASK, 2).texts == ["Cats sleep a lot. Dogs run far."] * 3
+    # Row 1: "Birds sing." scores 2 * 2 / 7, with "Dogs run far." it is 2 * 4 / 10, and all three are 2 * 4 / 14.
+    assert extractive.oracle(rows, TASK, "rouge1").texts == ["Dogs run far. Birds sing.", "Cats sleep a lot.", ""]
+
+
 def test_a_run_from_files_to_predictions(tiny_decoder: Path, tiny_t5: Path, tmp_path: Path) -> None:
     from tunesmith import tune
 
@@ -143,8 +156,10 @@ def test_a_run_from_files_to_predictions(tiny_decoder: Path, tiny_t5: Path, tmp_
             run_dir=tmp_path / folder.name,
             on_event=lambda event: None,
             training={"max_steps": 2},
-            evaluate={"baselines": ["base"], "resamples": 100, "generation": {"max_new_tokens": 4}},
+            evaluate={"baselines": ["base", "lead", "oracle"], "resamples": 100, "generation": {"max_new_tokens": 4}},
         )
         report = json.loads((run.path / "report.json").read_text())
         assert report["metric"] == "rouge1"
+        assert [system["name"] for system in report["systems"]] == ["tuned", "lead", "oracle", "base"]
+        assert {found["system"] for found in report["comparisons"]} == {"lead", "base"}  # a ceiling is no rival
         assert len(run.predict([rows[0]["document"], {"document": "The film."}])) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.rows import Row
-from tunesmith.evaluation import answering, pairs
+from tunesmith.evaluation import answering, extractive, pairs
 from tunesmith.evaluation.answering import Setting, Shots
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.likelihood import score_documents, unigram
@@ -23,6 +24,7 @@ from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
 from tunesmith.models.precision import default_device
 from tunesmith.recipe import Baseline, Evaluate
+from tunesmith.tasks.summarization import Summarization
 
 if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
@@ -74,6 +76,15 @@ def run_baselines(
             for key, title, what, outputs, size in _likelihoods(name, folder, wanted_here, data, rows, setting, dtype):
                 yield system(prefix + key, title, what, outputs, size)
         return
+    if isinstance(setting.task, Summarization):
+        count = next((b.sentences for b in wanted if b.kind == "lead" and b.sentences), 1)
+        if "lead" in kinds:
+            what = f"the first {f'{count} sentences' if count > 1 else 'sentence'} of the document"
+            yield system("lead", f"Lead-{count}", what, extractive.lead(rows, setting.task, count), 0)
+        if "oracle" in kinds:
+            what = "a ceiling, not a rival: the document's own sentences, chosen with the right answer in sight"
+            ceiling = system("oracle", "Best extract", what, extractive.oracle(rows, setting.task, "rouge1"), 0)
+            yield replace(ceiling, knows_answers=True)
     if "majority" in kinds and setting.task.answer == "label":
         yield system(
             "majority",

@@ -97,8 +97,9 @@ def evaluate_run(
     )
     if stages and any(b.kind == "without-domain" for b in settings.baselines):
         others.append(without_domain(folder, recipe, data, rows, right, setting, tell))
-    comparisons = comparison.compare(tuned, others, right, settings)
-    verdict = comparison.verdict(tuned, others, comparisons, right)
+    rivals = [other for other in others if not other.knows_answers]
+    comparisons = comparison.compare(tuned, rivals, right, settings)
+    verdict = comparison.verdict(tuned, rivals, comparisons, right)
     _keep_answers(folder, task, rows, tuned, right)
     sections: list[report.Section] = []
     facts: dict[str, Any] = {}
