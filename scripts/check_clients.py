@@ -65,7 +65,7 @@ def with_llama_index(model: str, file: Path) -> str:
 
 
 def with_wandb(model: str, file: Path) -> str:
-    """wandb's sync of the newest job, offline: it reads the results file; artefacts need wandb's own server."""
+    """Wandb's sync of the newest job, offline: it reads the results file; artefacts need wandb's own server."""
     os.environ["WANDB_MODE"] = "offline"
     os.environ.setdefault("WANDB_DIR", tempfile.mkdtemp())
     from wandb.integration.openai.fine_tuning import WandbLogger
