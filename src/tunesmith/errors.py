@@ -97,3 +97,10 @@ class InterruptedRun(TunesmithError):
 
     code = "interrupted"
     exit_code = 130
+
+
+class RewardError(TunesmithError, ValueError):
+    """A reward failed, or is not a number for every answer."""
+
+    code = "reward"
+    exit_code = 3

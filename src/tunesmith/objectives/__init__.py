@@ -19,6 +19,8 @@ OBJECTIVES = {
     "causal-lm": "tunesmith.objectives.language:CausalLM",
     "classify": "tunesmith.objectives.classify:Classify",
     "dpo": "tunesmith.objectives.preference:Preference",
+    "grpo": "tunesmith.objectives.grpo:GRPO",
+    "ppo": "tunesmith.objectives.ppo:PPO",
     "reward": "tunesmith.objectives.reward:Reward",
     "tag": "tunesmith.objectives.tag:Tag",
     "masked-lm": "tunesmith.objectives.language:MaskedLM",

@@ -1,0 +1,167 @@
+"""What the model writes while it learns: answers, their rewards, and what it thought of their tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunesmith.data.batches import TokenFile, collate, micro_batches, write_tokens
+from tunesmith.data.render import Rendered
+from tunesmith.data.rows import Row
+from tunesmith.evaluation.outputs import FloatArray
+from tunesmith.generation.batch import Request, RunningBatch, Token, unsupported
+from tunesmith.generation.sampling import Sampling
+from tunesmith.models.inference import TOKENS_A_PASS, generate
+from tunesmith.models.model import Model
+from tunesmith.objectives.supervised import token_nats
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """An answer of the model.
+
+    Attributes:
+        row: The row whose prompt was answered.
+        prompt: Its tokens.
+        tokens: The answer's, with the EOS that ended it.
+        finished: Whether an EOS ended it, rather than the limit.
+        text: The answer without special tokens.
+    """
+
+    row: Row
+    prompt: list[int]
+    tokens: list[int]
+    finished: bool
+    text: str
+
+
+def write(
+    model: Model,
+    data: TokenFile,
+    rows: Sequence[int],
+    *,
+    group: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: str,
+) -> list[Sample]:
+    """``group`` answers to each prompt, those to one prompt next to each other.
+
+    Each answer has a seed of its own, so the same call with the same weights writes the same again.
+    """
+    model.network.eval()
+    prompts = [data.tokens(row).tolist() for row in rows for _ in range(group)]
+    room = min(max_new_tokens, max(1, model.max_length - max(map(len, prompts))))
+    if unsupported(model):
+        written = generate(model, prompts, max_new_tokens=room, temperature=temperature, seed=_number(seed))
+        ended = [len(tokens) < room for tokens in written]
+    else:
+        written, ended = _in_running_batch(model, prompts, room, temperature, seed)
+    samples = []
+    for number, (prompt, tokens, finished) in enumerate(zip(prompts, written, ended, strict=True)):
+        text = model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        whole = [*tokens, model.eos_ids[0]] if finished and model.eos_ids else tokens
+        samples.append(Sample(data.rows[rows[number // group]], prompt, whole, finished, text))
+    return samples
+
+
+def _in_running_batch(
+    model: Model, prompts: Sequence[list[int]], room: int, temperature: float, seed: str
+) -> tuple[list[list[int]], list[bool]]:
+    written: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+
+    def hear(number: int, token: Token) -> None:
+        if token.choice is not None:
+            written[number].append(token.choice.token)
+        if token.finish_reason == "stop":
+            ended[number] = True
+
+    batch = RunningBatch(model)
+    for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
+        sampling = Sampling(max_new_tokens=room, temperature=temperature, seed=f"{seed}:{number}")
+        batch.add(Request(prompt=prompts[number], sampling=sampling, on_token=functools.partial(hear, number)))
+    batch.run()
+    return written, ended
+
+
+def _number(seed: str) -> int:
+    import zlib
+
+    return zlib.crc32(seed.encode())
+
+
+class Reference:
+    """The policy as it was at first: with its adapters off, or, where the base itself trains, a frozen copy."""
+
+    def __init__(self, model: Model) -> None:
+        self._copy: Model | None = None
+        if not _only_adapters_train(model):
+            network = copy.deepcopy(model.network)
+            network.requires_grad_(False)
+            self._copy = dataclasses.replace(model, network=network)
+
+    @contextlib.contextmanager
+    def of(self, model: Model) -> Iterator[Model]:
+        """The reference as a model, for as long as the context lasts."""
+        if self._copy is not None:
+            yield self._copy
+            return
+        network: Any = model.network
+        with network.disable_adapter():
+            yield model
+
+
+def _only_adapters_train(model: Model) -> bool:
+    if not hasattr(model.network, "disable_adapter"):
+        return False
+    added = ("lora_", "ia3_", "vera_", "value_head")
+    return all(any(mark in name for mark in added) for name, _ in model.trainable())
+
+
+def to_examples(samples: Sequence[Sample], folder: Path, extra: Sequence[dict[str, list[float]]]) -> TokenFile:
+    """Answers behind their prompts as examples; every token of an answer carries loss.
+
+    Args:
+        samples: N answers.
+        folder: Where the tokens go.
+        extra: For each answer, columns with one value for each of its tokens; or with a single one.
+    """
+    rendered = {}
+    for sample, columns in zip(samples, extra, strict=True):
+        before = len(sample.prompt)
+        aligned = {
+            name: [0.0] * before + values if len(values) == len(sample.tokens) and len(values) != 1 else values
+            for name, values in columns.items()
+        }
+        weights = [0.0] * before + [1.0] * len(sample.tokens)
+        rendered[id(sample)] = Rendered(sample.prompt + sample.tokens, weights, extra=aligned)
+    carriers = [Row({"sample": id(sample)}, sample.row.origin) for sample in samples]
+    return write_tokens(carriers, lambda row: rendered[row.fields["sample"]], folder)
+
+
+def log_likelihoods(model: Model, data: TokenFile, temperature: float) -> list[FloatArray]:
+    """Log likelihood of each token that carries loss, example by example."""
+    found: list[FloatArray] = [np.zeros(0)] * len(data)
+    model.network.eval()
+    with torch.no_grad():
+        for rows in micro_batches(data.lengths, np.arange(len(data)), TOKENS_A_PASS):
+            batch = collate(data, rows.tolist(), model.pad_id).to(model.device)
+            nats, rows_N, _ = token_nats(model, batch, temperature)
+            values, owners = -nats.nats_N.double().cpu().numpy(), rows_N.cpu().numpy()
+            for place, row in enumerate(rows.tolist()):
+                found[row] = values[owners == place]
+    return found
+
+
+def aligned(batch_column: torch.Tensor, rows_N: torch.Tensor, columns_N: torch.Tensor) -> torch.Tensor:
+    """Values of a column with one value a token, at the tokens that carry loss."""
+    return batch_column[rows_N, columns_N]

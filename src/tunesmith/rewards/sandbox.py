@@ -1,0 +1,60 @@
+"""Running a grader's Python in a process of its own: killed when it takes too long, without network or new files.
+
+The process gets limits of the kernel (time, memory, file size, processes) and an audit hook that refuses sockets,
+other programs, and files opened for writing. This stops accidents and simple mischief; code that someone hostile
+wrote wants a machine of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tunesmith.errors import RewardError
+
+MEMORY_BYTES = 512 * 2**20
+_CHILD = """
+import json, resource, sys
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+given = json.load(sys.stdin)
+code = compile(given["source"], "grader", "exec")
+import math, re, string, statistics, difflib, fractions, decimal, datetime, collections, itertools, functools, random
+def refuse(event, args):
+    if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.kill",
+                         "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.",
+                         "ctypes.", "pty.", "signal.")):
+        raise PermissionError(f"a grader may not do this: {event}")
+    if event == "open" and (not isinstance(args[1], str) or set(args[1]) & set("wax+")) and args[1] is not None:
+        raise PermissionError("a grader may not write files")
+sys.addaudithook(refuse)
+names = {"__name__": "grader"}
+exec(code, names)
+print(json.dumps(float(names["grade"](given["sample"], given["item"]))))
+"""
+
+
+def call_grade(source: str, sample: dict[str, Any], item: dict[str, Any], timeout: float) -> float:
+    """Run ``grade(sample, item)`` of a grader's source.
+
+    Raises:
+        RewardError: It raised, took longer than ``timeout`` seconds, or gave no number.
+    """
+    given = json.dumps({"source": source, "sample": sample, "item": item}, default=str)
+    command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY_BYTES), str(max(1, int(timeout)))]
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, env={})
+    except subprocess.TimeoutExpired as error:
+        raise RewardError(f"the Python grader took longer than {timeout:g} s", fix="raise `timeout`") from error
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode != 0 or not last:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise RewardError(f"the Python grader failed: {reason}", fix="its `grade(sample, item)` must return a number")
+    try:
+        return float(json.loads(last))
+    except (ValueError, TypeError) as error:
+        raise RewardError(f"the Python grader printed {last[:80]!r} last", fix="print nothing in `grade`") from error
