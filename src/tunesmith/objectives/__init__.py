@@ -9,11 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from tunesmith.recipe import ObjectiveName
-
 if TYPE_CHECKING:
     from tunesmith.objectives.base import Objective
-    from tunesmith.recipe import Training
+    from tunesmith.recipe import ObjectiveName, Training
 
 OBJECTIVES = {
     "causal-lm": "tunesmith.objectives.language:CausalLM",

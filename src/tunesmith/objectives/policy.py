@@ -153,7 +153,7 @@ def answered(sample: Sample) -> rewards.Answered:
     """An answer as rewards see it."""
     task = TASKS["text-generation"]
     turns = task.conversation(sample.row, None, None)
-    return rewards.Answered(turns[:-1], sample.text, str(turns[-1].get("content") or ""), sample.row)
+    return rewards.Answered(turns[:-1], sample.text, str(turns[-1].get("content") or ""), sample.row, sample.tokens)
 
 
 def _mean_length(samples: Sequence[Sample]) -> float:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from tunesmith.data.batches import Batch, TokenFile, collate, micro_batches
-from tunesmith.events import Listener
 from tunesmith.evaluation.outputs import FloatArray
+from tunesmith.events import Listener
 from tunesmith.models.inference import TOKENS_A_PASS
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import Experience, LossSum

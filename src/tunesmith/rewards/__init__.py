@@ -36,12 +36,14 @@ class Answered:
         text: The answer.
         reference: The right answer, if the data have one.
         row: Where the prompt came from, with all its fields.
+        tokens: The answer's token ids, with the EOS that ended it.
     """
 
     messages: list[Message]
     text: str
     reference: str
     row: Row
+    tokens: Sequence[int] = ()
 
 
 class Reward(Protocol):

@@ -20,7 +20,7 @@ from tunesmith.rewards import Answered
 class Function:
     """``file.py:name``: a function that takes a list of answers and gives as many numbers.
 
-    Each answer is a dictionary with ``messages``, ``text``, ``reference`` and the row's own ``fields``. The file is run
+    Each answer is a dictionary with ``messages``, ``text``, ``tokens``, ``reference`` and the row's ``fields``. The file is run
     as the user's own program, with the user's rights: name no file that you would not run.
     """
 
@@ -72,11 +72,11 @@ class Endpoint:
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
         """What the address replies."""
         body = json.dumps({"answers": [as_dict(answer) for answer in answers]}).encode()
-        request = urllib.request.Request(  # noqa: S310  # the scheme was checked above
+        request = urllib.request.Request(  # the scheme was checked above
             self.address, data=body, headers={"Content-Type": "application/json"}, method="POST"
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                 return list(json.loads(reply.read())["rewards"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RewardError(
@@ -90,6 +90,7 @@ def as_dict(answer: Answered) -> dict[str, Any]:
     return {
         "messages": answer.messages,
         "text": answer.text,
+        "tokens": list(answer.tokens),
         "reference": answer.reference,
         "fields": answer.row.fields,
     }
@@ -112,4 +113,4 @@ def load_function(spec: str) -> Callable[[list[dict[str, Any]]], Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise RecipeError(f"{file} has no function {name!r}", where="rewards.function", fix="write `file.py:name`")
-    return function  # type: ignore[no-any-return]  # what it returns is checked with every call
+    return function

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import MissingExtraError, RecipeError
 from tunesmith.recipe import RewardSource
 from tunesmith.rewards import Answered
 
@@ -60,9 +61,11 @@ class Json:
     def __init__(self, source: RewardSource) -> None:
         self.validator: Any = None
         if source.json_schema is not None:
-            import jsonschema
-
-            self.validator = jsonschema.Draft202012Validator(source.json_schema)
+            try:
+                schemas: Any = importlib.import_module("jsonschema_rs")
+            except ImportError as error:
+                raise MissingExtraError("jsonschema-rs", "rewards", "a reward with a JSON schema") from error
+            self.validator = schemas.validator_for(source.json_schema)
 
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
         """1 or 0 for each."""

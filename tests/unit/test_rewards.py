@@ -1,0 +1,187 @@
+"""Rewards: rules, functions, graders and their sandbox, and what happens when one misbehaves."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from tunesmith import rewards
+from tunesmith.errors import RecipeError, RewardError
+from tunesmith.recipe import RewardSource
+from tunesmith.rewards.sandbox import call_grade
+
+
+def answers(*texts: str, reference: str = "The answer is 1,234.", **fields: Any) -> list[rewards.Answered]:
+    rows = tiny.rows_of([{"prompt": "q", "completion": reference, **fields} for _ in texts])
+    return [
+        rewards.Answered([{"role": "user", "content": "q"}], text, reference, row, [1, 2])
+        for text, row in zip(texts, rows, strict=True)
+    ]
+
+
+def score(given: list[rewards.Answered], **source: Any) -> list[float]:
+    return list(rewards.make([RewardSource(**source)])(given))
+
+
+def test_rules() -> None:
+    assert score(answers("so 1234", "12", "no", "1234.5"), kind="number") == [1, 0, 0, 0]
+    assert score(answers(" the ANSWER is 1,234.", "1,234"), kind="exact") == [1, 0]
+    assert score(answers("x = 3", "x"), kind="regex", pattern=r"= \d") == [1, 0]
+    schema = {"type": "object", "required": ["a"]}
+    assert score(answers('{"a": 1}', "{}", "no"), kind="json", json_schema=schema) == [1, 0, 0]
+    assert score(answers("{}", "no"), kind="json") == [1, 0]
+
+
+def test_sources_are_added_up_by_weight() -> None:
+    both = rewards.make([RewardSource(kind="number", weight=2), RewardSource(kind="regex", pattern="so", weight=-0.5)])
+    assert list(both(answers("so 1234", "1234", "so"))) == [1.5, 2, -0.5]
+
+
+@pytest.mark.parametrize(
+    "source", [{"kind": "regex"}, {"kind": "run"}, {"kind": "python"}, {"kind": "http"}, {"kind": "grader"}]
+)
+def test_what_a_source_needs_is_asked_for(source: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        RewardSource(**source)
+
+
+FUNCTIONS = """
+import time
+def lengths(answers): return [len(a["text"]) + len(a["tokens"]) for a in answers]
+def nan(answers): return [float("nan") for a in answers]
+def few(answers): return [1.0]
+def raising(answers): raise KeyError("gone")
+def hanging(answers): time.sleep(30)
+def text(answers): return ["good" for a in answers]
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FUNCTIONS, encoding="utf-8")
+    return path
+
+
+def test_a_function_of_the_users_own(functions: Path) -> None:
+    assert score(answers("abc", ""), kind="python", function=f"{functions}:lengths") == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nan", "nan for the answer 'abc'"),
+        ("few", "1 values for 2 answers"),
+        ("raising", "raised KeyError"),
+        ("hanging", "longer than 0.2 s"),
+        ("text", "'good' for the answer"),
+    ],
+)
+def test_a_function_that_misbehaves_is_named_with_the_row(functions: Path, name: str, words: str) -> None:
+    with pytest.raises(RewardError, match=words) as caught:
+        score(answers("abc", "d"), kind="python", function=f"{functions}:{name}", timeout=0.2)
+    assert name == "few" or str(caught.value.where) == "rows.jsonl:1"
+
+
+def test_a_function_that_is_not_there(tmp_path: Path, functions: Path) -> None:
+    for spec in (f"{tmp_path}/none.py:f", f"{functions}:none", "lengths"):
+        with pytest.raises(RecipeError, match=r"no (Python file|function)"):
+            rewards.make([RewardSource(kind="python", function=spec)])
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["answers"]
+            reply = json.dumps({"rewards": [len(a["text"]) for a in given]} if self.path == "/good" else {}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_address_that_answers(address: str) -> None:
+    assert score(answers("abc", ""), kind="http", url=f"{address}/good") == [3, 0]
+    with pytest.raises(RewardError, match="did not answer as it should"):
+        score(answers("abc"), kind="http", url=f"{address}/bad")
+    with pytest.raises(RecipeError, match="neither https nor on this machine"):
+        rewards.make([RewardSource(kind="http", url="http://example.com/score")])
+
+
+def grade(grader: dict[str, Any], *texts: str, timeout: float = 20.0, **fields: Any) -> list[float]:
+    return score(answers(*texts, **fields), kind="grader", grader=grader, timeout=timeout)
+
+
+ANSWER, WANTED = "{{ sample.output_text }}", "{{ item.wanted }}"
+
+
+def test_graders_of_openai() -> None:
+    check = {"type": "string_check", "input": ANSWER, "reference": WANTED}
+    assert grade(check | {"operation": "eq"}, "Yes", "yes", wanted="Yes") == [1, 0]
+    assert grade(check | {"operation": "ne"}, "Yes", "yes", wanted="Yes") == [0, 1]
+    assert grade(check | {"operation": "ilike"}, "oh yes!", "no", wanted="Yes") == [1, 0]
+    assert grade(check | {"operation": "like"}, "oh yes!", wanted="Yes") == [0]
+    similar = {"type": "text_similarity", "input": ANSWER, "reference": WANTED}
+    assert grade(similar | {"evaluation_metric": "fuzzy_match"}, "abcd", "abxx", wanted="abcd") == [1, 0.5]
+    assert grade(similar | {"evaluation_metric": "rouge_1"}, "a cat sat", wanted="a cat ran") == [pytest.approx(2 / 3)]
+    bleu = grade(similar | {"evaluation_metric": "bleu"}, "the cat sat on the mat", wanted="the cat sat on the mat")
+    assert bleu == [pytest.approx(1.0)]
+    both = {"type": "multi", "graders": {"a": check | {"operation": "eq"}, "b": check | {"operation": "ilike"}}}
+    assert grade(both | {"calculate_output": "0.25 * a + max(b, 0) / 2"}, "Yes", "yes", wanted="Yes") == [0.75, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("grader", "words"),
+    [
+        ({"type": "label_model"}, "label_model"),
+        ({"type": "string_check", "operation": "is"}, "operation"),
+        ({"type": "text_similarity", "evaluation_metric": "meteor"}, "meteor"),
+        ({"type": "multi", "graders": {}, "calculate_output": "__import__('os')"}, "not understood"),
+        ({"type": "multi", "graders": {}, "calculate_output": "1 +"}, "calculate_output"),
+    ],
+)
+def test_graders_that_cannot_run_are_refused_before_anything_is_written(grader: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        rewards.make([RewardSource(kind="grader", grader=grader)])
+
+
+def test_a_grader_that_asks_for_a_field_that_is_not_there() -> None:
+    with pytest.raises(RewardError, match=r"item\.wanted"):
+        grade({"type": "string_check", "operation": "eq", "input": ANSWER, "reference": WANTED}, "x")
+
+
+def test_a_python_grader() -> None:
+    source = "import math\ndef grade(sample, item):\n    return math.sqrt(len(sample['output_text'])) + item['bonus']"
+    assert grade({"type": "python", "source": source}, "abcd", bonus=1) == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("while True: pass", "longer than"),
+        ("return 'good'", "failed"),
+        ("raise ValueError('no')", "no"),
+        ("import socket; socket.create_connection(('127.0.0.1', 9))", "socket"),
+        ("import subprocess; subprocess.run(['ls'])", "not do this"),
+        ("open('/tmp/tunesmith-grader', 'w')", "write files"),
+        ("x = 'a' * 10**10", "failed"),
+    ],
+)
+def test_a_python_grader_that_does_what_it_must_not(body: str, words: str) -> None:
+    with pytest.raises(RewardError, match=words):
+        call_grade(f"def grade(sample, item):\n    {body}", {"output_text": ""}, {}, timeout=1.5)
