@@ -140,6 +140,14 @@ METHODS: dict[str, Method] = {
             lambda recipe: LoRA(),
         ),
         Method(
+            "verifiable-reward",
+            "learn from answers of its own that a rule, a grader or a judge scores, measured against each other (GRPO)",
+            "right answers can be told from wrong ones, but not shown token by token",
+            "grpo",
+            "lora",
+            lambda recipe: LoRA(),
+        ),
+        Method(
             "reward",
             "learn to score answers from pairs: a reward model, or a judge",
             "you want to rank answers, or to train another model by reinforcement",
@@ -159,7 +167,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-_OBJECTIVES: dict[str, ObjectiveName] = {"preference": "dpo", "reward": "reward"}
+_OBJECTIVES: dict[str, ObjectiveName] = {"preference": "dpo", "verifiable-reward": "grpo", "reward": "reward"}
 """What a method teaches where the task alone does not say."""
 
 

@@ -50,6 +50,7 @@ MethodName = Literal[
     "features",
     "preference",
     "reward",
+    "verifiable-reward",
     "self-supervised",
     "domain",
     "sequential",

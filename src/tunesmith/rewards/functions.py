@@ -20,8 +20,8 @@ from tunesmith.rewards import Answered
 class Function:
     """``file.py:name``: a function that takes a list of answers and gives as many numbers.
 
-    Each answer is a dictionary with ``messages``, ``text``, ``tokens``, ``reference`` and the row's ``fields``. The file
-    is run as the user's own program, with the user's rights: name no file that you would not run.
+    Each answer is a dictionary with ``messages``, ``text``, ``tokens``, ``reference``, and the row's ``fields``. The
+    file is run as the user's own program, with the user's rights: name no file that you would not run.
     """
 
     def __init__(self, source: RewardSource) -> None:

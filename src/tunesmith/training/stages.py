@@ -109,6 +109,7 @@ def _train_stage(
         form=form,
         device=device,
         epoch_examples=len(prepared.train),
+        objective=objective_name,
     )
     runs.write_json(place / "training.json", settings.model_dump(mode="json"))
     model = build_for_training(
