@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -38,9 +39,18 @@ CHOICES: dict[str, Parameters] = {
     "pissa": LoRA(rank=4, init="pissa"),
     "olora": LoRA(rank=4, init="olora"),
     "biases too": LoRA(rank=4, bias="all"),
+    "rspissa": LoRA(rank=4, init="pissa", rslora=True),
     "patterns": LoRA(rank=4, rank_pattern={"query|q_proj": 2}, alpha_pattern={"query|q_proj": 3.0}, init="pissa"),
 }
-RATES = {"prompt-tuning": 0.1, "prefix-tuning": 0.1, "randlora": 2e-3, "olora": 5e-3, "rslora": 5e-3, "fourierft": 1e-3}
+RATES = {
+    "prompt-tuning": 0.1,
+    "prefix-tuning": 0.1,
+    "randlora": 2e-3,
+    "olora": 5e-3,
+    "rslora": 5e-3,
+    "rspissa": 2e-3,
+    "fourierft": 1e-3,
+}
 CASES = [
     (objective, name)
     for objective in ("classify", "supervised")
@@ -100,6 +110,7 @@ def _assert_loads(model: Model, folder: Path, objective: str) -> None:
         [model.tokenizer(text)["input_ids"][:4] for text in ("the film was very good", "a dull movie a")]
     )
     expected = states(model, ids, objective)
+    assert json.loads((folder / "adapter_config.json").read_text()).get("init_lora_weights", True) is True
     loaded, _ = load_artefact(folder)
     torch.testing.assert_close(states(loaded, ids, objective), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(_in_plain_peft(model, folder, ids, objective), expected, rtol=1e-4, atol=1e-5)

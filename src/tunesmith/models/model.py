@@ -43,6 +43,8 @@ class Model:
             (:mod:`tunesmith.models.packing`).
         rates: Name of a parameter -> factor of its learning rate, where it is not 1.
         quantization: How the weights of the frozen base are kept.
+        first_weights: What an adapter began with, where the base had to give it away
+            (:mod:`tunesmith.models.plain_lora`).
     """
 
     network: nn.Module
@@ -57,6 +59,7 @@ class Model:
     packable_length: int = 0
     rates: dict[str, float] = field(default_factory=dict)
     quantization: Quantization = "none"
+    first_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

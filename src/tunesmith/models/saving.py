@@ -18,6 +18,7 @@ from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of, save_pooling
 from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
+from tunesmith.models.plain_lora import save_on_the_first_base
 from tunesmith.models.quantized import quantize_base
 from tunesmith.parameters.fused_lora import fuse
 from tunesmith.parameters.settings import Quantization
@@ -69,6 +70,8 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
             cast(Any, model.wrapped).save_pretrained(folder)
+        if model.has_adapters and model.first_weights:
+            save_on_the_first_base(folder, model.first_weights)
         if sentence:
             sentence.save_head(folder, model.max_length)
         elif model.form == "mask" and (pooling := pooling_of(model.folder)):  # it stays a sentence encoder as well

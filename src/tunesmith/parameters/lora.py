@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from tunesmith.models.model import Model
+from tunesmith.models.plain_lora import first_weights
 from tunesmith.parameters.adding import add, targets_of, task_type
 from tunesmith.recipe import LoRA
 
@@ -35,5 +36,7 @@ def apply(model: Model, settings: LoRA) -> None:
         base_model_name_or_path=str(model.folder),
     )
     add(model, config, targets=settings.targets)
+    if settings.init in ("pissa", "olora") and not on_meta:
+        model.first_weights = first_weights(model.wrapped)
     if settings.lr_ratio != 1.0:
         model.rates |= {name: settings.lr_ratio for name, _ in model.trainable() if "lora_B" in name}
