@@ -6,18 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.api import compare, load, plan, tune
+    from tunesmith.api import compare, load, load_adapters, plan, tune
     from tunesmith.recipe import Recipe
     from tunesmith.runs import Run
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Run", "__version__", "compare", "load", "plan", "tune"]
+__all__ = ["Recipe", "Run", "__version__", "compare", "load", "load_adapters", "plan", "tune"]
 
 _HOMES = {
     "Recipe": "tunesmith.recipe",
     "Run": "tunesmith.runs",
     "compare": "tunesmith.api",
     "load": "tunesmith.api",
+    "load_adapters": "tunesmith.api",
     "plan": "tunesmith.api",
     "tune": "tunesmith.api",
 }

@@ -15,6 +15,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 
 if TYPE_CHECKING:
+    from tunesmith.models.adapter_set import AdapterSet
     from tunesmith.planning import Plan
 
 
@@ -60,6 +61,22 @@ def tune(
 def load(path: str | Path) -> Run:
     """Open a run on disk."""
     return runs.open_run(path)
+
+
+def load_adapters(named: Mapping[str, str | Path | Run]) -> AdapterSet:
+    """Load the adapters of several runs on the base that they share, to switch, combine and merge them.
+
+    Args:
+        named: Name -> run, by its folder or its name below ``runs/``.
+
+    Raises:
+        UsageError: The runs do not share a base, or their models are no adapters that can be switched.
+        NotFoundError: There is no such run.
+    """
+    from tunesmith.models.adapter_set import AdapterSet
+
+    opened = {name: run if isinstance(run, Run) else runs.open_run(run) for name, run in named.items()}
+    return AdapterSet({name: run.model_folder for name, run in opened.items()})
 
 
 def plan(recipe: Recipe) -> Plan:

@@ -44,6 +44,7 @@ COMMANDS = {
     "compare": Command("tunesmith.cli.evaluating:compare", "Compare runs on the same test rows.", USE),
     "predict": Command("tunesmith.cli.predicting:predict", "Apply a tuned model to a file or to stdin.", USE),
     "chat": Command("tunesmith.cli.predicting:chat", "Talk to a tuned model.", USE),
+    "merge": Command("tunesmith.cli.merging:merge", "Write a run's adapter and its base as one whole model.", USE),
     "serve": Command("tunesmith.cli.serving:app", "Serve the OpenAI API on your own hardware.", USE),
     "runs": Command("tunesmith.cli.runs:app", "List, show and remove runs. Without a command: list.", USE),
     "methods": Command("tunesmith.cli.lookup:methods", "List the ways to fine-tune, and when each is right.", LOOK),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
@@ -43,3 +44,27 @@ def _merge_layers(network: Any) -> None:
             Linear.merge(layer)
         elif isinstance(layer, BaseTunerLayer):
             layer.merge()
+
+
+def merge_artefact(folder: Path, target: Path) -> None:
+    """Write the tuned model of ``folder``, an adapter on its base, as a whole model to ``target``.
+
+    Raises:
+        UsageError: It is whole already, cannot be merged, or something is in the way.
+        NotFoundError: There is no tuned model in ``folder``.
+    """
+    from tunesmith.models.saving import load_artefact, read_notes, save_artefact
+    from tunesmith.runs import write_folder
+
+    if not read_notes(folder).adapter:
+        raise UsageError("the model is whole already", where=str(folder), fix=f"copy the folder {folder}")
+    if target.exists():
+        raise UsageError("the folder exists already", where=str(target), fix="name another with --to, or remove it")
+    model, notes = load_artefact(folder)
+    merge(model)
+
+    def write(staging: Path) -> None:
+        save_artefact(model, staging, task=notes.task, system_prompt=notes.system_prompt)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_folder(target, write)
