@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.errors import NotFoundError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from tunesmith.data.problems import CheckReport
     from tunesmith.data.render import Rendered
     from tunesmith.data.rows import Row
+    from tunesmith.data.shown import ShownExample
 
 
 def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener = nobody) -> CheckReport:
@@ -34,6 +36,48 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
         return prepare.check(recipe, render=render, on_event=on_event)
     prepared = prepare.prepare(recipe, render=render, on_event=on_event, dropped_to=dropped_to, stop_on_errors=False)
     return prepared.report
+
+
+def check_and_show(
+    recipe: Recipe, count: int, *, dropped_to: Path | None = None, on_event: Listener = nobody
+) -> tuple[CheckReport, list[ShownExample]]:
+    """The same, with some training rows as the model will see them.
+
+    Raises:
+        NotFoundError: The model is not on this machine, and without its tokenizer nobody can say what it sees.
+        DataError: As :func:`check` does.
+    """
+    from tunesmith.data import prepare
+    from tunesmith.data.render import row_renderer
+    from tunesmith.data.shown import show_rows
+    from tunesmith.models.forms import answer_form
+    from tunesmith.models.load import default_max_length, load_config, load_tokenizer
+    from tunesmith.tasks import TASKS
+
+    recipe = recipe.resolved()
+    folder = _here(recipe.model)
+    if folder is None:
+        missing = _not_here(recipe.model)
+        raise NotFoundError(f"{recipe.model} is not on this machine, so its tokens cannot be shown", fix=missing.fix)
+    task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
+    prepared = prepare.prepare(
+        recipe,
+        render=_renderer(recipe, on_event),
+        on_event=on_event,
+        dropped_to=dropped_to,
+        stop_on_errors=False,
+    )
+    form, _ = answer_form(recipe, recipe.stages[-1], config)
+    render = row_renderer(
+        tokenizer,
+        task,
+        form=form,
+        labels=prepared.labels,
+        max_length=recipe.data.max_length or default_max_length(folder, config),
+        system_prompt=recipe.system_prompt,
+        loss_on=recipe.data.loss_on,
+    )
+    return prepared.report, show_rows(prepared.train, count, render, tokenizer, task)
 
 
 def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:

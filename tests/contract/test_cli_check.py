@@ -78,3 +78,26 @@ def test_too_few_rows_to_measure_on_stop_before_the_training(
     flags = ["--task", "text-classification", "--model", "none", "--train", str(rows)]
     assert main.run(["check", *flags]) == 3
     assert "no rows to measure on" in capsys.readouterr().out
+
+
+def test_show_prints_rows_as_the_model_sees_them(
+    tmp_path: Path, tiny_decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"from": "human", "value": "the film"}, {"from": "gpt", "value": "good"}]
+    lines = [json.dumps({"conversations": [{**turns[0], "value": f"the film {n}"}, turns[1]]}) for n in range(60)]
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    flags = ["check", "--task", "chat", "--model", str(tiny_decoder), "--train", str(rows), "--show", "2"]
+    assert main.run(flags) == 0
+    printed = capsys.readouterr()
+    assert f"example 1, {rows}:" in printed.out and f"example 2, {rows}:" in printed.out
+    assert "<|im_start|>assistant\n[[good<|im_end|>]]" in printed.out  # no colour here, so brackets
+    assert "ShareGPT's form" in printed.err
+    assert main.run([*flags, "--json"]) == 0
+    examples = json.loads(capsys.readouterr().out)["examples"]
+    assert [piece["text"] for piece in examples[0]["pieces"] if piece["weight"]] == ["good", "<|im_end|>"]
+
+
+def test_show_needs_the_model(tmp_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments(broken, "--show", "1")) != 0
+    assert "its tokens cannot be shown" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tunesmith.data.shown import Piece, ShownExample
 from tunesmith.evaluation.comparison import System, compare, verdict
 from tunesmith.evaluation.findings import NO_LABEL_TITLE, confusion_order, find, top_confusions
 from tunesmith.evaluation.label_metrics import confusion_matrix
@@ -276,3 +277,13 @@ def test_numbers_read_well() -> None:
     ]
     assert [format_size(x) for x in (12, 12_345, 1.31e9)] == ["12 bytes", "12.3 kB", "1.31 GB"]
     assert str(unbroken("a <b> 0.9 [0.8, 1.0]")) == 'a &lt;b&gt; <span class="unbroken">0.9 [0.8, 1.0]</span>'
+
+
+def test_the_report_marks_what_was_learned_and_escapes_it(tmp_path: Path) -> None:
+    pieces = [Piece("<|im_start|>", special=True), Piece(HOSTILE), Piece(f"good {HOSTILE}", 0.5)]
+    example = ShownExample("train.jsonl:7", pieces, 12, 3, 5, None)
+    page = write_report(tmp_path, replace(generation(), learned_from=[example])).read_text(encoding="utf-8")
+    section = page[page.index('id="learned-from"') : page.index("</section>", page.index('id="learned-from"'))]
+    assert '<mark title="weight 0.5">good &lt;script&gt;' in section and "<script" not in section
+    assert '<span class="special">&lt;|im_start|&gt;</span>' in section
+    assert "train.jsonl:7" in section and "5 tokens cut off" in section

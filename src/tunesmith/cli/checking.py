@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,9 @@ from tunesmith.cli.recipe_flags import RecipeChoices, takes_recipe
 
 if TYPE_CHECKING:
     from tunesmith.data.problems import CheckReport, Problem
+    from tunesmith.data.shown import ShownExample
 
+MOST_READ = 1_500  # characters of a stretch that is only read; the middle of a longer one is left out
 MOST_CLASSES = 30  # more than these are counted, not listed; --json has all
 
 
@@ -29,6 +32,10 @@ def check(
             help="Leave out the rows that have errors, and write them to FILE with the reason.",
         ),
     ] = None,
+    show: Annotated[
+        int,
+        typer.Option("--show", metavar="N", min=0, help="Also print N training rows as the model will see them."),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Report every problem of the data, with file and line.
@@ -41,13 +48,46 @@ def check(
     from tunesmith import checking, progress
 
     with progress.shown() as on_event:
-        report = checking.check(recipe, dropped_to=drop_bad, on_event=on_event)
+        if show:
+            report, examples = checking.check_and_show(recipe, show, dropped_to=drop_bad, on_event=on_event)
+        else:
+            report, examples = checking.check(recipe, dropped_to=drop_bad, on_event=on_event), []
     if as_json:
-        print_json(report.as_dict())
+        print_json(report.as_dict() | ({"examples": [example.as_dict() for example in examples]} if show else {}))
     else:
+        _print_examples(examples)
         _print_report(report)
     if report.errors:
         raise typer.Exit(3)
+
+
+def _print_examples(examples: Sequence[ShownExample]) -> None:
+    """Each example on its own: what is learned is green, what is only read is plain, special tokens are dim.
+
+    Where there is no colour, ``[[...]]`` stands around what is learned.
+    """
+    from rich.text import Text
+
+    from tunesmith.data.shown import shortened
+
+    screen = stdout()
+    colored = screen.color_system is not None and not screen.no_color
+    for number, example in enumerate(examples, 1):
+        screen.print(Text(f"example {number}, {example.where}: {example.summary}", style="bold"), soft_wrap=True)
+        text = Text()
+        for learned, run in itertools.groupby(example.pieces, key=lambda piece: piece.weight):
+            pieces = list(run)
+            weight = f"{learned:g}: " if learned not in (0.0, 1.0) else ""
+            text.append(f"[[{weight}" if learned and not colored else "", "dim")
+            for piece in pieces:
+                shown = piece.text if learned else shortened(piece.text, MOST_READ)
+                text.append(shown, ("green" if learned else "") + (" dim" if piece.special else ""))
+            text.append("]]" if learned and not colored else f"({learned:g})" if weight else "", "dim")
+        text.append(f" … ({example.cut_tokens:,} tokens cut off)" if example.cut_tokens else "", "yellow")
+        if example.answer is not None:
+            text.append(" → ", "dim").append(example.answer if colored else f"[[{example.answer}]]", "green")
+        screen.print(text, soft_wrap=True)
+        screen.print()
 
 
 def _print_report(report: CheckReport) -> None:

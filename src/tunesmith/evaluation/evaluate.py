@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import catalog, environment, lineage, runs
 from tunesmith.data.prepare import PreparedData
+from tunesmith.data.render import row_renderer
 from tunesmith.data.rows import Row
+from tunesmith.data.shown import ShownExample, show_rows
 from tunesmith.evaluation import answering, comparison, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
@@ -27,7 +29,10 @@ from tunesmith.recipe import Baseline, Recipe
 from tunesmith.tasks import TASKS, Task
 
 if TYPE_CHECKING:
+    from tunesmith.models.model import Model
     from tunesmith.training.stages import Trained
+
+TRAINING_ROWS_SHOWN = 3
 
 WRITTEN_LIMIT = 200
 """Test rows on which written answers are measured unless the recipe says otherwise: writing is slow."""
@@ -119,7 +124,8 @@ def evaluate_run(
     baselines = {other.name: other.metrics for other in others}
     summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values())) | facts
     content = _content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
-    report.write_report(folder, replace(content, sections=sections))
+    learned_from = _learned_from(recipe, data, trained.model)
+    report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
     if (folder / "model").is_dir():
         write_model_card(folder / "model", summary, _licence(recipe))
     runs.write_json(folder / "summary.json", summary)
@@ -284,6 +290,22 @@ def _content(
             data_fingerprint=data.fingerprint,
         ),
     )
+
+
+def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[ShownExample]:
+    """Training rows, rendered as they were for training."""
+    task = TASKS[recipe.task]
+    render = row_renderer(
+        model.tokenizer,
+        task,
+        form=model.form,
+        labels=data.labels,
+        max_length=model.max_length,
+        system_prompt=recipe.system_prompt,
+        eos_ids=model.eos_ids,
+        loss_on=recipe.data.loss_on,
+    )
+    return show_rows(data.train, TRAINING_ROWS_SHOWN, render, model.tokenizer, task)
 
 
 def _curves(folder: Path) -> tuple[list[Step], list[Validated]]:

@@ -15,6 +15,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tunesmith.evaluation import charts, marks
+from tunesmith.data.shown import ShownExample, shortened
+from tunesmith.evaluation import charts
 from tunesmith.evaluation.comparison import Comparison, System, best_other, primary_metric
 from tunesmith.evaluation.findings import Findings, find
 from tunesmith.evaluation.label_metrics import NO_LABEL_TITLE
@@ -153,6 +155,7 @@ class ReportContent:
         steps: The updates, from the run's events.
         validations: The validations, from the run's events.
         validation_metric: Metric by which the best checkpoint was chosen; drawn beside the loss.
+        learned_from: Some training rows as the model saw them.
         data: What data went in.
         cost: What the run took.
         sections: What only such runs have: other texts, what each stage gave, what was forgotten.
@@ -177,6 +180,7 @@ class ReportContent:
     steps: Sequence[Step] = ()
     validations: Sequence[Validated] = ()
     validation_metric: str | None = None
+    learned_from: Sequence[ShownExample] = ()
     data: DataSummary = field(default_factory=DataSummary)
     cost: Cost = field(default_factory=Cost)
     sections: Sequence[Section] = ()
@@ -236,6 +240,7 @@ def as_json(content: ReportContent, findings: Findings) -> dict[str, Any]:
             "steps": [step.as_dict() for step in content.steps],
             "validations": [validation.as_dict() for validation in content.validations],
         },
+        "learned_from": [example.as_dict() for example in content.learned_from],
         "data": asdict(content.data),
         "cost": asdict(content.cost),
         "reproduction": asdict(content.reproduction),
@@ -256,6 +261,7 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
     environment.filters.update(count=format_count, duration=format_duration, size=format_size, p=format_p)
     environment.filters["unbroken"] = unbroken
     environment.globals["marked"] = functools.partial(marks.on_page, labels=findings.labels)
+    environment.filters["shortened"] = shortened
     primary = _primary(content)
     against = {comparison.system: comparison for comparison in content.comparisons}
     return environment.get_template("report.html").render(
