@@ -57,7 +57,7 @@ def build(
         folder,
         name="tiny",
         form=form,
-        labels={"classify": labels, "tag": SPAN_LABELS}.get(form),
+        labels=SPAN_LABELS if form == "tag" else None if form == "generate" else labels,
         choice=parameters or Full(),
         training=training or Training(),
         data=Data(),

@@ -48,7 +48,7 @@ def check_and_show(
         DataError: As :func:`check` does.
     """
     from tunesmith.data import prepare
-    from tunesmith.data.render import row_renderer
+    from tunesmith.data.render import recipe_renderer
     from tunesmith.data.shown import show_rows
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import default_max_length, load_config, load_tokenizer
@@ -68,15 +68,8 @@ def check_and_show(
         stop_on_errors=False,
     )
     form, _ = answer_form(recipe, recipe.stages[-1], config)
-    render = row_renderer(
-        tokenizer,
-        task,
-        form=form,
-        labels=prepared.labels,
-        max_length=recipe.data.max_length or default_max_length(folder, config),
-        system_prompt=recipe.system_prompt,
-        loss_on=recipe.data.loss_on,
-    )
+    max_length = recipe.data.max_length or default_max_length(folder, config)
+    render = recipe_renderer(recipe, tokenizer, form=form, labels=prepared.labels, max_length=max_length)
     return prepared.report, show_rows(prepared.train, count, render, tokenizer, task)
 
 
@@ -92,7 +85,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
         return None
     task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
     max_length = recipe.data.max_length or default_max_length(folder, config)
-    if task.answer == "spans" or (task.answer == "label" and natural_form(config) == "classify"):
+    if task.answer in ("spans", "labels", "score") or (task.answer == "label" and natural_form(config) == "classify"):
 
         def without_label(row: Row) -> Rendered:
             input_ids, cut = encode_text(tokenizer, task.input_text(row), max_length)

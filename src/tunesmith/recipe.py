@@ -31,6 +31,8 @@ from tunesmith.strict import Part as Part
 
 TaskName = Literal[
     "text-classification",
+    "multi-label-classification",
+    "text-regression",
     "token-classification",
     "text-generation",
     "chat",
@@ -38,9 +40,33 @@ TaskName = Literal[
     "preference",
     "language-modeling",
 ]
-ObjectiveName = Literal["supervised", "classify", "tag", "reward", "dpo", "ppo", "grpo", "causal-lm", "masked-lm"]
-HEADS: dict[str, ObjectiveName] = {"text-classification": "classify", "token-classification": "tag"}
-"""Tasks that a head on the model can do, and the objective that teaches it."""
+ObjectiveName = Literal[
+    "supervised",
+    "classify",
+    "focal",
+    "multi-label",
+    "mse",
+    "huber",
+    "ordinal",
+    "tag",
+    "reward",
+    "dpo",
+    "ppo",
+    "grpo",
+    "causal-lm",
+    "masked-lm",
+]
+HEADS: dict[str, tuple[ObjectiveName, ...]] = {
+    "text-classification": ("classify", "focal"),
+    "multi-label-classification": ("multi-label",),
+    "text-regression": ("mse", "huber", "ordinal"),
+    "token-classification": ("tag",),
+}
+"""Tasks that a head on the model can do, and the objectives that teach it, the usual one first."""
+CLASSICAL = ("text-classification", "multi-label-classification", "text-regression")
+"""Tasks that a classical fit on frozen features can do."""
+WEIGHTED: tuple[ObjectiveName, ...] = ("classify", "focal", "multi-label")
+"""Objectives that know class weights."""
 MethodName = Literal[
     "supervised",
     "instruction",
@@ -80,8 +106,10 @@ class Data(Part):
     test: float | list[str] = Field(
         default=0.1, description="A share of the training data (0 to 0.5), or data of its own. Only measured on."
     )
-    columns: dict[str, str] = Field(
-        default={}, description="Field of the task -> column of the data, where the names differ, e.g. `text: review`."
+    columns: dict[str, str | list[str]] = Field(
+        default={},
+        description="Field of the task -> column of the data, where the names differ, e.g. `text: review`. `labels` "
+        "may be several columns of 0 and 1: `labels: [sport, politics]`.",
     )
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "document", "passages"] = Field(
         default="auto",
@@ -90,6 +118,9 @@ class Data(Part):
     )
     label_names: list[str] = Field(
         default=[], description="Names of labels or tags that the data write as numbers; the first is number 0."
+    )
+    label_separator: str | None = Field(
+        default=None, min_length=1, description="Parts several labels in one text; default: `;`, `|` or `,`, as found."
     )
     tag_pieces: Literal["first", "all"] = Field(
         default="first", description="Which pieces of a word carry its tag in training, where tokens are classified."
@@ -183,6 +214,19 @@ class Training(Part):
         description="Dropout inside the model. `null` keeps the model's own; 0 is faster (on a CPU much faster).",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Mass moved from the label to all classes.")
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None,
+        description="What an example of each label weighs in the loss (1 if not named); `balanced`: all labels as much "
+        "in sum.",
+    )
+    focal_gamma: float = Field(
+        default=2.0, ge=0, description="How little the objective `focal` heeds what is certain; 0 is cross-entropy."
+    )
+    threshold: Literal["auto", "off", "accuracy", "macro_f1"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default="auto",
+        description="Probability from which a label is given (of two classes: the second). A metric: the best one on "
+        "the validation rows. `auto`: `macro_f1` with several labels a text, else `off`.",
+    )
     reward: RewardLoss = Field(default=RewardLoss(), description="For `objective: reward`.")
     rewards: list[RewardSource] = Field(default=[], description="What scores the answers (`objective: ppo` or `grpo`).")
     rollouts: Rollouts = Field(default=Rollouts(), description="For `objective: ppo` and `grpo`.")
@@ -394,6 +438,9 @@ def _text_node(dumper: _Dumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _text_node)
 
 
+_NEEDS = {"token-classification": "spans", "text-regression": "scores"}
+
+
 def task_of(recipe: Recipe, stage: Stage) -> TaskName:
     """What a stage teaches: its own task; with a language objective bare text; else the recipe's task."""
     bare = stage.objective in LANGUAGE_OBJECTIVES
@@ -420,17 +467,21 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
                 "from bare text, so they want `task: language-modeling`, and it wants one of them"
             )
             continue
-        teaches = next((name for name, own in HEADS.items() if own == objective), None)
+        teaches = next((name for name, own in HEADS.items() if objective in own), None)
+        usual = HEADS.get(task, ("supervised",))[0]
         if teaches is not None and task != teaches:
-            needs = "labels" if objective == "classify" else "spans"
+            needs = _NEEDS.get(teaches, "labels")
             problems.append(
                 f"the objective `{objective}` needs {needs}, which the task `{task}` has not: "
-                f"use `objective: {HEADS.get(task, 'supervised')}`, or `task: {teaches}`"
+                f"use `objective: {usual}`, or `task: {teaches}`"
             )
+        training = stage.training or recipe.training
+        if training.class_weights is not None and objective not in (None, *WEIGHTED):
+            problems.append(f"the objective `{objective}` knows no `class_weights`: use `objective: {usual}`")
         if kind == "head" and objective == "supervised":
             problems.append(
                 "`parameters: {kind: head}` trains a classification head, which the objective `supervised` has not: "
-                f"use `objective: {HEADS.get(task, 'classify')}`, or `parameters: {{kind: layers, layers: last 2}}`"
+                f"use `objective: {usual}`, or `parameters: {{kind: layers, layers: last 2}}`"
             )
         if kind == "head" and task not in HEADS:
             problems.append(
@@ -440,7 +491,7 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         fit_before = kind == "none" and number < len(stages)  # the fit's head is where the next stage starts
         if kind is not None and not fit_before and (kind == "none") != (recipe.method == "features"):
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
-        if kind == "none" and task != "text-classification":
+        if kind == "none" and task not in CLASSICAL:
             problems.append(f"`parameters: {{kind: none}}` fits a classifier; `{task}` has no labels: use `kind: lora`")
     if recipe.method == "domain" and not recipe.stages and not recipe.data.corpus:
         problems.append(
@@ -459,7 +510,7 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         problems.append("`method: sequential` learns task after task: give two `stages` or more, each with its `data`")
     if recipe.data.corpus and recipe.method != "domain":
         problems.append("`data.corpus` is read by `method: domain` alone: use it, or `task: language-modeling`")
-    if recipe.method == "features" and recipe.task != "text-classification":
+    if recipe.method == "features" and recipe.task not in CLASSICAL:
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has
         problems.append("`method: features` is a single fit and has no stages: use it without `stages`")

@@ -55,6 +55,9 @@ def test_every_metric_is_described_and_lies_in_its_interval() -> None:
         Outputs(nats=nats, tokens=sizes, correct=np.array([3.0, 1.0])),
     ):
         found |= measure(outputs, Truth("likelihood", ["", ""]), SETTINGS)
+    sets = Truth("labels", [["good"], [], ["bad", "good"]], LABELS)
+    found |= measure(Outputs(probabilities=np.array([[0.1, 0.9], [0.7, 0.2], [0.6, 0.8]])), sets, SETTINGS)
+    found |= measure(Outputs(scores=np.array([1.0, 2.5, 2.0])), Truth("score", [1.0, 2.0, 3.0]), SETTINGS)
     assert set(found) == set(METRICS)
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high

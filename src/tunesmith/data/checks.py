@@ -27,7 +27,7 @@ def check_record(record: Record, choice: Choice, task: Task, reading: Reading) -
     faults: list[Fault] = []
     values, origin = record.values, record.origin
     for column in choice.columns:
-        value = values.get(column.column, _MISSING)
+        value = column.value(values, _MISSING)
         if column.field.kind == "text" and type(value) is str and not value.isspace() and value:
             fields[column.field.name] = value  # the common case, first for speed
             if "\ufffd" in value:
@@ -47,7 +47,7 @@ def check_record(record: Record, choice: Choice, task: Task, reading: Reading) -
 
 def mapped(record: Record, choice: Choice) -> Row:
     """A record under the names of the task's fields, unchecked."""
-    return Row({c.field.name: record.values.get(c.column) for c in choice.columns}, record.origin)
+    return Row({c.field.name: c.value(record.values) for c in choice.columns}, record.origin)
 
 
 def has_error(faults: list[Fault]) -> bool:

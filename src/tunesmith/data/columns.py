@@ -14,11 +14,21 @@ from tunesmith.tasks.base import Field, Task
 
 @dataclass(frozen=True)
 class Column:
-    """The column taken for a field. ``how`` is ``given``, ``exact`` (same name) or ``guessed`` (a known alias)."""
+    """The column taken for a field. ``how`` is ``given``, ``exact`` (same name) or ``guessed`` (a known alias).
+
+    ``several`` names the columns where they are more than one; ``column`` then lists them for readers.
+    """
 
     field: Field
     column: str
     how: str
+    several: tuple[str, ...] = ()
+
+    def value(self, values: Mapping[str, Any], missing: Any = None) -> Any:
+        """The field's value in a record: of several columns a mapping from each to what it holds."""
+        if not self.several:
+            return values.get(self.column, missing)
+        return {name: values.get(name) for name in self.several}
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,9 @@ class _NoColumn(Exception):
         self.near = near
 
 
-def choose_columns(columns: Sequence[str], task: Task, given: Mapping[str, str], origin: Origin) -> Choice | Fault:
+def choose_columns(
+    columns: Sequence[str], task: Task, given: Mapping[str, str | list[str]], origin: Origin
+) -> Choice | Fault:
     """Choose columns for the first of the task's forms that fits.
 
     Args:
@@ -79,17 +91,17 @@ def choose_columns(columns: Sequence[str], task: Task, given: Mapping[str, str],
         except _NoColumn as failure:
             failures.append(failure)
         else:
-            taken = {column.column for column in chosen}
+            taken = {name for column in chosen for name in column.several or (column.column,)}
             return Choice(chosen, tuple(name for name in columns if name not in taken))
     nearest = next((f for f in failures if f.near), failures[-1])
     found = ", ".join(f"`{name}`" for name in columns) or "none"
     return _fault(f"{nearest}; columns found: {found}", nearest.fix + _separator_hint(columns), origin)
 
 
-def _fit(form: Sequence[Field], columns: Sequence[str], given: Mapping[str, str]) -> tuple[Column, ...]:
+def _fit(form: Sequence[Field], columns: Sequence[str], given: Mapping[str, str | list[str]]) -> tuple[Column, ...]:
     if any(name not in {field.name for field in form} for name in given):
         raise _NoColumn("`data.columns` names fields of another form", "name the fields of one form only")
-    reserved = {given.get(field.name, field.name) for field in form}
+    reserved = {name for field in form for name in _names(given.get(field.name, field.name))}
     chosen = []
     for field in form:
         column = _find(field, columns, given, reserved)
@@ -102,9 +114,20 @@ def _fit(form: Sequence[Field], columns: Sequence[str], given: Mapping[str, str]
     return tuple(chosen)
 
 
-def _find(field: Field, columns: Sequence[str], given: Mapping[str, str], reserved: set[str]) -> Column | None:
+def _names(column: str | list[str]) -> list[str]:
+    return [column] if isinstance(column, str) else column
+
+
+def _find(
+    field: Field, columns: Sequence[str], given: Mapping[str, str | list[str]], reserved: set[str]
+) -> Column | None:
     if field.name in given:
-        column = given[field.name]
+        names = _names(given[field.name])
+        if len(names) > 1 and field.kind != "labels":
+            raise _NoColumn(
+                f"`data.columns.{field.name}` names several columns, and `{field.name}` is one", "name one", near=True
+            )
+        column = next((name for name in names if name not in columns), names[0])
         if column not in columns:
             close = difflib.get_close_matches(column, columns, n=1)
             raise _NoColumn(
@@ -112,14 +135,15 @@ def _find(field: Field, columns: Sequence[str], given: Mapping[str, str], reserv
                 f"did you mean {close[0]!r}?" if close else f"name one that exists in data.columns.{field.name}",
                 near=True,
             )
-        return Column(field, column, "given")
+        several = tuple(names) if field.kind == "labels" and isinstance(given[field.name], list) else ()
+        return Column(field, ", ".join(names), "given", several)
     if field.name in columns:
         return Column(field, field.name, "exact")
     likely = [name for name in columns if name not in reserved and name.strip().lower() in (field.name, *field.aliases)]
     if len(likely) > 1:
-        names = ", ".join(f"`{name}`" for name in likely)
+        found = ", ".join(f"`{name}`" for name in likely)
         raise _NoColumn(
-            f"several columns fit `{field.name}` ({field.what}): {names}",
+            f"several columns fit `{field.name}` ({field.what}): {found}",
             f"say which: data.columns.{field.name}={likely[0]}",
             near=True,
         )

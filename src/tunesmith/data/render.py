@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.data.fitting import fit
 from tunesmith.data.rows import Origin, Row
 from tunesmith.errors import DataError
-from tunesmith.recipe import LossOn
+from tunesmith.recipe import LossOn, Recipe
 from tunesmith.tasks.base import Message, Task
 
 PLAIN_TEMPLATE = (
@@ -96,10 +96,18 @@ def row_renderer(
             reader = render_pairs.score_reader(tokenizer, max_length, eos_ids)
             return render_pairs.score_pair_renderer(reader, system_prompt)
         return render_pairs.pair_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), system_prompt)
-    if form == "tag":
-        from tunesmith.data.tagging import tag_renderer
+    from tunesmith.data.label_sets import label_set_renderer
+    from tunesmith.data.scores import grade_renderer, score_renderer
+    from tunesmith.data.tagging import tag_renderer
 
+    if form == "tag":
         return tag_renderer(tokenizer, labels or [], max_length, all_pieces=all_pieces)
+    if form == "multi-label":
+        return label_set_renderer(tokenizer, task, labels or [], max_length)
+    if form == "score":
+        return score_renderer(tokenizer, task, max_length)
+    if form == "ordinal":
+        return grade_renderer(tokenizer, task, labels or [], max_length)
     if form == "classify":
         return classification_renderer(tokenizer, task, labels or [], max_length)
     if form == "seq2seq":
@@ -108,6 +116,31 @@ def row_renderer(
         return source_target_renderer(tokenizer, task, max_length, system_prompt)
     renderer = ConversationRenderer(tokenizer, max_length, eos_ids)
     return conversation_renderer(renderer, task, labels, system_prompt, loss_on)
+
+
+def recipe_renderer(
+    recipe: Recipe,
+    tokenizer: Any,
+    *,
+    form: str,
+    labels: Sequence[str] | None,
+    max_length: int,
+    eos_ids: Sequence[int] | None = None,
+) -> Render:
+    """The rendering that a recipe asks for; see :func:`row_renderer`."""
+    from tunesmith.tasks import TASKS
+
+    return row_renderer(
+        tokenizer,
+        TASKS[recipe.task],
+        form=form,
+        labels=labels,
+        max_length=max_length,
+        system_prompt=recipe.system_prompt,
+        eos_ids=eos_ids,
+        loss_on=recipe.data.loss_on,
+        all_pieces=recipe.data.tag_pieces == "all",
+    )
 
 
 def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], max_length: int) -> Render:

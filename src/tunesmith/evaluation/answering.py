@@ -14,10 +14,10 @@ from tunesmith.data.fitting import fit
 from tunesmith.data.render import ConversationRenderer, encode_text
 from tunesmith.data.rows import Row
 from tunesmith.data.source_target import encode_target, source_text
-from tunesmith.evaluation import pairs
-from tunesmith.evaluation.features import LinearHead, fit_linear_head
+from tunesmith.evaluation import label_set_metrics, pairs
+from tunesmith.evaluation.features import LinearHead, fit_label_heads, fit_linear_head, fit_score_head
 from tunesmith.evaluation.likelihood import score_documents
-from tunesmith.evaluation.outputs import FloatArray, Outputs
+from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference
@@ -62,12 +62,14 @@ def answer(
     started = time.perf_counter()
     if setting.task.answer == "pair":
         return pairs.judge(model, rows, setting)
-    if model.form == "classify":
-        examples = [encode_text(model.tokenizer, setting.task.input_text(row), model.max_length)[0] for row in rows]
-        probabilities = inference.class_probabilities(model, examples, on_event=setting.on_event)
-        return _outputs(started, examples, probabilities=probabilities)
     if model.form == "tag":
         return by_head(model, rows, setting.on_event)
+    if model.form in ("score", "ordinal", "multi-label", "classify"):
+        examples = encode_rows(model, rows, setting.task)
+        if model.form in ("score", "ordinal"):
+            return _outputs(started, examples, scores=inference.scores(model, examples, on_event=setting.on_event))
+        probabilities = inference.class_probabilities(model, examples, on_event=setting.on_event)
+        return _outputs(started, examples, probabilities=probabilities, thresholds=_thresholds(model))
     questions = _sources(model, rows, setting) if model.form == "seq2seq" else _prompts(model, rows, setting, shots)
     prompts = questions.prompts
     labels = (setting.labels or []) if setting.task.answer == "label" else []
@@ -77,7 +79,7 @@ def answer(
         prompts = _fitting(prompts, rows, room, setting.on_event)
     if choices:
         probabilities = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
-        return _outputs(started, prompts, probabilities=probabilities)
+        return _outputs(started, prompts, probabilities=probabilities, thresholds=_thresholds(model))
     written = inference.generate(
         model,
         prompts,
@@ -95,7 +97,7 @@ def answer(
             for text, row in zip(texts, rows, strict=True)
         ]
         return Outputs(spans=named, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
-    if not score_references:
+    if not score_references or setting.task.answer != "text":
         seconds = time.perf_counter() - started
         return Outputs(texts=texts, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
     seconds = time.perf_counter() - started  # scoring the references is our question, not the system's work
@@ -276,19 +278,34 @@ def by_features(head: LinearHead, model: Model, rows: Sequence[Row], setting: Se
     started = time.perf_counter()
     examples = encode_rows(model, rows, setting.task)
     features = inference.embeddings(model, examples, on_event=setting.on_event)
+    if setting.task.answer == "score":
+        return _outputs(started, examples, scores=head.scores(features)[:, 0])
+    if setting.task.answer == "labels":
+        found = 1 / (1 + np.exp(-head.scores(features)))
+        return _outputs(started, examples, probabilities=found, thresholds=_thresholds(model))
     return _outputs(started, examples, probabilities=head.probabilities(features))
 
 
 def fit_features(model: Model, train: Sequence[Row], validation: Sequence[Row], setting: Setting) -> LinearHead:
     """Fit that head: the penalty is chosen on the validation rows."""
-    labels = {label: number for number, label in enumerate(setting.labels or [])}
+    labels = setting.labels or []
 
-    def features_of(rows: Sequence[Row]) -> tuple[np.ndarray, list[int]]:
+    def features_of(rows: Sequence[Row]) -> tuple[np.ndarray, Any]:
         found = inference.embeddings(model, encode_rows(model, rows, setting.task), on_event=setting.on_event)
-        return found, [labels[setting.task.target_text(row)] for row in rows]
+        right = [setting.task.reference(row) for row in rows]
+        if setting.task.answer == "score":
+            return found, np.array(right)
+        if setting.task.answer == "labels":
+            return found, label_set_metrics.references(Truth("labels", right, labels))
+        return found, [labels.index(label) for label in right]
 
-    features, classes = features_of(train)
-    return fit_linear_head(features, classes, len(labels), features_of(validation) if len(validation) else None)
+    features, wanted = features_of(train)
+    chosen_on = features_of(validation) if len(validation) else None
+    if setting.task.answer == "score":
+        return fit_score_head(features, wanted, chosen_on)
+    if setting.task.answer == "labels":
+        return fit_label_heads(features, wanted, chosen_on)
+    return fit_linear_head(features, wanted, len(labels), chosen_on)
 
 
 def encode_rows(model: Model, rows: Sequence[Row], task: Task) -> list[list[int]]:
@@ -297,8 +314,16 @@ def encode_rows(model: Model, rows: Sequence[Row], task: Task) -> list[list[int]
 
 
 def majority(train: Sequence[Row], rows: Sequence[Row], setting: Setting) -> Outputs:
-    """Always the commonest label of the training data; its shares are the probabilities."""
+    """Always the same answer: the commonest label of the training data, the commonest labels, or the mean score."""
     labels = setting.labels or []
+    if setting.task.answer == "score":
+        mean = float(np.mean([setting.task.reference(row) for row in train]))
+        return Outputs(scores=np.full(len(rows), mean))
+    if setting.task.answer == "labels":
+        right = Truth("labels", [setting.task.reference(row) for row in train], labels)
+        shares = label_set_metrics.references(right).mean(axis=0)
+        thresholds = np.full(len(labels), min(0.5, float(shares.max())))  # at least one label is given
+        return Outputs(probabilities=np.tile(shares, (len(rows), 1)), thresholds=thresholds)
     counts = np.zeros(len(labels))
     for row in train:
         counts[labels.index(setting.task.target_text(row))] += 1
@@ -313,9 +338,22 @@ def _by_cosine(vectors: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     return result
 
 
-def _outputs(started: float, examples: Sequence[Sequence[int]], *, probabilities: np.ndarray) -> Outputs:
+def _thresholds(model: Model) -> np.ndarray | None:
+    return None if model.thresholds is None else np.asarray(model.thresholds)
+
+
+def _outputs(
+    started: float,
+    examples: Sequence[Sequence[int]],
+    *,
+    probabilities: np.ndarray | None = None,
+    thresholds: np.ndarray | None = None,
+    scores: np.ndarray | None = None,
+) -> Outputs:
     return Outputs(
         probabilities=probabilities,
+        thresholds=thresholds,
+        scores=scores,
         prompt_tokens=sum(len(ids) for ids in examples),
         seconds=time.perf_counter() - started,
     )

@@ -18,12 +18,14 @@ from tunesmith.evaluation.likelihood import score_documents, unigram
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs
 from tunesmith.evaluation.span_answers import by_dictionary
+from tunesmith.evaluation.thresholds import tuned_on
 from tunesmith.events import Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
 from tunesmith.models.precision import default_device
 from tunesmith.recipe import Baseline, Evaluate
+from tunesmith.tasks.base import Answer
 from tunesmith.tasks.summarization import Summarization
 
 if TYPE_CHECKING:
@@ -85,11 +87,10 @@ def run_baselines(
             what = "a ceiling, not a rival: the document's own sentences, chosen with the right answer in sight"
             ceiling = system("oracle", "Best extract", what, extractive.oracle(rows, setting.task, "rouge1"), 0)
             yield replace(ceiling, knows_answers=True)
-    if "majority" in kinds and setting.task.answer == "label":
+    if "majority" in kinds and setting.task.answer in _ALWAYS:
         yield system(
             "majority",
-            "Majority class",
-            "always gives the commonest label of the training data",
+            *_ALWAYS[setting.task.answer],
             answering.majority(data.train, rows, setting),
             0,
         )
@@ -107,8 +108,11 @@ def run_baselines(
             continue
         setting.on_event(Phase(step="evaluate", message=f"baselines of {name}"))
         writes = natural_form(load_config(folder)) != "classify"
-        if setting.task.answer == "spans" and not writes:
+        fits = "features" in own and setting.task.answer in _ALWAYS and not prefix
+        if setting.task.answer in ("spans", "labels", "score") and not writes:
             setting.on_event(Notice(level="info", message=f"{name} cannot write: no baseline of it without training"))
+            if fits:
+                yield system(*_features(name, folder, None, data, rows, setting, dtype, device))
             continue
         asked = _prompted if writes else _embedded
         model = _load(name, folder, setting, dtype, device)
@@ -119,18 +123,8 @@ def run_baselines(
         else:
             for key, title, what, outputs in asked(model, own, shots, data, rows, setting):
                 yield system(prefix + key, title, what, outputs, model.total_parameters)
-        if "features" in own and setting.task.answer == "label" and not prefix:
-            frozen = model or load_model(
-                folder, name=name, form="classify", labels=setting.labels, dtype=dtype, device=device, pooling="mean"
-            )
-            head = answering.fit_features(frozen, data.train, data.validation, setting)
-            yield system(
-                "features",
-                f"{name}, frozen features",
-                "logistic regression on the untuned model's vectors, fitted on the same training rows",
-                answering.by_features(head, frozen, rows, setting),
-                frozen.total_parameters,
-            )
+        if fits:
+            yield system(*_features(name, folder, model, data, rows, setting, dtype, device))
         del model
 
 
@@ -163,6 +157,44 @@ def _likelihoods(
     setting.on_event(Phase(step="evaluate", message=f"{name} before tuning"))
     outputs = score_documents(model, rows, setting.task, setting.on_event)
     yield "base", f"{name}, untuned", "the model before tuning, on the same documents", outputs, model.total_parameters
+
+
+_ALWAYS: dict[Answer, tuple[str, str]] = {
+    "label": ("Majority class", "always gives the commonest label of the training data"),
+    "labels": ("Commonest labels", "always gives the labels that most training rows have, at least the commonest one"),
+    "score": ("Mean score", "always gives the mean of the training scores"),
+}
+"""Title and description of the system that answers all rows alike."""
+
+
+def _features(
+    name: str,
+    folder: Path,
+    model: Model | None,
+    data: PreparedData,
+    rows: Sequence[Row],
+    setting: Setting,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[str, str, str, Outputs, int]:
+    """A classical fit on the frozen model's vectors; thresholds of several labels are tuned like the tuned model's."""
+    frozen = model or load_model(
+        folder,
+        name=name,
+        form="classify",
+        labels=setting.labels,
+        dtype=dtype,
+        device=device,
+        pooling=pooling_of(folder) or "mean",
+    )
+    head = answering.fit_features(frozen, data.train, data.validation, setting)
+    outputs = answering.by_features(head, frozen, rows, setting)
+    if setting.task.answer == "labels" and len(data.validation):
+        chosen_on = answering.by_features(head, frozen, data.validation, setting)
+        outputs = replace(outputs, thresholds=tuned_on(chosen_on, data.validation, setting))
+    how = "ridge" if setting.task.answer == "score" else "logistic"
+    what = f"{how} regression on the untuned model's vectors, fitted on the same training rows"
+    return "features", f"{name}, frozen features", what, outputs, frozen.total_parameters
 
 
 Asked = Iterator[tuple[str, str, str, Outputs]]

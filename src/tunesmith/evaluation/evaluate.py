@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import catalog, environment, lineage, runs
 from tunesmith.data.prepare import PreparedData
-from tunesmith.data.render import row_renderer
+from tunesmith.data.render import recipe_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
 from tunesmith.evaluation import answering, comparison, report
@@ -209,9 +209,9 @@ def _keep_answers(
 
 
 def _several(right: Truth, row: int) -> list[str] | None:
-    """All right answers to a row, where there are several texts."""
+    """All right answers to a row, where there are several texts; all its labels, where it has any number of them."""
     reference = right.references[row]
-    return list(reference) if right.answer == "text" and not isinstance(reference, str) else None
+    return list(reference) if right.answer in ("text", "labels") and not isinstance(reference, str) else None
 
 
 def _summary(
@@ -294,18 +294,15 @@ def _content(
 
 def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[ShownExample]:
     """Training rows, rendered as they were for training."""
-    task = TASKS[recipe.task]
-    render = row_renderer(
+    render = recipe_renderer(
+        recipe,
         model.tokenizer,
-        task,
         form=model.form,
         labels=data.labels,
         max_length=model.max_length,
-        system_prompt=recipe.system_prompt,
         eos_ids=model.eos_ids,
-        loss_on=recipe.data.loss_on,
     )
-    return show_rows(data.train, TRAINING_ROWS_SHOWN, render, model.tokenizer, task)
+    return show_rows(data.train, TRAINING_ROWS_SHOWN, render, model.tokenizer, TASKS[recipe.task])
 
 
 def _curves(folder: Path) -> tuple[list[Step], list[Validated]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tunesmith.data.spans import Span
-from tunesmith.evaluation import span_metrics
+from tunesmith.evaluation import label_set_metrics, span_metrics
 from tunesmith.evaluation.calibration import ReliabilityBin, reliability
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.f1 import ClassScores
@@ -135,6 +135,8 @@ def find(
             table = table[:, :-1]
     if right.answer == "spans":
         classes = span_metrics.per_class(tuned.outputs, right, settings)
+    if right.answer == "labels":
+        classes = label_set_metrics.per_class(tuned.outputs, right, settings)
     return Findings(
         classes=classes,
         order=order,

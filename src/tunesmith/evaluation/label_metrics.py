@@ -67,6 +67,8 @@ def predictions(outputs: Outputs, labels: Sequence[str]) -> IntArray:
     letter case, surrounding white space and punctuation.
     """
     if outputs.probabilities is not None:
+        if outputs.thresholds is not None and len(labels) == 2:
+            return np.asarray(outputs.probabilities[:, 1] >= outputs.thresholds[1], dtype=np.int64)
         return np.asarray(outputs.probabilities.argmax(axis=1), dtype=np.int64)
     if outputs.texts is None:
         raise DataError("these outputs hold neither probabilities nor texts, so no labels")
@@ -97,6 +99,8 @@ def confidences(outputs: Outputs) -> FloatArray | None:
     probabilities = outputs.probabilities
     if probabilities is None or bool(np.isin(probabilities, (0.0, 1.0)).all()):
         return None
+    if outputs.thresholds is not None and probabilities.shape[1] == 2:
+        return np.where(probabilities[:, 1] >= outputs.thresholds[1], probabilities[:, 1], probabilities[:, 0])
     return np.asarray(probabilities.max(axis=1))
 
 

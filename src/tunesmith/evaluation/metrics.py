@@ -43,6 +43,14 @@ METRICS: dict[str, Metric] = {
             "macro_f1", "Macro F1", "F1 (balance of precision and recall), averaged over classes whatever their size."
         ),
         Metric("micro_f1", "Micro F1", "F1 over all rows together; equals accuracy when every row gets one label."),
+        Metric("micro_precision", "Micro precision", "Share of the labels given that are right."),
+        Metric("micro_recall", "Micro recall", "Share of the labels that apply that were given."),
+        Metric("subset_accuracy", "Subset accuracy", "Share of test rows given exactly the right labels."),
+        Metric("r2", "R²", "Share of the scores' variance that is explained; 0 is guessing the mean, 1 perfect."),
+        Metric("rmse", "RMSE", "Root of the mean squared error, in the unit of the scores.", False),
+        Metric("mae", "MAE", "Mean distance from the right score, in its unit.", False),
+        Metric("spearman", "Spearman", "Whether rows are ordered as by the right scores, -1 to 1."),
+        Metric("pearson", "Pearson", "Correlation with the right scores, -1 to 1; scale and offset do not count."),
         Metric("ece", "Calibration error (ECE)", "Average gap between stated confidence and actual accuracy.", False),
         Metric("brier", "Brier score", "Squared distance of the stated probabilities from the truth.", False),
         Metric("log_loss", "Log loss", "Surprise at the right label, in nats: confident mistakes cost most.", False),
@@ -68,6 +76,8 @@ METRICS: dict[str, Metric] = {
 
 KINDS: dict[Answer, str] = {
     "label": "tunesmith.evaluation.label_metrics",
+    "labels": "tunesmith.evaluation.label_set_metrics",
+    "score": "tunesmith.evaluation.score_metrics",
     "spans": "tunesmith.evaluation.span_metrics",
     "text": "tunesmith.evaluation.text_metrics",
     "pair": "tunesmith.evaluation.pair_metrics",
@@ -168,7 +178,7 @@ def _check_shapes(outputs: Outputs, rows: int) -> None:
         raise DataError(
             "there are no test rows to measure on", fix="give `data.test` a file with rows, or a share above 0"
         )
-    for name in ("probabilities", "texts", "spans", "nats", "reference_bytes", "gaps", "tokens", "correct"):
+    for name in ("probabilities", "scores", "texts", "spans", "nats", "reference_bytes", "gaps", "tokens", "correct"):
         values = getattr(outputs, name)
         if values is not None and len(values) != rows:
             raise DataError(f"the outputs hold {len(values)} {name} for {rows} test rows")

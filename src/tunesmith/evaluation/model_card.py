@@ -92,10 +92,9 @@ def _plain_loading(notes: ArtefactNotes) -> list[str]:
             "generate": "CausalLM",
             "mask": "MaskedLM",
             "seq2seq": "Seq2SeqLM",
-            "classify": "SequenceClassification",
             "tag": "TokenClassification",
         }
-        kind = kinds[notes.form]
+        kind = kinds.get(notes.form, "SequenceClassification")
         prefix = "AutoPeftModelFor" if notes.adapter else "AutoModelFor"
         code = (LOAD_ADAPTER if notes.adapter else LOAD_MODEL).format(auto=prefix + kind, folder=".")
     return ["Or without Tunesmith, in this folder:", "", "```python", code.rstrip(), "```", ""]

@@ -23,6 +23,9 @@ class Outputs:
 
     Attributes:
         probabilities: (N, C) float64; one column a class, in the order of the labels. ``None`` if there are none.
+        thresholds: (C,) the probability from which on each label is given; of two classes the second one's counts.
+            ``None``: 0.5, of classes the likeliest.
+        scores: (N,) the score given to each row.
         texts: N generated answers.
         spans: N lists of the spans that were found.
         nats: (N,) negative log likelihood of each reference answer, in nats.
@@ -36,6 +39,8 @@ class Outputs:
     """
 
     probabilities: FloatArray | None = None
+    thresholds: FloatArray | None = None
+    scores: FloatArray | None = None
     texts: list[str] | None = None
     spans: list[list[Span]] | None = None
     nats: FloatArray | None = None
@@ -55,7 +60,7 @@ class Outputs:
     @property
     def rows(self) -> int:
         """N, the number of test rows."""
-        for values in (self.probabilities, self.spans, self.texts, self.nats, self.gaps):
+        for values in (self.probabilities, self.scores, self.spans, self.texts, self.nats, self.gaps):
             if values is not None:
                 return len(values)
         return 0

@@ -9,14 +9,16 @@ from typing import Any
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.spans import inline
 from tunesmith.errors import DataError
-from tunesmith.evaluation import answering, pairs
+from tunesmith.evaluation import answering, label_set_metrics, pairs, score_metrics
+from tunesmith.evaluation.label_metrics import predictions
 from tunesmith.evaluation.metrics import kind
-from tunesmith.evaluation.outputs import Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import nobody
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ArtefactNotes
 from tunesmith.recipe import Data, Generation
 from tunesmith.tasks import TASKS, Task
+from tunesmith.tasks.multi_label import NONE
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class Prediction:
     """One answer of a tuned model.
 
     Attributes:
-        answer: The label, the written text, or the spans as a reader lists them.
-        probability: Of the label; ``None`` for text.
-        probabilities: Label -> probability; ``None`` for text.
+        answer: The label or labels, the score, the written text, or the spans as a reader lists them.
+        probability: Of the label; ``None`` for other answers.
+        probabilities: Label -> probability; ``None`` without labels. Of several labels each has its own.
+        labels: All labels that apply, of a task with several.
+        score: The number, of a task with scores.
         text: Where the answer is spans: the text that their offsets count in.
         spans: Each ``{"start", "end", "label", "text", "score"}``.
     """
@@ -34,6 +38,8 @@ class Prediction:
     answer: str
     probability: float | None = None
     probabilities: dict[str, float] | None = None
+    labels: list[str] | None = None
+    score: float | None = None
     text: str | None = None
     spans: list[dict[str, Any]] | None = None
 
@@ -63,16 +69,30 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
             Prediction(inline(spans), text=task.input_text(row), spans=[span._asdict() for span in spans])
             for row, spans in zip(wanted, outputs.spans, strict=True)
         ]
+    labels = notes.labels or []
+    if task.answer == "score":
+        return [Prediction(f"{score:.6g}", score=float(score)) for score in score_metrics.scores(outputs)]
+    if task.answer == "labels":
+        return _label_sets(outputs, labels)
     if outputs.texts is not None:
         return [Prediction(text) for text in outputs.texts]
     if outputs.probabilities is None:
         right = Truth(task.answer, [task.reference(row) for row in wanted])
         return [Prediction(text) for text in kind(right).texts(outputs, right)]
-    labels = notes.labels or []
+    return [
+        Prediction(labels[best], line[best], dict(zip(labels, line, strict=True)))
+        for best, line in zip(predictions(outputs, labels), outputs.probabilities.tolist(), strict=True)
+    ]
+
+
+def _label_sets(outputs: Outputs, labels: Sequence[str]) -> list[Prediction]:
+    """All labels that apply to each row."""
     found = []
-    for line in outputs.probabilities.tolist():
-        best = max(range(len(labels)), key=line.__getitem__)
-        found.append(Prediction(labels[best], line[best], dict(zip(labels, line, strict=True))))
+    for row, given in enumerate(label_set_metrics.choices(outputs, labels).tolist()):
+        chosen = [label for label, applies in zip(labels, given, strict=True) if applies]
+        sure = None if outputs.probabilities is None else dict(zip(labels, outputs.probabilities[row], strict=True))
+        probabilities = None if sure is None else {label: float(p) for label, p in sure.items()}
+        found.append(Prediction("; ".join(chosen) or NONE, probabilities=probabilities, labels=chosen))
     return found
 
 

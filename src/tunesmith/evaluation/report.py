@@ -14,9 +14,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tunesmith.evaluation import charts, marks
 from tunesmith.data.shown import ShownExample, shortened
-from tunesmith.evaluation import charts
+from tunesmith.evaluation import charts, marks
 from tunesmith.evaluation.comparison import Comparison, System, best_other, primary_metric
 from tunesmith.evaluation.findings import Findings, find
 from tunesmith.evaluation.label_metrics import NO_LABEL_TITLE

@@ -14,6 +14,7 @@ from tunesmith.evaluation.metrics import METRICS, measure, truth
 from tunesmith.evaluation.outputs import Outputs
 from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
+from tunesmith.tasks.base import Answer
 
 
 def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]:
@@ -41,11 +42,13 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
     labels = None
     if task.answer == "label":
         labels = sorted({a.reference for a in answers[0]} | {a.answer for s in answers for a in s})
+    if task.answer == "labels":
+        labels = sorted({label for run in opened for label in _known_labels(run)})
     ordered = [sorted(stored, key=lambda a: (a.key, a.reference)) for stored in answers]
-    right = truth(task, [_reference(a) for a in ordered[0]], labels, settings)
+    right = truth(task, [_reference(a, task.answer) for a in ordered[0]], labels, settings)
     systems = []
     for run, stored in zip(opened, ordered, strict=True):
-        outputs = _outputs(stored, labels)
+        outputs = _outputs(stored, labels if task.answer == "label" else None)
         name = f"{run.id} ({run.recipe.model}, {run.recipe.method})"
         metrics = measure(outputs, right, settings)
         systems.append(System(run.id, name, "a tuned run", outputs, metrics))
@@ -67,7 +70,17 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
     return metric, table, _verdict(systems, found, metric)
 
 
-def _reference(stored: StoredAnswer) -> Any:
+def _known_labels(run: Run) -> list[str]:
+    from tunesmith.models.saving import read_notes
+
+    return read_notes(run.model_folder).labels or []
+
+
+def _reference(stored: StoredAnswer, answer: Answer) -> Any:
+    if answer == "labels":
+        return stored.references or []
+    if answer == "score":
+        return float(stored.reference)
     if stored.reference_spans is not None:
         return [Span(*span) for span in stored.reference_spans]
     return stored.references or stored.reference

@@ -7,8 +7,17 @@ from typing import Any
 from tunesmith.errors import UsageError
 from tunesmith.models.load import natural_form
 from tunesmith.models.model import Form
-from tunesmith.recipe import ObjectiveName, Recipe, Stage
+from tunesmith.recipe import HEADS, ObjectiveName, Recipe, Stage
 from tunesmith.tasks import TASKS
+
+_BY_HEAD = ("labels", "score", "spans")  # kinds of answers that even a model made to write gives by a head
+_FORMS: dict[ObjectiveName, Form] = {
+    "multi-label": "multi-label",
+    "mse": "score",
+    "huber": "score",
+    "ordinal": "ordinal",
+    "tag": "tag",
+}
 
 
 def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, ObjectiveName]:
@@ -28,8 +37,9 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
         return _of_pairs(recipe, stage, natural)
     if answer == "likelihood":
         return _language_form(recipe, stage, natural)
-    if answer == "spans" and stage.objective != "supervised":
-        return "tag", "tag"
+    if answer in _BY_HEAD and stage.objective != "supervised" and natural != "seq2seq":
+        objective = stage.objective or HEADS[recipe.task][0]
+        return _FORMS.get(objective, "classify"), objective
     if answer == "text":
         if natural == "classify":
             raise UsageError(
@@ -42,7 +52,7 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
         raise UsageError(
             f"{recipe.model} is an encoder: it cannot write the answer",
             where="objective",
-            fix=f"use `objective: {'tag' if answer == 'spans' else 'classify'}`, or a causal language model",
+            fix=f"use `objective: {HEADS[recipe.task][0]}`, or a causal language model",
         )
     needs_head = stage.parameters is not None and stage.parameters.kind in ("head", "none")
     if natural == "seq2seq" and (stage.objective == "classify" or needs_head):
@@ -51,9 +61,14 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
             where="objective" if stage.objective else "parameters.kind",
             fix="use `objective: supervised` with `method: peft` or `full`, or an encoder",
         )
-    if stage.objective == "classify" or natural == "classify" or needs_head:
-        return "classify", "classify"
-    return natural, "supervised"
+    by_head = stage.objective in HEADS[recipe.task] or natural == "classify" or needs_head
+    if stage.training is not None and stage.training.class_weights is not None and not by_head:
+        raise UsageError(
+            "`class_weights` need a head, and a causal language model writes the label",
+            where="training.class_weights",
+            fix="use `objective: classify`",
+        )
+    return ("classify", stage.objective or "classify") if by_head else (natural, "supervised")
 
 
 def _of_pairs(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:

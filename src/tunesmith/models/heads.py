@@ -26,12 +26,13 @@ def pooling_of(folder: Path) -> Pooling | None:
     return None
 
 
-def head_labels(folder: Path) -> list[str] | None:
-    """Labels of the linear head that an earlier stage left beside an encoder; ``None`` if there is none."""
+def head_labels(folder: Path, form: str) -> list[str] | None:
+    """Labels of the linear head of this form that an earlier stage left beside an encoder; ``None`` without one."""
     notes = folder / "tunesmith.json"
     if not notes.is_file() or not (folder / "2_Dense" / "model.safetensors").is_file():
         return None
-    labels: list[str] | None = json.loads(notes.read_text(encoding="utf-8")).get("labels")
+    content = json.loads(notes.read_text(encoding="utf-8"))
+    labels: list[str] | None = content.get("labels") if content.get("form") == form else None
     return labels
 
 

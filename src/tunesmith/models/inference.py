@@ -19,6 +19,7 @@ from tunesmith.data.source_target import TARGET_IDS
 from tunesmith.events import Listener, Progress, nobody
 from tunesmith.models import virtual_tokens, visibility
 from tunesmith.models.heads import SentenceClassifier, pool
+from tunesmith.models.load import output_names
 from tunesmith.models.model import Model, decoder_of
 
 TOKENS_A_PASS = 4096
@@ -30,8 +31,10 @@ TokenLists = Sequence[Sequence[int]]
 def class_probabilities(
     model: Model, examples: TokenLists, *, what: str = "classifying", on_event: Listener = nobody
 ) -> np.ndarray:
-    """Softmax of the head's scores, (N, C) float64, for N tokenized texts."""
+    """Softmax of the head's scores, (N, C) float64, for N tokenized texts; with several labels each one's sigmoid."""
     scores = head_scores(model, examples, what=what, on_event=on_event)
+    if model.form == "multi-label":
+        return _sigmoid(scores)
     likelihoods = np.exp(scores - scores.max(axis=1, keepdims=True))
     return cast(np.ndarray, likelihoods / likelihoods.sum(axis=1, keepdims=True))
 
@@ -44,7 +47,25 @@ def head_scores(
     def ask(batch: Batch) -> torch.Tensor:
         return model.class_logits(batch)
 
-    return _map_batches(model, examples, ask, len(model.labels or [""]), what, on_event)
+    return _map_batches(model, examples, ask, len(output_names(model.form, model.labels)), what, on_event)
+
+
+def scores(model: Model, examples: TokenLists, *, what: str = "scoring", on_event: Listener = nobody) -> np.ndarray:
+    """The score that a head for scores or grades gives each of N tokenized texts, (N,) float64.
+
+    Of grades it is the first that the truth is not likely to lie above (arXiv 2111.08851, equation 7).
+    """
+    found = head_scores(model, examples, what=what, on_event=on_event)
+    if model.form == "score":
+        return found[:, 0]
+    grades = np.array([float(grade) for grade in model.labels or []])
+    return cast(np.ndarray, grades[(_sigmoid(found).cumprod(axis=1) > 0.5).sum(axis=1)])
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    from scipy.special import expit
+
+    return cast(np.ndarray, expit(values))
 
 
 def tag_probabilities(

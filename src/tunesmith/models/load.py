@@ -23,6 +23,12 @@ from tunesmith.models.heads import Pooling, SentenceClassifier, head_labels, poo
 from tunesmith.models.model import Form, Model
 
 DEFAULT_MAX_LENGTH = 2048
+PROBLEM_TYPES: dict[Form, str] = {
+    "multi-label": "multi_label_classification",
+    "score": "regression",
+    "ordinal": "multi_label_classification",  # each output a question of its own
+}
+"""What transformers calls the forms that it would not guess; by it a plain model computes the right loss."""
 
 
 def load_config(folder: Path) -> Any:
@@ -121,8 +127,7 @@ def load_model(
         folder: A folder in transformers' format.
         name: What to call it.
         form: How it shall answer; default: what it is made for.
-        labels: Class names; with ``form="classify"`` a new head gets one output for each, with ``form="tag"`` those of
-            :func:`~tunesmith.data.tagging.tag_names`.
+        labels: Class names, from which the outputs of a new head follow (:func:`output_names`).
         dtype: Of weights and activations. A head on a sentence encoder is kept in fp32 at least.
         device: Where to put it; default: the GPU if there is one.
         dropout: Overrides every dropout probability of the model.
@@ -152,11 +157,11 @@ def load_model(
         name=name,
         folder=folder,
         max_length=max_length or default_max_length(folder, config),
-        labels=list(labels) if labels else None,
+        labels=list(labels) if labels and form != "score" else None,
         eos_ids=eos_token_ids(tokenizer, getattr(network, "generation_config", None)),
         head_names=heads,
     )
-    if form == "classify" and pooling is None and natural_form(config) == "generate":
+    if form not in ("tag", "generate") and pooling is None and natural_form(config) == "generate":
         # A decoder's stock classifier reads the last token that is not padding, which it knows by this id alone.
         cast(Any, network).config.pad_token_id = model.pad_id
     return model
@@ -190,8 +195,9 @@ def _build(
                 return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, config=config, **options), ()
             if form == "generate":
                 return transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, **options), ()
+            names = output_names(form, labels)
             if form == "tag":
-                _name_outputs(config, tag_names(labels or []))
+                _name_outputs(config, names)
                 # A base that was tagged before may have a head of another size: it gets a new one.
                 options |= {"config": config, "ignore_mismatched_sizes": True}
                 network = transformers.AutoModelForTokenClassification.from_pretrained(folder, **options)
@@ -201,15 +207,15 @@ def _build(
             if pooling:
                 pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
                 encoder = transformers.AutoModel.from_pretrained(folder, config=config, **options, **pooler)
-                classifier = SentenceClassifier(
-                    encoder, pooling, config.hidden_size, len(labels or [""]), _head_dropout(config)
-                )
+                classifier = SentenceClassifier(encoder, pooling, config.hidden_size, len(names), _head_dropout(config))
                 classifier.classifier.to(wide)
-                if labels and head_labels(folder) == list(labels):  # an earlier stage's result: its head is kept
+                if labels and head_labels(folder, form) == list(labels):  # an earlier stage's result: its head is kept
                     classifier.load_head(folder)
                 return classifier, ("classifier",)
             known = _trained_labels(config)
-            _name_outputs(config, labels or ["0"])
+            _name_outputs(config, names)
+            if form in PROBLEM_TYPES:
+                config.problem_type = PROBLEM_TYPES[form]
             network = transformers.AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, ignore_mismatched_sizes=True, **options
             )
@@ -219,6 +225,17 @@ def _build(
         for head in _heads(network):
             _begin_anew(network.get_submodule(head), float(getattr(config, "initializer_range", 0.02)))
     return network, _heads(network)
+
+
+def output_names(form: Form, labels: Sequence[str] | None) -> list[str]:
+    """A name for each output of a head."""
+    if form == "tag":
+        return tag_names(labels or [])
+    if form == "score":
+        return ["score"]
+    if form == "ordinal":
+        return [f"> {grade}" for grade in (labels or [])[:-1]]
+    return list(labels or ["0"])
 
 
 def _name_outputs(config: Any, names: Sequence[str]) -> None:

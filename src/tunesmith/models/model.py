@@ -15,10 +15,11 @@ from tunesmith.models import packing, virtual_tokens, visibility
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.parameters.settings import Quantization
 
-Form = Literal["classify", "tag", "generate", "seq2seq", "mask"]
-"""How a model answers: with a classification head, with a head on every token, by writing on (causal models), by
-writing what a decoder of its own makes of what an encoder has read (encoder-decoder models: T5, BART), or by filling in
-masked tokens."""
+Form = Literal["classify", "multi-label", "score", "ordinal", "tag", "generate", "seq2seq", "mask"]
+"""How a model answers: with a head that tells classes apart, decides for each label by itself, gives a number, or says
+for each grade whether the truth lies above it; with a head on every token; by writing on (causal models), by writing
+what a decoder of its own makes of what an encoder has read (encoder-decoder models: T5, BART), or by filling in masked
+tokens."""
 
 IGNORED = -100
 """Label that transformers' models leave out of account."""
@@ -38,6 +39,10 @@ class Model:
         labels: Class names, in the order of the head's outputs or of the answers to choose from; of spans, from which
             the outputs follow (:func:`tunesmith.data.tagging.tag_names`).
         eos_ids: Token ids that end an answer.
+        thresholds: From which probability on each label is given; ``None``: of several labels from 0.5, of classes
+            the likeliest.
+        scale: While a head for scores is trained: mean and standard deviation of the scores; its outputs are
+            standardised. Afterwards they are scores (:func:`tunesmith.models.score_heads.fold_scale`).
         head_names: Dotted names of the modules that are the task's head; new, and trained in any case.
         packable_length: Batches whose longest row has at most so many tokens are computed without padding
             (:mod:`tunesmith.models.packing`).
@@ -56,6 +61,8 @@ class Model:
     labels: list[str] | None = None
     eos_ids: list[int] = field(default_factory=list)
     head_names: tuple[str, ...] = ()
+    thresholds: list[float] | None = None
+    scale: tuple[float, float] = (0.0, 1.0)
     packable_length: int = 0
     rates: dict[str, float] = field(default_factory=dict)
     quantization: Quantization = "none"

@@ -41,6 +41,7 @@ class ArtefactNotes:
     system_prompt: str | None
     dtype: str
     quantization: Quantization = "none"
+    thresholds: list[float] | None = None
 
 
 def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str | None) -> None:
@@ -65,6 +66,7 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
         system_prompt=system_prompt,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization,
+        thresholds=model.thresholds,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,7 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
         _add_adapter(model, folder)
     if isinstance(model.network, SentenceClassifier):
         model.network.load_head(folder)
+    model.thresholds = notes.thresholds
     model.network.eval()
     return model, notes
 

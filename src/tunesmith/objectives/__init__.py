@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 OBJECTIVES = {
     "causal-lm": "tunesmith.objectives.language:CausalLM",
     "classify": "tunesmith.objectives.classify:Classify",
+    "focal": "tunesmith.objectives.classify:Focal",
+    "multi-label": "tunesmith.objectives.multi_label:MultiLabel",
+    "mse": "tunesmith.objectives.score:SquaredError",
+    "huber": "tunesmith.objectives.score:Huber",
+    "ordinal": "tunesmith.objectives.score:Ordinal",
     "dpo": "tunesmith.objectives.preference:Preference",
     "grpo": "tunesmith.objectives.grpo:GRPO",
     "ppo": "tunesmith.objectives.ppo:PPO",

@@ -23,8 +23,9 @@ def task_type(model: Model) -> str | None:
     """PEFT's name for what the model does, which decides on the wrapper; ``None`` is its plain one."""
     if isinstance(model.network, SentenceClassifier):
         return "FEATURE_EXTRACTION"
-    names = {"classify": "SEQ_CLS", "tag": "TOKEN_CLS", "generate": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
-    return names.get(model.form)
+    if model.form in ("classify", "multi-label", "score", "ordinal"):
+        return "SEQ_CLS"
+    return {"tag": "TOKEN_CLS", "generate": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(model.form)
 
 
 def add(model: Model, config: peft.PeftConfig, *, targets: str | list[str] | None = None) -> Any:

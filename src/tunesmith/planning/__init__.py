@@ -155,26 +155,18 @@ def _render(
     import numpy as np
 
     from tunesmith.data.documents import block_renderer
-    from tunesmith.data.render import row_renderer
+    from tunesmith.data.render import recipe_renderer
     from tunesmith.models.load import default_max_length
     from tunesmith.tasks import TASKS
 
-    task = TASKS[recipe.task]
     max_length = recipe.data.max_length or default_max_length(folder, config)
+    task = TASKS[recipe.task]
     rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
     if task.answer == "likelihood":
         blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
         rendered = [block for row in rows for block in blocks(row)]
     else:
-        render = row_renderer(
-            tokenizer,
-            task,
-            form=form,
-            labels=data.labels,
-            max_length=max_length,
-            system_prompt=recipe.system_prompt,
-            loss_on=recipe.data.loss_on,
-        )
+        render = recipe_renderer(recipe, tokenizer, form=form, labels=data.labels, max_length=max_length)
         rendered = [render(row) for row in rows]
     lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
     weighted = sum(sum(w > 0 for w in example.loss_weights or []) for example in rendered)

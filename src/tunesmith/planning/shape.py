@@ -54,8 +54,8 @@ def skeleton(
     import transformers
 
     from tunesmith import parameters
-    from tunesmith.data.tagging import tag_names
     from tunesmith.models.heads import SentenceClassifier, pooling_of
+    from tunesmith.models.load import output_names
     from tunesmith.models.model import Model
 
     pooling = pooling_of(folder)
@@ -67,7 +67,7 @@ def skeleton(
         elif form == "generate":
             network = transformers.AutoModelForCausalLM.from_config(config)
         elif form == "tag":
-            config.num_labels = len(tag_names(labels or []))
+            config.num_labels = len(output_names(form, labels))
             network = transformers.AutoModelForTokenClassification.from_config(config)
             heads = tuple(name for name in ("classifier", "score") if hasattr(network, name))
         elif form == "mask":
@@ -75,10 +75,10 @@ def skeleton(
         elif pooling:
             pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
             encoder = transformers.AutoModel.from_config(config, **pooler)
-            network = SentenceClassifier(encoder, pooling, config.hidden_size, len(labels or [""]), 0.0)
+            network = SentenceClassifier(encoder, pooling, config.hidden_size, len(output_names(form, labels)), 0.0)
             heads = ("classifier",)
         else:
-            config.num_labels = len(labels or [""])
+            config.num_labels = len(output_names(form, labels))
             network = transformers.AutoModelForSequenceClassification.from_config(config)
             heads = tuple(name for name in ("classifier", "score") if hasattr(network, name))
         model = Model(network, tokenizer, form, folder.name, folder, 0, list(labels) if labels else None, [], heads)

@@ -16,7 +16,7 @@ Message = dict[str, Any]
 """One turn of a conversation: ``{"role": "system"|"user"|"assistant"|"tool", "content": str, ...}``."""
 
 
-Answer = Literal["label", "spans", "text", "pair", "likelihood"]
+Answer = Literal["label", "labels", "score", "spans", "text", "pair", "likelihood"]
 """Kinds of answers. The kind decides which metrics, tables and charts there are."""
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tunesmith.recipe import Data
 
 
+TEXT = Field("text", "the text to classify", ("text", "sentence", "content", "review", "question", "input"))
+
+
 class TextClassification:
     """One label a text: by a head on an encoder, or by a generating model that names the label."""
 
@@ -20,7 +23,7 @@ class TextClassification:
     what = "give each text one label out of a fixed set"
     forms: tuple[tuple[Field, ...], ...] = (
         (
-            Field("text", "the text to classify", ("text", "sentence", "content", "review", "question", "input")),
+            TEXT,
             Field("label", "its label", ("label", "category", "class", "target", "sentiment", "intent"), "label"),
         ),
     )

@@ -8,7 +8,8 @@ from tunesmith import parameters
 from tunesmith.models.model import Form
 from tunesmith.recipe import ObjectiveName, Training
 
-BATCH_SIZE = {"classify": 32, "tag": 32, "generate": 16, "seq2seq": 16, "mask": 32}
+_HEAD_FORMS: tuple[Form, ...] = ("classify", "multi-label", "score", "ordinal", "tag", "mask")
+BATCH_SIZE: dict[Form, int] = {"generate": 16, "seq2seq": 16, **dict.fromkeys(_HEAD_FORMS, 32)}
 """32: the upper of BERT's two (arXiv 1810.04805, A.3). 16: QLoRA's for 7-13 B models (arXiv 2305.14314, table 9)."""
 
 

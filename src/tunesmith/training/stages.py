@@ -9,14 +9,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from tunesmith import environment, objectives, runs
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
 from tunesmith.data.prepare import PreparedData
-from tunesmith.data.render import ConversationRenderer, prompt_renderer, row_renderer
+from tunesmith.data.render import ConversationRenderer, prompt_renderer, recipe_renderer
 from tunesmith.data.rows import Row
+from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models.build import build_for_training
 from tunesmith.models.compiling import compile_if_worthwhile
@@ -33,6 +36,9 @@ from tunesmith.training import checkpoint
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import StageResult, Trainer, check_identity
 from tunesmith.training.remedies import Earlier, against_forgetting, keep_fisher
+
+if TYPE_CHECKING:
+    from tunesmith.evaluation.answering import Setting
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ def _train_stage(
     device = default_device()
     dtype = choose_dtype(recipe.precision, device)
     form, objective_name = answer_form(recipe, stage, load_config(base))
+    if form == "score" and recipe.precision == "auto" and pooling_of(base) is None:
+        dtype = torch.float32  # a stock head has the type of the base, and 56.4 in bf16 is 56.5
     tell(Phase(step="tune", message=f"stage {stage.name}: {objective_name}, {stage.parameters.kind}, {dtype}"))
     settings = with_defaults(
         stage.training,
@@ -157,6 +165,7 @@ def _train_stage(
     objective.finish(model)
     if recipe.sequence.hold == "ewc" and not last:
         keep_fisher(place, earlier, model, plain, train)
+    tune_thresholds(model, prepared, _setting(recipe, prepared, tell), settings)
     return Trained(model, _facts(model, result), result.seconds)
 
 
@@ -175,16 +184,13 @@ def _rendered(
         blocks = block_renderer(model.tokenizer, task, masked=model.form == "mask", max_length=model.max_length)
         pack_to = model.max_length if recipe.data.packing and model.form == "generate" else None
         return write_documents(rows, blocks, folder, pack_to=pack_to, what=what, on_event=tell)
-    render = row_renderer(
+    render = recipe_renderer(
+        recipe,
         model.tokenizer,
-        task,
         form=model.form,
         labels=labels,
         max_length=model.max_length,
-        system_prompt=recipe.system_prompt,
         eos_ids=model.eos_ids,
-        loss_on=recipe.data.loss_on,
-        all_pieces=recipe.data.tag_pieces == "all",
     )
     if prompts_only:
         rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
@@ -194,14 +200,15 @@ def _rendered(
 
 def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
     """The `features` method: a classical fit instead of a loop, copied into a linear head."""
-    from tunesmith.evaluation.answering import Setting, fit_features
+    from tunesmith.evaluation.answering import fit_features
 
     device = default_device()
-    tell(Phase(step="tune", message="logistic regression on frozen features"))
+    form, _ = answer_form(recipe, recipe.stages[0], load_config(base))
+    tell(Phase(step="tune", message=f"{'ridge' if form == 'score' else 'logistic'} regression on frozen features"))
     model = load_model(
         base,
         name=recipe.model,
-        form="classify",
+        form=form,
         labels=prepared.labels,
         dtype=choose_dtype(recipe.precision, device),
         device=device,
@@ -210,13 +217,13 @@ def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> 
     )
     assert isinstance(model.network, SentenceClassifier)
     started = time.perf_counter()
-    setting = Setting(
-        TASKS[recipe.task], prepared.labels, recipe.system_prompt, recipe.evaluate.generation, on_event=tell
-    )
+    setting = _setting(recipe, prepared, tell)
     head = fit_features(model, prepared.train, prepared.validation, setting)
     head.copy_to(model.network)
     seconds = time.perf_counter() - started
-    tell(Notice(level="info", message=f"penalty C={head.penalty} chosen on the validation rows"))
+    tell(Notice(level="info", message=f"penalty {head.penalty:g} chosen on the validation rows"))
+    if recipe.stages[0].training is not None:
+        tune_thresholds(model, prepared, setting, recipe.stages[0].training)
     facts = {
         "trainable_parameters": sum(p.numel() for p in model.network.classifier.parameters()),
         "total_parameters": model.total_parameters,
@@ -225,6 +232,14 @@ def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> 
         "peak_memory_bytes": 0,
     }
     return Trained(model, facts, seconds)
+
+
+def _setting(recipe: Recipe, prepared: PreparedData, tell: Listener) -> Setting:
+    """For answers that choices are made by."""
+    from tunesmith.evaluation.answering import Setting
+
+    task, generation = TASKS[recipe.task], recipe.evaluate.generation
+    return Setting(task, prepared.labels, recipe.system_prompt, generation, on_event=tell)
 
 
 def _facts(model: Model, result: StageResult) -> dict[str, Any]:
