@@ -127,12 +127,18 @@ def recipe_renderer(
     max_length: int,
     eos_ids: Sequence[int] | None = None,
 ) -> Render:
-    """The rendering that a recipe asks for; see :func:`row_renderer`."""
+    """The rendering that a recipe asks for; see :func:`row_renderer`. Of a document it is the first block."""
     from tunesmith.tasks import TASKS
 
+    task = TASKS[recipe.task]
+    if task.answer == "likelihood":
+        from tunesmith.data.documents import block_renderer
+
+        blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
+        return lambda row: blocks(row)[0]
     return row_renderer(
         tokenizer,
-        TASKS[recipe.task],
+        task,
         form=form,
         labels=labels,
         max_length=max_length,

@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.data.render import Render, Rendered
 from tunesmith.data.rows import Row
+from tunesmith.data.source_target import TARGET_IDS
 from tunesmith.errors import DataError
 from tunesmith.tasks.base import Task
 
@@ -38,7 +39,7 @@ class ShownExample:
         tokens: How many there are.
         learned_tokens: How many of them carry loss.
         cut_tokens: How many were cut off behind them.
-        answer: What is learned where no token carries loss: the label.
+        answer: What is learned, where that is more than the tokens which carry loss: labels, a score, spans.
     """
 
     where: str
@@ -55,7 +56,7 @@ class ShownExample:
     @property
     def summary(self) -> str:
         """The numbers in words."""
-        learned = f", {self.learned_tokens:,} of them learned" if self.answer is None else ""
+        learned = f", {self.learned_tokens:,} of them learned" if self.learned_tokens else ""
         cut = f"; {self.cut_tokens:,} more were cut off" if self.cut_tokens else ""
         return f"{self.tokens:,} token{'' if self.tokens == 1 else 's'}{learned}{cut}"
 
@@ -86,19 +87,18 @@ def show_rows(rows: Sequence[Row], count: int, render: Render, tokenizer: Any, t
 def show(rendered: Rendered, row: Row, tokenizer: Any, task: Task) -> ShownExample:
     """One rendered row."""
     ids = list(rendered.input_ids)
-    weights = _weights(rendered)
+    weights = list(rendered.loss_weights or [0.0] * len(ids))
+    target = [int(token) for token in rendered.extra.get(TARGET_IDS, [])]  # what an encoder-decoder model writes
+    pieces = [*_pieces(ids, weights, tokenizer), *_pieces(target, [1.0] * len(target), tokenizer)]
+    learned = sum(weight > 0 for weight in weights) + len(target)
     return ShownExample(
         where=str(row.origin),
-        pieces=list(_pieces(ids, weights or [0.0] * len(ids), tokenizer)),
-        tokens=len(ids),
-        learned_tokens=sum(weight > 0 for weight in weights or []),
+        pieces=pieces,
+        tokens=len(ids) + len(target),
+        learned_tokens=learned,
         cut_tokens=rendered.cut_tokens,
-        answer=task.target_text(row) if weights is None else None,
+        answer=None if learned and task.answer != "spans" else task.target_text(row),
     )
-
-
-def _weights(rendered: Rendered) -> list[float] | None:
-    return None if rendered.loss_weights is None else list(rendered.loss_weights)
 
 
 def _pieces(ids: Sequence[int], weights: Sequence[float], tokenizer: Any) -> Iterator[Piece]:
