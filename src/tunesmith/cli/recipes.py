@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from tunesmith import recipe_file
-from tunesmith.cli.output import Json, print_json, print_pairs, stderr
+from tunesmith.cli.output import Json, print_json, print_pairs, print_table, stderr
 from tunesmith.cli.recipe_flags import RecipeChoices, describe, takes_recipe
 from tunesmith.errors import UsageError
 from tunesmith.recipe import Recipe
@@ -101,6 +101,10 @@ def plan(choices: RecipeChoices, *, as_json: Json = False) -> None:
     if as_json:
         print_json(forecast)
         return
+    print_table(
+        ("stage", "part", "parameters", "trainable"),
+        ((p["stage"], p["module"], f"{p['total']:,}", f"{p['trainable']:,}") for p in forecast["parts"]),
+    )
     memory, seconds = forecast["memory_bytes"], forecast["seconds"]
     advice = forecast["advice"]
     print_pairs(

@@ -15,6 +15,7 @@ from tunesmith.events import Listener, Phase, nobody
 from tunesmith.planning.costs import Range, Sample, memory, seconds
 from tunesmith.planning.machine import free_memory, speed
 from tunesmith.planning.shape import Shape, shape_of, skeleton
+from tunesmith.planning.table import Part, parts_of
 from tunesmith.recipe import Parameters, Recipe, Training
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Plan:
         seconds: Training with its validations. Loading and the comparison with baselines come on top.
         fits: Whether the upper bound of the memory is there.
         advice: What would help, in sentences; may be empty.
+        parts: For each stage its name and the table of what trains in it.
     """
 
     trainable_parameters: int
@@ -51,6 +53,7 @@ class Plan:
     seconds: Range
     fits: bool
     advice: tuple[str, ...]
+    parts: tuple[tuple[str, tuple[Part, ...]], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as ``tunesmith plan --json`` prints it."""
@@ -63,6 +66,7 @@ class Plan:
             "seconds": {"low": round(self.seconds.low, 1), "high": round(self.seconds.high, 1)},
             "fits": self.fits,
             "advice": list(self.advice),
+            "parts": [{"stage": stage, **part.as_dict()} for stage, parts in self.parts for part in parts],
         }
 
 
@@ -76,6 +80,7 @@ class _Stage:
     steps: int
     memory: Range
     seconds: Range
+    parts: tuple[Part, ...]
 
 
 def plan(recipe: Recipe, on_event: Listener = nobody) -> Plan:
@@ -140,12 +145,25 @@ def _forecast(
         tokens=trained or read,
         steps=steps,
         memory=memory(
-            shape, sample, total=total, trainable=trainable, micro_tokens=micro_tokens, device=device, wide=wide
+            shape,
+            sample,
+            total=total - _narrowed(shape, parameters, wide),
+            trainable=trainable,
+            micro_tokens=micro_tokens,
+            device=device,
+            wide=wide,
         ),
         seconds=seconds(
             shape, sample, trained_tokens=trained, read_tokens=read, machine=machine, device=device, wide=wide
         ),
+        parts=tuple(parts_of(model)),
     )
+
+
+def _narrowed(shape: Shape, parameters: Parameters, wide: int) -> int:
+    """How many weights' worth of memory a quantized base saves."""
+    narrow = {"int8": 1.01, "int4": 0.52}.get(getattr(parameters, "quantization", "none"), wide)  # bytes, with scales
+    return int(shape.layer_weights * (1 - narrow / wide))
 
 
 def _render(
@@ -215,6 +233,7 @@ def _joined(recipe: Recipe, stages: list[_Stage], samples: list[Sample], device:
         memory_bytes=need,
         seconds=took,
         fits=need.high <= free,
+        parts=tuple((stage.name, s.parts) for stage, s in zip(recipe.stages, stages, strict=True)),
         advice=tuple(_advice(recipe, need, took, free, samples, device)),
     )
 

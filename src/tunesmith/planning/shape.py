@@ -101,7 +101,7 @@ def shape_of(model: Model, config: Any) -> Shape:
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear) and "lora_" not in name
     ]
-    adapters = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" in name)
+    adapters = sum(p.numel() for p in model.wrapped.parameters() if p.requires_grad) if model.has_adapters else 0
     writes = model.form not in ("classify", "tag")
     head = sum(p.numel() for p in model.vocabulary_head().parameters()) if writes else 0
     heads = int(config.num_attention_heads)
