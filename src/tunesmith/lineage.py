@@ -31,19 +31,14 @@ def model_of_run(folder: Path) -> Path:
             where=str(folder),
             fix=f"let it finish first: tunesmith resume {folder}",
         )
-    from tunesmith.models.merging import merge
-    from tunesmith.models.saving import load_artefact, read_notes, save_artefact
+    from tunesmith.models.merging import merge_artefact
+    from tunesmith.models.saving import read_notes
 
-    notes = read_notes(folder / "model")
-    if not notes.adapter:
+    if not read_notes(folder / "model").adapter:
         return folder / "model"
     merged = folder / MERGED
     if not merged.is_dir():
-        model, _ = load_artefact(folder / "model")
-        merge(model)
-        runs.write_folder(
-            merged, lambda place: save_artefact(model, place, task=notes.task, system_prompt=notes.system_prompt)
-        )
+        merge_artefact(folder / "model", merged)
     return merged
 
 

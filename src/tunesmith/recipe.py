@@ -373,6 +373,12 @@ class Sequence(Part):
         description="Hold the weights near those of the stage before: all alike (`l2`), or by how much the earlier "
         "tasks need them (`ewc`).",
     )
+    adapters: Literal["chain", "separate", "linear", "ties", "dare"] = Field(
+        default="chain",
+        description="`chain`: each stage begins where the one before it ended. With LoRA also `separate`: each begins "
+        "from the plain base, and each task keeps an adapter of its own; or these are merged into one: their mean "
+        "(`linear`), TIES or DARE.",
+    )
     strength: float | None = Field(
         default=None, gt=0, description="Of `hold`; default 0.1 for `l2` and 1000 for `ewc`. Choose it by validation."
     )
@@ -501,6 +507,14 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
     if recipe.method != "domain" and any(baseline.kind == "without-domain" for baseline in recipe.evaluate.baselines):
         problems.append("the baseline `without-domain` leaves out the first stage of `method: domain`: use that method")
     several = [stage.parameters or recipe.parameters for stage in stages]
+    if recipe.sequence.adapters != "chain":
+        if any(p is None or p.kind != "lora" for p in several):
+            problems.append("`sequence.adapters` keeps one adapter a stage: use `parameters: {kind: lora}` for all")
+        if recipe.sequence.replay or recipe.sequence.hold != "none":
+            problems.append(
+                "`sequence.adapters` begins each stage from the plain base, where nothing is forgotten that could be "
+                "replayed or held: leave out `replay` and `hold`"
+            )
     if recipe.sequence.hold != "none" and any(p is not None and p.kind not in ("full", "layers") for p in several):
         problems.append(
             "`sequence.hold` holds the weights of the model, which adapters and heads leave as they are: "

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
 from conftest import labelled_rows, write_jsonl
 from tunesmith import objectives, pipeline
 from tunesmith.data.batches import TokenFile, collate
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, UsageError
 from tunesmith.events import nobody
+from tunesmith.models.combining import combine, refuse_own_heads
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.model import Model, decoder_of
+from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.objectives.held import Held, fisher, trained_body
 from tunesmith.objectives.replay import Memory, Replay
 from tunesmith.recipe import LoRA, Training
@@ -149,3 +152,52 @@ def test_adapters_are_not_held() -> None:
             "parameters": LoRA().model_dump(exclude_none=True),
             "stages": [{"name": "a", "data": {"train": "a.jsonl"}}, {"name": "b", "data": {"train": "b.jsonl"}}],
         })  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["separate", "linear", "ties", "dare"])
+def test_an_adapter_a_stage(how: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "first.jsonl", labelled_rows(60))
+    second = write_jsonl(tmp_path / "second.jsonl", labelled_rows(60, seed=4))
+    recipe = {
+        "task": "text-classification", "model": str(tiny_encoder), "method": "sequential", "precision": "fp32",
+        "sequence": {"adapters": how}, "parameters": {"kind": "lora", "rank": 2},
+        "stages": [{"name": "one", "data": {"train": str(first)}}, {"name": "two", "data": {"train": str(second)}}],
+        "training": {"max_steps": 6, "learning_rate": 1e-2, "batch_size": 8},
+        "evaluate": {"baselines": [], "resamples": 100},
+    }  # fmt: skip
+    run = pipeline.run(parse(recipe), run_dir=tmp_path / "run")
+    parts = [load_file(run.path / "stages" / stage / "adapter" / "adapter_model.safetensors")
+             for stage in ("1-one", "2-two")]  # fmt: skip
+    final = load_file(run.model_folder / "adapter_model.safetensors")
+    matrix = run.summary()["sequence"]["matrix"]
+    if how == "separate":
+        assert matrix[1][0] == matrix[0][0], "nothing is forgotten where nothing is shared"
+        assert all(torch.equal(final[name], parts[1][name]) for name in final)
+        return
+    assert final.keys() == parts[0].keys()
+    assert all(final[name].shape[0 if "lora_A" in name else 1] == 4 for name in final), "ranks add up"
+    model, _ = load_artefact(run.model_folder)
+    assert model.has_adapters
+    assert matrix[1][1]["value"] == run.metrics["accuracy"].value, "what is measured is what was saved"
+
+
+def test_the_mean_of_equal_adapters_is_each_of_them(tiny_decoder: Path, tmp_path: Path) -> None:
+    model = tiny.build(tiny_decoder, "generate", LoRA(rank=2), dtype=torch.float32)
+    with torch.no_grad():
+        for _, parameter in model.trainable():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    save_artefact(model, tmp_path / "one", task="chat", system_prompt=None)
+    loaded, _ = load_artefact(tmp_path / "one")
+    ids = torch.tensor([loaded.tokenizer("the film was great")["input_ids"]])
+    networks: list[Any] = [loaded.network]
+    with torch.no_grad():
+        before = networks[0](ids).logits
+        combine(loaded, [tmp_path / "one", tmp_path / "one"], "linear", seed=0)
+        networks.append(loaded.network)
+        torch.testing.assert_close(networks[1](ids).logits, before, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_with_heads_of_their_own_are_not_merged(tiny_bert: Path) -> None:
+    model = tiny.build(tiny_bert, "classify", LoRA(rank=2))
+    with pytest.raises(UsageError, match="heads of their tasks"):
+        refuse_own_heads(model)

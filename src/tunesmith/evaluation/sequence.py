@@ -24,6 +24,7 @@ from tunesmith.evaluation.metrics import METRICS, available, primary, statistics
 from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Listener, Notice, Phase
+from tunesmith.models.combining import COMBINATIONS, combine
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model, decoder_of
 from tunesmith.models.precision import default_device
@@ -164,13 +165,24 @@ def _measure(
 
 def stage_model(folder: Path, recipe: Recipe, number: int) -> Path:
     """Where a stage (from 0) left its model."""
-    if number == len(recipe.stages) - 1:
-        return folder / "model"
-    return folder / "stages" / f"{number + 1}-{recipe.stages[number].name}" / "merged"
+    place = folder / "stages" / f"{number + 1}-{recipe.stages[number].name}"
+    if recipe.sequence.adapters != "chain":
+        return place / "adapter"
+    return folder / "model" if number == len(recipe.stages) - 1 else place / "merged"
 
 
 def model_after(folder: Path, recipe: Recipe, after: int, task: int) -> Model:
-    """The model of one stage with the head of an earlier task."""
+    """The model of one stage with the head of an earlier task.
+
+    With an adapter for each task this is the task's own, or those of all stages so far put together.
+    """
+    how = recipe.sequence.adapters
+    if how != "chain":
+        own, _ = load_artefact(stage_model(folder, recipe, task), device=default_device())
+        if how in COMBINATIONS and after:
+            parts = [stage_model(folder, recipe, number) for number in range(after + 1)]
+            combine(own, parts, how, recipe.training.seed)
+        return own
     later, _ = load_artefact(stage_model(folder, recipe, after), device=default_device())
     if after == task:
         return later

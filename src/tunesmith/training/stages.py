@@ -22,6 +22,7 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models.build import build_for_training
+from tunesmith.models.combining import COMBINATIONS, combine, refuse_own_heads
 from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.forms import answer_form
 from tunesmith.models.heads import SentenceClassifier, pooling_of
@@ -72,9 +73,10 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         view = recipe.of_stage(stage)
         place = folder / "stages" / f"{number}-{stage.name}"
         last = number == len(recipe.stages)
-        merged = place / "merged"
-        if not last and merged.is_dir():
-            base = merged
+        apart = recipe.sequence.adapters != "chain"
+        result = place / ("adapter" if apart else "merged")
+        if not last and result.is_dir():
+            base = base if apart else result
             earlier.append(Earlier(view, place, prepared))
             continue
         identity = _identity(recipe, prepared)
@@ -83,11 +85,16 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             trained = _fit(view, base, prepared, tell)
         else:
             trained = _train_stage(folder, place, view, stage, base, prepared, identity, earlier, last, tell)
-        if not last:
-            runs.write_folder(merged, functools.partial(_save_merged, trained.model, view))
-            base = merged
-            earlier.append(Earlier(view, place, prepared))
+        if apart:
+            runs.write_folder(result, functools.partial(_save, trained.model, view))
+        elif not last:
+            runs.write_folder(result, functools.partial(_save_merged, trained.model, view))
+            base = result
+        earlier.append(Earlier(view, place, prepared))
     assert trained is not None
+    if recipe.sequence.adapters in COMBINATIONS and len(earlier) > 1:
+        parts = [stage.place / "adapter" for stage in earlier]
+        combine(trained.model, parts, recipe.sequence.adapters, recipe.training.seed)
     runs.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
     return trained
 
@@ -131,6 +138,8 @@ def _train_stage(
         dtype=dtype,
         device=device,
     )
+    if recipe.sequence.adapters in COMBINATIONS:
+        refuse_own_heads(model)  # before the training, not after it
     if form == "mask" and model.head_names:
         message = f"{recipe.model} has no head that predicts words: it gets a new one, tied to its embeddings"
         tell(Notice(level="info", message=message))

@@ -1,0 +1,103 @@
+"""Learning from bare text on real data: PubMedQA's abstracts, and the questions about them.
+
+    python benchmarks/language.py                     all three
+    python benchmarks/language.py --only causal       SmolLM2-135M, LoRA: bits per byte of held-out abstracts
+    python benchmarks/language.py --only masked       MiniLM-L6, all parameters: masked loss
+    python benchmarks/language.py --only domain       MiniLM-L6: abstracts, then yes/no/maybe, against the latter alone
+    python benchmarks/language.py --rows 60           a slice, to see that everything runs; writes no results
+
+General text is Python's reference. Results go to `results/language.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from tunesmith import environment, pipeline, recipe_file  # noqa: E402
+from tunesmith.progress import shown  # noqa: E402
+from tunesmith.runs import write_json, write_text  # noqa: E402
+
+SOURCE = ROOT.parent / "shared" / "data" / "pubmedqa"
+RESULTS = HERE / "results" / "language.json"
+KEPT = ("metrics", "baselines", "verdict", "seconds", "tuning_seconds", "tokens_per_second", "peak_memory_bytes")
+
+
+def write_data(folder: Path, limit: int | None) -> dict[str, Path]:
+    """Abstracts as documents; questions with their abstract and answer, the test part as the authors have it."""
+    rows = json.loads((SOURCE / "ori_pqal.json").read_text(encoding="utf-8"))
+    held_out = json.loads((SOURCE / "test_ground_truth.json").read_text(encoding="utf-8"))
+    files: dict[str, list[dict[str, str]]] = {"abstracts": [], "train": [], "test": []}
+    for key in sorted(rows)[:limit]:
+        row = rows[key]
+        abstract = " ".join(row["CONTEXTS"])
+        files["abstracts"].append({"text": abstract})
+        question = {"text": f"{row['QUESTION']} {abstract}", "label": row["final_decision"]}
+        files["test" if key in held_out else "train"].append(question)
+    paths = {name: folder / f"{name}.jsonl" for name in files}
+    for name, lines in files.items():
+        write_text(paths[name], "".join(json.dumps(line) + "\n" for line in lines))
+    return paths
+
+
+def recipes(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """The three experiments. The corpus of `domain` leaves out the abstracts that are asked about in the test."""
+    language = {"task": "language-modeling", "method": "self-supervised", "data": {"train": str(paths["abstracts"])}}
+    questions = {"train": str(paths["train"]), "test": str(paths["test"])}
+    return {
+        "causal": language
+        | {
+            "model": "smollm2-135m-instruct",
+            "parameters": {"kind": "lora", "rank": 16},
+            "training": {"epochs": 2, "learning_rate": 5e-4, "dropout": 0.0},
+        },
+        "masked": language | {"model": "minilm-l6", "training": {"epochs": 20, "learning_rate": 3e-4, "dropout": 0.0}},
+        "domain": {
+            "task": "text-classification",
+            "model": "minilm-l6",
+            "method": "domain",
+            "data": questions,
+            "stages": [
+                {
+                    "name": "domain",
+                    "objective": "masked-lm",
+                    "data": {"train": str(paths["train"])},
+                    "training": {"epochs": 20, "learning_rate": 3e-4, "dropout": 0.0},
+                },
+                {"name": "task", "training": {"epochs": 4, "learning_rate": 1e-4}},
+            ],
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("causal", "masked", "domain"))
+    parser.add_argument("--rows", type=int)
+    chosen = parser.parse_args()
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for experiment, tree in recipes(write_data(folder, chosen.rows)).items():
+            if chosen.only not in (None, experiment):
+                continue
+            with shown() as on_event:
+                run = pipeline.run(recipe_file.parse(tree), run_dir=folder / experiment, on_event=on_event)
+            summary = run.summary()
+            print(experiment, summary["verdict"], json.dumps(summary.get("general_text") or summary.get("stages")))
+            further = {key: summary[key] for key in ("general_text", "stages") if key in summary}
+            known[experiment] = {key: summary[key] for key in KEPT} | further | {"training": tree.get("training")}
+            if chosen.rows is None:
+                write_json(RESULTS, {"environment": environment.describe(), "runs": known})
+
+
+if __name__ == "__main__":
+    main()
