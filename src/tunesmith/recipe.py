@@ -126,6 +126,10 @@ class Data(Part):
         default="first", description="Which pieces of a word carry its tag in training, where tokens are classified."
     )
     encoding: str = Field(default="utf-8", description="Text encoding of the files. A BOM is accepted and reported.")
+    group_by: str | None = Field(
+        default=None,
+        description="A column whose rows of one value stay on one side of every split: an author, a patient, a tool.",
+    )
     max_rows: int | None = Field(default=None, ge=1, description="Use at most this many rows of the training data.")
     max_length: int | None = Field(
         default=None,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import write_jsonl
 from tunesmith.data.ledger import Ledger, hash64
+from tunesmith.data.prepare import PreparedData, prepare
 from tunesmith.data.rows import Origin
 from tunesmith.data.splits import NOWHERE, TEST, TRAIN, VALIDATION, Assignment, bounds, stratify
+from tunesmith.errors import DataError
+from tunesmith.recipe import Data, Recipe
 
 Rows = list[tuple[int, int]]
 """(number of the text, number of the label)"""
@@ -108,3 +114,51 @@ def test_max_rows_takes_so_many_and_a_smaller_choice_is_part_of_a_larger(most: i
     assert len(chosen) == min(most, 1000)
     fewer = [n for n, side in enumerate(sides_of(rows, max_rows=max(1, most // 2))) if side != NOWHERE]
     assert set(fewer) <= set(chosen)
+
+
+def grouped(path: Path, rows: list[dict[str, Any]], **data: Any) -> PreparedData:
+    recipe = Recipe(
+        task="text-generation", model="none", data=Data(train=[str(write_jsonl(path / "rows.jsonl", rows))], **data)
+    )
+    return prepare(recipe)
+
+
+def of_tools(rows_of_each: list[int]) -> list[dict[str, Any]]:
+    return [
+        {"tool": f"tool {tool}", "prompt": f"do thing {n} with {tool}", "completion": f"{tool} --{n}"}
+        for tool, count in enumerate(rows_of_each)
+        for n in range(count)
+    ]
+
+
+def test_rows_of_a_group_stay_on_one_side(tmp_path: Path) -> None:
+    rows = of_tools([1 + n % 9 for n in range(200)])
+    tool_of = {row["prompt"]: row["tool"] for row in rows}
+    apart = grouped(tmp_path, rows, group_by="tool", validation=0.1, test=0.2)
+    sides = [{tool_of[row.fields["prompt"]] for row in part} for part in (apart.train, apart.validation, apart.test)]
+    assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+    assert [len(side) for side in sides] == [pytest.approx(n, abs=10) for n in (140, 20, 40)]
+    assert sum(map(len, (apart.train, apart.validation, apart.test))) == len(rows)
+    torn = grouped(tmp_path, rows, validation=0.1, test=0.2)
+    assert {tool_of[row.fields["prompt"]] for row in torn.train} & {tool_of[row.fields["prompt"]] for row in torn.test}
+
+
+def test_what_groups_cannot_keep_apart_is_said(tmp_path: Path) -> None:
+    rows = of_tools([5] * 40) + [
+        {"tool": f"tool {n}", "prompt": "show the version", "completion": "-v"} for n in range(40)
+    ]
+    codes = {problem.code: problem for problem in grouped(tmp_path, rows, group_by="tool").report.problems}
+    assert "group-overlap" in codes and "group-leakage" not in codes
+    own = write_jsonl(tmp_path / "test.jsonl", of_tools([6, 6])[5::6])
+    report = grouped(tmp_path, of_tools([5] * 40), group_by="tool", test=[str(own)]).report
+    (found,) = (problem for problem in report.problems if problem.code == "group-leakage" and "test" in problem.message)
+    assert found.count == 2
+
+
+def test_a_group_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no column 'tol'.*`tool`"):
+        grouped(tmp_path, of_tools([5] * 9), group_by="tol")
+    rows = [*of_tools([5] * 9), {"prompt": "what", "completion": "that"}]
+    with pytest.raises(DataError, match="grouped") as refused:
+        grouped(tmp_path, rows, group_by="tool")
+    assert str(refused.value.where).endswith("rows.jsonl:46")

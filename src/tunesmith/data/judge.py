@@ -260,6 +260,30 @@ def row_label_balance(survey: Survey) -> dict[str, dict[str, int]]:
     }
 
 
+def judge_groups(findings: Findings, ledger: Ledger, assignment: Assignment, column: str) -> None:
+    """Report what ``data.group_by`` cannot keep apart: groups that files of their own tear, inputs of several groups."""
+    keys = {name: [list[NDArray[np.uint64]]() for _ in PARTS] for name in ("group", "input")}
+    for _, chunk, sides in assignment.sides(ledger):
+        for side in range(len(PARTS)):
+            for name, found in keys.items():
+                found[side].append(chunk[name][sides == side])
+    for name, code, what in (
+        ("group", "group-leakage", f"rows of the {{}} data have a `{column}` that the {{}} data have too"),
+        (
+            "input",
+            "group-overlap",
+            f"rows of the {{}} data have the input of a row of the {{}} data with another `{column}`",
+        ),
+    ):
+        train, *held_out = (np.concatenate([np.empty(0, np.uint64), *found]) for found in keys[name])
+        for part, rows in zip(PARTS[1:], held_out, strict=True):
+            count = int(np.isin(rows, train).sum())
+            fix = (
+                "give each group to one file" if name == "group" else f"make inputs tell their `{column}`, or drop them"
+            )
+            findings.add_many(code, "warning", what.format(part, PARTS[TRAIN]), [], count, fix=fix, group=part)
+
+
 def judge_unseen(findings: Findings, survey: Survey, counts: Tally) -> list[int]:
     """Report labels of validation or test data that training never shows; returns their numbers."""
     names = survey.labels.names

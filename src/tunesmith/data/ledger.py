@@ -30,10 +30,11 @@ ENTRY = np.dtype(
         ("tokens", "<u4"),  # 0: not rendered
         ("cut", "<u4"),  # tokens that truncation takes away
         ("part", "<u4"),  # index into PARTS: where the recipe named the row's file
+        ("group", "<u8"),  # hash of what a split must not tear apart: the input, or the value of `data.group_by`
     ]
 )
-_PACK = struct.Struct("<QQQQIIIIIIII").pack
-assert struct.calcsize("<QQQQIIIIIIII") == ENTRY.itemsize
+_PACK = struct.Struct("<QQQQIIIIIIIIQ").pack
+assert struct.calcsize("<QQQQIIIIIIIIQ") == ENTRY.itemsize
 
 PARTS = ("train", "validation", "test")
 Entries = NDArray[np.void]
@@ -74,17 +75,20 @@ class Ledger:
         self.files: list[str] = []
         self.num_rows = 0
 
-    def add(self, values: Sequence[int], origin: Origin) -> None:
+    def add(self, values: Sequence[int], origin: Origin, group: int | None = None) -> None:
         """Append an entry.
 
         Args:
             values: ``input``, ``target``, ``content``, ``offset``, ``size``, ``label``, ``characters``, ``tokens``,
                 ``cut`` and ``part``.
             origin: Place of the row.
+            group: Hash of what the split must keep on one side; default: ``input``.
         """
         if not self.files or self.files[-1] != origin.file:
             self.files.append(origin.file)
-        self._pending += _PACK(*values[:5], len(self.files) - 1, origin.line, *values[5:])
+        self._pending += _PACK(
+            *values[:5], len(self.files) - 1, origin.line, *values[5:], values[0] if group is None else group
+        )
         self.num_rows += 1
         if len(self._pending) >= _FLUSH_BYTES:
             self._flush()

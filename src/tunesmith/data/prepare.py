@@ -14,6 +14,7 @@ from tunesmith.data.duplicates import Repeats, find_repeats
 from tunesmith.data.judge import (
     Tally,
     class_balance,
+    judge_groups,
     judge_labels,
     judge_near,
     judge_repeats,
@@ -173,11 +174,13 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         validation=data.validation if isinstance(data.validation, float) else 0.0,
         test=data.test if isinstance(data.test, float) else 0.0,
         seed=data.seed,
-        ties=_ties(findings, near, ledger),
+        ties=_ties(findings, near, ledger) if data.group_by is None else {},
         left_out=_left_out(repeats) if data.drop_bad else {},
         max_rows=data.max_rows,
     )
     stratify(assignment, ledger, names)
+    if data.group_by is not None:
+        judge_groups(findings, ledger, assignment, data.group_by)
     counts = tally(ledger, assignment, len(names))
     if has_labels:
         unseen = judge_unseen(findings, survey, counts)

@@ -1,6 +1,7 @@
 """Which row is held back: decided by content, so that neither order nor new rows shuffle the sides.
 
-Every row falls on a side by the hash of its input alone; near duplicates go by the hash of one of them. So the same
+Every row falls on a side by the hash of its input alone; near duplicates go by the hash of one of them. (With
+``data.group_by`` it is the hash of that column's value, and shares are shares of its values.) So the same
 text is always on the same side, on every machine, and rows that are appended leave the others where they are. Chance
 is corrected only where a class would be missing, or be off its share by more than a quarter (with a share of 0.1 that
 is usual for classes of tens of rows, and as good as impossible from 3,000 on): then the groups nearest to the border
@@ -60,15 +61,15 @@ class Assignment:
             if limit is not None:
                 pool = limit.cut(chunk, pool)
                 sides[(sides == TRAIN) & ~pool] = NOWHERE
-            groups = self.groups(chunk["input"][pool])
+            groups = self.groups(chunk["group"][pool])
             sides[pool] = self.by_group(groups)
             if self.left_out_labels:
                 sides[(chunk["part"] != TRAIN) & np.isin(chunk["label"], self.left_out_labels)] = NOWHERE
             yield first, chunk, sides
 
-    def groups(self, inputs: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The hash by which each input goes."""
-        return _replaced(inputs, self.ties)
+    def groups(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The hash by which each input (or each value of ``data.group_by``) goes."""
+        return _replaced(keys, self.ties)
 
     def by_group(self, groups: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Sides of groups: test from the bottom of the hash's range, validation above it, the rest is training."""
@@ -165,7 +166,7 @@ def _correct(assignment: Assignment, ledger: Ledger, batch: Sequence[int]) -> No
         pool = chunk[(chunk["part"] == TRAIN) & (sides != NOWHERE) & np.isin(chunk["label"], batch)]
         order = np.argsort(pool["label"], kind="stable")
         numbers, starts = np.unique(pool["label"][order], return_index=True)
-        for number, inputs in zip(numbers, np.split(pool["input"][order], starts[1:]), strict=True):
+        for number, inputs in zip(numbers, np.split(pool["group"][order], starts[1:]), strict=True):
             found[int(number)].append(assignment.groups(inputs))
     for number in batch:
         _correct_class(assignment, np.unique(np.concatenate(found[number])))

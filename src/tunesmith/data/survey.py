@@ -183,6 +183,10 @@ class Surveyor:
         if isinstance(choice, Choice):
             self._remember(choice, source)
             reading = self._reading([mapped(item, choice) for item in ahead if isinstance(item, Record)], source)
+            fault = _no_group(columns, self._data.group_by, _header(source, first))
+            if fault is not None:
+                self._survey.findings.add(fault)
+                return
         elif choice is not None:
             self._survey.findings.add(choice)
             items = iter(())  # without columns nothing more can be said about this file
@@ -216,14 +220,18 @@ class Surveyor:
     def _record(self, record: Record, choice: Choice, reading: Reading, part: int, thinner: _Thinner) -> None:
         self._count(part)
         row, faults = check_record(record, choice, self._task, reading)
+        group = None
+        if self._data.group_by is not None:
+            group, missing = _group(record, self._data.group_by)
+            faults += missing
         if not has_error(faults):
-            faults += self._enter(row, part, thinner)
+            faults += self._enter(row, part, thinner, group)
         for fault in faults:
             self._survey.findings.add(fault)
         if has_error(faults):
             self._leave_out(record.origin, faults, raw_text(record))
 
-    def _enter(self, row: Row, part: int, thinner: _Thinner) -> list[Fault]:
+    def _enter(self, row: Row, part: int, thinner: _Thinner, group: int | None) -> list[Fault]:
         """Put a row into the ledger, unless its text or its rendering is bad."""
         survey = self._survey
         text, target = self._task.input_text(row), self._task.target_text(row)
@@ -245,7 +253,7 @@ class Surveyor:
         position = survey.ledger.num_rows
         offset = survey.spool.add(content) if survey.spool else 0
         numbers = (input_hash, target_hash, content_hash, offset, len(content))
-        survey.ledger.add((*numbers, label, len(text) + len(target), tokens, cut, part), row.origin)
+        survey.ledger.add((*numbers, label, len(text) + len(target), tokens, cut, part), row.origin, group)
         survey.near.add(plain, input_hash, position, part)
         return faults
 
@@ -294,6 +302,25 @@ class Surveyor:
         read[PARTS[part]] += 1
         if read[PARTS[part]] % _PROGRESS_ROWS == 0:
             self._on_event(Progress(what="reading data", done=sum(read.values()), total=None))
+
+
+def _no_group(columns: list[str], name: str | None, origin: Origin) -> Fault | None:
+    """What is wrong if the column of ``data.group_by`` is not there."""
+    if name is None or name in columns:
+        return None
+    found = ", ".join(f"`{column}`" for column in columns) or "none"
+    message = f"there is no column {name!r}, which `data.group_by` names; columns found: {found}"
+    fix = "name a column that every file has, or leave `data.group_by` out"
+    return Fault("columns", message, origin, fix=fix, group=f"group {origin.file}", whole_file=True)
+
+
+def _group(record: Record, name: str) -> tuple[int | None, list[Fault]]:
+    """Hash of the value by which a row is grouped, or what is wrong with it."""
+    value = record.values.get(name)
+    if value is None or value == "":
+        message = f"`{name}` is missing, by which rows are grouped"
+        return None, [Fault("missing-field", message, record.origin, fix="fill it in", group=f"group {name}")]
+    return hash64(f"group {json.dumps(value, sort_keys=True, default=repr)}".encode("utf-8", "surrogatepass")), []
 
 
 def _header(source: Source, first: Origin | None) -> Origin:
