@@ -261,7 +261,7 @@ def row_label_balance(survey: Survey) -> dict[str, dict[str, int]]:
 
 
 def judge_groups(findings: Findings, ledger: Ledger, assignment: Assignment, column: str) -> None:
-    """Report what ``data.group_by`` cannot keep apart: groups that files of their own tear, inputs of several groups."""
+    """Report what ``data.group_by`` cannot keep apart: groups in files of their own, inputs of several groups."""
     keys = {name: [list[NDArray[np.uint64]]() for _ in PARTS] for name in ("group", "input")}
     for _, chunk, sides in assignment.sides(ledger):
         for side in range(len(PARTS)):

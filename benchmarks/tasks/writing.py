@@ -1,0 +1,109 @@
+"""Summaries (SciTLDR) and shell commands (tldr pages, split by tool) with SmolLM2-135M and LoRA.
+
+    python benchmarks/tasks/writing.py                   both, as the results were made (hours on two cores)
+    python benchmarks/tasks/writing.py --only scitldr
+    python benchmarks/tasks/writing.py --quick           a few updates and test rows; writes no results
+
+SciTLDR: ROUGE-1 against the first sentence, the best extract, and the untuned model with 0 and 2 examples; the test
+rows have 2 to 4 references. Commands: exact match and chrF against the untuned model with 0 and 5 examples, on tools
+that no training row names. Settings were not chosen on test rows. Results go to `benchmarks/results/writing.json`; the
+data lie beside the project (`../shared/data`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[1]
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from tunesmith import environment, recipe_file  # noqa: E402
+from tunesmith.progress import shown  # noqa: E402
+from tunesmith.runs import write_json, write_text  # noqa: E402
+
+DATA = ROOT.parent / "shared" / "data"
+RESULT = HERE / "results" / "writing.json"
+KEPT = ("metrics", "baselines", "verdict", "seconds", "tuning_seconds", "tokens_per_second", "peak_memory_bytes")
+
+
+def scitldr(folder: Path) -> dict[str, Any]:
+    """Abstracts of papers and one-line summaries; the files are read as they are."""
+    parts = {part: str(DATA / "scitldr" / f"{name}.jsonl") for part, name in PARTS.items()}
+    return {
+        "task": "summarization",
+        "data": {**parts, "max_length": 768},
+        "training": {"epochs": 2, "batch_size": 16},
+        "evaluate": {
+            "baselines": ["base", {"few-shot": 2}, "lead", "oracle"],
+            "limit": 300,
+            "generation": {"max_new_tokens": 64},
+        },
+    }
+
+
+def tldr_pages(folder: Path) -> dict[str, Any]:
+    """What a command shall do, and the command; the tool is named, for many do things of the same description."""
+    lines = (DATA / "tldr_pages" / "tldr_en_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [
+        {"tool": row["tool"], "prompt": f"{row['tool']}: {row['instruction']}", "completion": row["response"]}
+        for row in map(json.loads, lines)
+    ]
+    path = folder / "commands.jsonl"
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return {
+        "task": "text-generation",
+        "system_prompt": "Answer with the shell command alone.",
+        "data": {"train": str(path), "group_by": "tool", "validation": 0.02, "test": 0.1, "max_length": 256},
+        "training": {"epochs": 1, "batch_size": 32},
+        "evaluate": {
+            "baselines": ["base", {"few-shot": 5}],
+            "metric": "exact_match",
+            "limit": 500,
+            "generation": {"max_new_tokens": 48},
+        },
+    }
+
+
+PARTS = {"train": "train", "validation": "dev", "test": "test"}
+SETS = {"scitldr": scitldr, "tldr_pages": tldr_pages}
+
+
+def run_one(name: str, folder: Path, quick: bool) -> dict[str, Any]:
+    """One data set: tune, measure, compare."""
+    from tunesmith import pipeline
+
+    tree = {"model": "smollm2-135m-instruct", "method": "peft"} | SETS[name](folder)
+    if quick:
+        tree["data"] |= {"max_rows": 400}
+        tree["training"] |= {"max_steps": 4, "batch_size": 4}
+        tree["evaluate"] |= {"limit": 12, "resamples": 200}
+    with shown() as on_event:
+        run = pipeline.run(recipe_file.parse(tree), run_dir=folder / "run", on_event=on_event)
+    summary = run.summary()
+    print(f"{name}: {summary['verdict']}")
+    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    speeds = {system["name"]: system["written_tokens_per_second"] for system in report["systems"]}
+    return {key: summary[key] for key in KEPT} | {"written_tokens_per_second": speeds, "recipe": run.recipe.to_yaml()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=sorted(SETS))
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args()
+    known = json.loads(RESULT.read_text(encoding="utf-8"))["sets"] if RESULT.is_file() else {}
+    for name in [asked.only] if asked.only else sorted(SETS):
+        with tempfile.TemporaryDirectory() as folder:
+            known[name] = run_one(name, Path(folder), asked.quick)
+        if not asked.quick:
+            write_json(RESULT, {"environment": environment.describe(), "sets": known})
+
+
+if __name__ == "__main__":
+    main()
