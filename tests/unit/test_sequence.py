@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import labelled_rows, write_jsonl
+from conftest import labelled_rows, sentences, write_jsonl
 from tunesmith import pipeline
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation import sequence
@@ -105,3 +105,29 @@ def test_what_was_measured_is_kept(finished: Run, monkeypatch: pytest.MonkeyPatc
 def test_one_task_is_no_sequence() -> None:
     with pytest.raises(RecipeError, match="two `stages`"):
         parse({"task": "text-classification", "model": "m", "method": "sequential", "data": {"train": "a.csv"}})
+
+
+@pytest.mark.parametrize("remedy", [{"replay": 0.5}, {"hold": "ewc"}], ids=["replay", "ewc"])
+def test_tasks_of_different_kinds_share_one_body(remedy: dict[str, Any], tiny_encoder: Path, tmp_path: Path) -> None:
+    """Masked words, then labels, then tags: three heads, each of which is found again when its task is measured."""
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in sentences(60)])
+    reviews = write_jsonl(tmp_path / "reviews.jsonl", labelled_rows(60))
+    places = tmp_path / "places.conll"
+    tagged = [
+        "\n".join(f"{word} {'B-LOC' if word == row['label'] else 'O'}" for word in row["text"].split())
+        for row in capital_rows(60)
+    ]
+    places.write_text("\n\n".join(tagged) + "\n")
+    recipe = recipe_of(tiny_encoder, tmp_path, sequence=remedy) | {
+        "stages": [
+            {"name": "text", "objective": "masked-lm", "data": {"train": str(corpus)}},
+            {"name": "reviews", "data": {"train": str(reviews)}},
+            {"name": "places", "task": "token-classification", "data": {"train": str(places), "format": "conll"}},
+        ],
+        "training": {"epochs": 2, "learning_rate": 3e-3, "batch_size": 8},
+    }
+    found = pipeline.run(parse(recipe), run_dir=tmp_path / "run").summary()["sequence"]
+    assert found["metrics"] == ["masked_loss", "accuracy", "span_f1"]
+    assert all(len([cell for cell in line if cell]) == n for n, line in enumerate(found["matrix"], 1))
+    # A head that was not found again would be a random one, and guess among 400 words: ln 400 = 5.99.
+    assert found["matrix"][2][0]["value"] < 5.5
