@@ -80,7 +80,7 @@ def run_one(name: str, folder: Path, quick: bool) -> dict[str, Any]:
 
     tree = {"model": "smollm2-135m-instruct", "method": "peft"} | SETS[name](folder)
     if quick:
-        tree["data"] |= {"max_rows": 400}
+        tree["data"] |= {"max_rows": 400, "validation": 0.02, "test": 0.1}
         tree["training"] |= {"max_steps": 4, "batch_size": 4}
         tree["evaluate"] |= {"limit": 12, "resamples": 200}
     with shown() as on_event:

@@ -26,6 +26,7 @@ from tunesmith.evaluation.report import (
     format_count,
     format_duration,
     format_size,
+    shared_words,
     unbroken,
     write_report,
 )
@@ -287,3 +288,9 @@ def test_the_report_marks_what_was_learned_and_escapes_it(tmp_path: Path) -> Non
     assert '<mark title="weight 0.5">good &lt;script&gt;' in section and "<script" not in section
     assert '<span class="special">&lt;|im_start|&gt;</span>' in section
     assert "train.jsonl:7" in section and "5 tokens cut off" in section
+
+
+def test_shared_words_are_marked_and_escaped() -> None:
+    assert str(shared_words("The <b> cat, sat", "cat? THE")) == (
+        '<u class="shared">The</u> &lt;b&gt; <u class="shared">cat</u>, sat'
+    )

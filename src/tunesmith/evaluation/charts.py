@@ -9,7 +9,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, ACCENT, PAPER, WARM = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", PAPER: "paper", WARM: "warm"}
 MOST_POINTS = 600
+LENGTH_BINS = 30
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -124,6 +125,27 @@ def training_chart(steps: Sequence[Step], validations: Sequence[Validated], metr
                 panel.axvline(boundary, color=MUTED, linewidth=0.8, linestyle=":")
         first, last = steps[0].loss, float(np.mean([step.loss for step in steps[-max(1, len(steps) // 20) :]]))
         return _svg(figure, "training", f"Training loss fell from {first:.3g} to {last:.3g} over {len(steps)} updates.")
+
+
+def length_chart(lengths: Mapping[str, Sequence[int]]) -> str:
+    """How long texts are, in words: one outline for each of two sets, in the same bins.
+
+    Args:
+        lengths: What the texts are -> the words of each.
+    """
+    largest = max((max(found, default=0) for found in lengths.values()), default=0)
+    edges = np.linspace(0, max(largest, 1) + 1, min(LENGTH_BINS, largest + 1) + 1)
+    with _figure(6.4, 2.4) as figure:
+        axes = figure.add_subplot()
+        for (name, found), colour in zip(lengths.items(), (MUTED, ACCENT), strict=True):
+            counts, _ = np.histogram(found, bins=edges)
+            axes.stairs(counts, edges, color=colour, linewidth=2, label=name)
+        axes.set_xlabel("words")
+        axes.set_ylabel("test rows")
+        axes.legend(frameon=False)
+        axes.tick_params(length=0)
+        means = "; ".join(f"{name}: {np.mean(found or [0]):.1f} words on average" for name, found in lengths.items())
+        return _svg(figure, "lengths", f"Lengths of texts. {means}.")
 
 
 def confusion_chart(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> str:

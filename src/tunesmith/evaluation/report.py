@@ -27,6 +27,9 @@ from tunesmith.recipe import Evaluate
 VERSION = 1
 """Of the layout of ``report.json``."""
 
+_WORD = re.compile(r"\w+")
+_WORD_OR_REST = re.compile(r"\w+|\W+")
+
 LARGEST_MATRIX = 20
 """Classes up to which a confusion matrix is drawn; beyond, the top confusions are listed."""
 
@@ -258,7 +261,7 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
         lstrip_blocks=True,
     )
     environment.filters.update(count=format_count, duration=format_duration, size=format_size, p=format_p)
-    environment.filters["unbroken"] = unbroken
+    environment.filters.update(unbroken=unbroken, shared_words=shared_words)
     environment.globals["marked"] = functools.partial(marks.on_page, labels=findings.labels)
     environment.filters["shortened"] = shortened
     primary = _primary(content)
@@ -266,6 +269,7 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
     return environment.get_template("report.html").render(
         content=content,
         is_label=content.right.answer == "label",
+        is_text=content.right.answer == "text",
         findings=findings,
         best=best,
         headline=against.get(best.name) if best else None,
@@ -311,6 +315,15 @@ def format_p(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.2g}"
 
 
+def shared_words(text: str, reference: str) -> Markup:
+    """Escape an answer and mark the words that it shares with the right one, whatever their case."""
+    wanted = {word.casefold() for word in _WORD.findall(reference)}
+    return Markup("").join(
+        Markup('<u class="shared">{}</u>').format(part) if part.casefold() in wanted else part
+        for part in _WORD_OR_REST.findall(text)
+    )
+
+
 def unbroken(text: str) -> Markup:
     """Escape a sentence and keep each interval in it, ``0.84 [0.81, 0.87]``, on one line."""
     return Markup(re.sub(r"[+-]?[\d.]+ \[[^\]]*\]", r'<span class="unbroken">\g<0></span>', str(escape(text))))
@@ -330,7 +343,7 @@ def _ranked(systems: Sequence[System], primary: str) -> list[System]:
 def _charts(content: ReportContent, findings: Findings, primary: str) -> dict[str, str]:
     """The charts as SVG; empty where this run has nothing to show in one."""
     systems = [content.tuned, *content.others]
-    drawn = dict.fromkeys(("comparison", "training", "confusion", "reliability"), "")
+    drawn = dict.fromkeys(("comparison", "training", "confusion", "reliability", "lengths"), "")
     if content.others:
         drawn["comparison"] = charts.comparison_chart(
             [system.title for system in systems],
@@ -344,6 +357,10 @@ def _charts(content: ReportContent, findings: Findings, primary: str) -> dict[st
     if 0 < len(findings.order) <= LARGEST_MATRIX:
         names = findings.order + ([NO_LABEL_TITLE] if len(findings.confusion[0]) > len(findings.order) else [])
         drawn["confusion"] = charts.confusion_chart(findings.confusion, findings.order, names)
+    if content.right.answer == "text" and content.tuned.outputs.texts:
+        texts = {"right answers": content.references, "tuned model": content.tuned.outputs.texts}
+        lengths = {name: [len(text.split()) for text in found] for name, found in texts.items()}
+        drawn["lengths"] = charts.length_chart(lengths)
     if findings.bins:
         drawn["reliability"] = charts.reliability_chart(findings.bins)
     return drawn
