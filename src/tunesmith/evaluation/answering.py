@@ -21,7 +21,7 @@ from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference
-from tunesmith.models.model import Model
+from tunesmith.models.model import TEXT_HEADS, Model
 from tunesmith.recipe import Generation
 from tunesmith.tasks.base import Message, Shortens, Task
 from tunesmith.tasks.token_classification import written_spans
@@ -64,7 +64,7 @@ def answer(
         return pairs.judge(model, rows, setting)
     if model.form == "tag":
         return by_head(model, rows, setting.on_event)
-    if model.form in ("score", "ordinal", "multi-label", "classify"):
+    if model.form in TEXT_HEADS:
         examples = encode_rows(model, rows, setting.task)
         if model.form in ("score", "ordinal"):
             return _outputs(started, examples, scores=inference.scores(model, examples, on_event=setting.on_event))

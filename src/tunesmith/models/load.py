@@ -221,7 +221,7 @@ def _build(
             )
     except (OSError, ValueError) as error:
         raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error
-    if known not in (None, list(labels or ["0"])):  # the head of another task: it says nothing about these labels
+    if known not in (None, names):  # the head of another task: it says nothing about these labels
         for head in _heads(network):
             _begin_anew(network.get_submodule(head), float(getattr(config, "initializer_range", 0.02)))
     return network, _heads(network)

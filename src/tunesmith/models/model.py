@@ -21,6 +21,9 @@ for each grade whether the truth lies above it; with a head on every token; by w
 what a decoder of its own makes of what an encoder has read (encoder-decoder models: T5, BART), or by filling in masked
 tokens."""
 
+TEXT_HEADS: tuple[Form, ...] = ("classify", "multi-label", "score", "ordinal")
+"""Forms with a head on the text as a whole."""
+
 IGNORED = -100
 """Label that transformers' models leave out of account."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from tunesmith.errors import RecipeError
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.load import quiet
-from tunesmith.models.model import Model
+from tunesmith.models.model import TEXT_HEADS, Model
 from tunesmith.parameters.fused_lora import fuse
 from tunesmith.parameters.head import train_head
 
@@ -23,7 +23,7 @@ def task_type(model: Model) -> str | None:
     """PEFT's name for what the model does, which decides on the wrapper; ``None`` is its plain one."""
     if isinstance(model.network, SentenceClassifier):
         return "FEATURE_EXTRACTION"
-    if model.form in ("classify", "multi-label", "score", "ordinal"):
+    if model.form in TEXT_HEADS:
         return "SEQ_CLS"
     return {"tag": "TOKEN_CLS", "generate": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(model.form)
 

@@ -93,6 +93,8 @@ def shape_of(model: Model, config: Any) -> Shape:
     """Count what the arithmetic needs, layer by layer."""
     from torch import nn
 
+    from tunesmith.models.model import TEXT_HEADS
+
     blocks = model.blocks()
     trained = [any(p.requires_grad for p in block.parameters()) for block in blocks]
     linear = [
@@ -102,7 +104,7 @@ def shape_of(model: Model, config: Any) -> Shape:
         if isinstance(module, nn.Linear) and "lora_" not in name
     ]
     adapters = sum(p.numel() for p in model.wrapped.parameters() if p.requires_grad) if model.has_adapters else 0
-    writes = model.form not in ("classify", "tag")
+    writes = model.form not in (*TEXT_HEADS, "tag")
     head = sum(p.numel() for p in model.vocabulary_head().parameters()) if writes else 0
     heads = int(config.num_attention_heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
