@@ -498,6 +498,11 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
                 f"`parameters: {{kind: head}}` needs a task with a head; `{task}` has none: "
                 "use `kind: lora`, or `kind: layers`"
             )
+        if isinstance(parameters, Prompt) and number < len(stages):
+            problems.append(
+                f"`kind: {kind}` puts virtual tokens before the text, which cannot become part of the next stage's "
+                "base: use `kind: lora` in this stage"
+            )
         fit_before = kind == "none" and number < len(stages)  # the fit's head is where the next stage starts
         if kind is not None and not fit_before and (kind == "none") != (recipe.method == "features"):
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")

@@ -200,6 +200,23 @@ def test_virtual_tokens_are_refused_where_they_would_be_in_the_way(
         tiny.build(tiny_bert, "classify", Prompt(kind="prompt-tuning", tokens=60))
 
 
+def test_virtual_tokens_are_gone_where_the_adapter_is_switched_off(tiny_decoder: Path) -> None:
+    """What a reference model, the base under the adapter, is asked by."""
+    model = tiny.build(tiny_decoder, "generate", Prompt(kind="prompt-tuning", tokens=3))
+    network: Any = model.network
+    for _ in range(2):
+        assert model.virtual_tokens == 3
+        with network.disable_adapter():
+            assert model.virtual_tokens == 0
+
+
+def test_virtual_tokens_belong_to_the_last_stage() -> None:
+    stages = [{"name": "a", "parameters": "prompt-tuning"}, {"name": "b", "parameters": "lora"}]
+    with pytest.raises(RecipeError, match="part of the next stage's base"):
+        parse({"task": "chat", "model": "m", "data": {"train": "a.jsonl"}, "stages": stages})
+    assert parse({"task": "chat", "model": "m", "data": {"train": "a.jsonl"}, "stages": stages[::-1]})
+
+
 def test_a_prompt_begins_with_the_embeddings_of_a_text(tiny_decoder: Path) -> None:
     model = tiny.build(tiny_decoder, "generate", Prompt(kind="prompt-tuning", tokens=3, init="very good film"))
     network: Any = model.network

@@ -14,9 +14,15 @@ from torch import nn
 
 
 def count(network: nn.Module) -> int:
-    """How many virtual tokens stand before every text; 0 for all but PEFT's prompt-learning wrappers."""
+    """How many virtual tokens stand before every text; 0 for all but PEFT's prompt-learning wrappers.
+
+    It is 0 within PEFT's ``disable_adapter()`` too, which lets the wrapper pass everything on to the base.
+    """
+    wrapper: Any = network
     config = getattr(network, "active_peft_config", None)
-    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+    if config is None or not config.is_prompt_learning or wrapper.forward == wrapper.base_model.forward:
+        return 0
+    return int(config.num_virtual_tokens)
 
 
 def keys_and_values(network: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
