@@ -63,6 +63,20 @@ def _corpus_then_task(recipe: Recipe) -> list[Stage]:
     ]
 
 
+def _contrast_then_head(recipe: Recipe) -> list[Stage]:
+    """SetFit's two phases (arXiv 2209.11055), with its learning rate; a batch is 4 groups of texts."""
+    if recipe.parameters is not None and recipe.parameters.kind == "in-context":
+        return [Stage()]
+    own = {"epochs": 1.0, "learning_rate": 2e-5}
+    if recipe.training.batch_tokens is None:
+        own["batch_size"] = 4
+    kept = {key: value for key, value in own.items() if key not in recipe.training.model_fields_set}
+    return [
+        Stage(name="contrast", objective="contrastive", training=Training.model_validate(kept)),
+        Stage(name="head", parameters=NoParameters()),
+    ]
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -154,6 +168,15 @@ METHODS: dict[str, Method] = {
             "reward",
             "full or lora",
             lambda recipe: Full(),
+        ),
+        Method(
+            "few-shot",
+            "tune an encoder on pairs of the few examples and fit a head (SetFit), or show them in the prompt",
+            "there are 1 to 64 examples of each label: set `data.shots`, or use all you have",
+            "contrastive, then logistic regression; or none (`parameters: in-context`)",
+            "full, then none",
+            lambda recipe: Full(),
+            _contrast_then_head,
         ),
         Method(
             "features",

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from tunesmith.objectives.settings import ContrastiveLoss as ContrastiveLoss
 from tunesmith.objectives.settings import GRPOLoss as GRPOLoss
 from tunesmith.objectives.settings import PPOLoss as PPOLoss
 from tunesmith.objectives.settings import PreferenceLoss as PreferenceLoss
@@ -22,6 +23,7 @@ from tunesmith.objectives.settings import Rollouts as Rollouts
 from tunesmith.parameters.settings import Adapter as Adapter
 from tunesmith.parameters.settings import Full as Full
 from tunesmith.parameters.settings import Head as Head
+from tunesmith.parameters.settings import InContext as InContext
 from tunesmith.parameters.settings import Layers as Layers
 from tunesmith.parameters.settings import LoRA as LoRA
 from tunesmith.parameters.settings import NoParameters as NoParameters
@@ -49,6 +51,7 @@ ObjectiveName = Literal[
     "huber",
     "ordinal",
     "tag",
+    "contrastive",
     "reward",
     "dpo",
     "ppo",
@@ -74,6 +77,7 @@ MethodName = Literal[
     "transfer",
     "peft",
     "features",
+    "few-shot",
     "preference",
     "reward",
     "verifiable-reward",
@@ -131,6 +135,12 @@ class Data(Part):
         description="A column whose rows of one value stay on one side of every split: an author, a patient, a tool.",
     )
     max_rows: int | None = Field(default=None, ge=1, description="Use at most this many rows of the training data.")
+    shots: int | None = Field(
+        default=None,
+        ge=1,
+        description="Learn from so many training rows of each label (few-shot); a share for validation is dropped.",
+    )
+    shots_seed: int = Field(default=0, description="Seed that draws the `shots`. The test rows do not depend on it.")
     max_length: int | None = Field(
         default=None,
         ge=8,
@@ -236,6 +246,7 @@ class Training(Part):
     rollouts: Rollouts = Field(default=Rollouts(), description="For `objective: ppo` and `grpo`.")
     ppo: PPOLoss = Field(default=PPOLoss(), description="For `objective: ppo`.")
     grpo: GRPOLoss = Field(default=GRPOLoss(), description="For `objective: grpo`.")
+    contrastive: ContrastiveLoss = Field(default=ContrastiveLoss(), description="For `objective: contrastive`.")
     preference: PreferenceLoss = Field(default=PreferenceLoss(), description="For `objective: dpo`.")
     mask_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that `masked-lm` asks for.")
     whole_words: bool = Field(default=False, description="`masked-lm` masks whole words instead of single tokens.")
@@ -504,10 +515,13 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
                 "base: use `kind: lora` in this stage"
             )
         fit_before = kind == "none" and number < len(stages)  # the fit's head is where the next stage starts
-        if kind is not None and not fit_before and (kind == "none") != (recipe.method == "features"):
+        fit_after = kind == "none" and number > 1 and recipe.method == "few-shot"
+        apart = kind is not None and not (fit_before or fit_after) and (kind == "none") != (recipe.method == "features")
+        if apart:
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
         if kind == "none" and task not in CLASSICAL:
             problems.append(f"`parameters: {{kind: none}}` fits a classifier; `{task}` has no labels: use `kind: lora`")
+        problems += _of_few_shot(recipe, task, objective, kind, len(stages))
     if recipe.method == "domain" and not recipe.stages and not recipe.data.corpus:
         problems.append(
             "`method: domain` needs text of the domain: `data: {corpus: FOLDER}`, or `stages` of which the first has "
@@ -537,4 +551,27 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has
         problems.append("`method: features` is a single fit and has no stages: use it without `stages`")
+    return problems
+
+
+def _of_few_shot(
+    recipe: Recipe, task: TaskName, objective: ObjectiveName | None, kind: str | None, of: int
+) -> list[str]:
+    """The same for the ways to learn from few examples."""
+    problems = []
+    contrastive = objective == "contrastive" or (recipe.method == "few-shot" and kind != "in-context")
+    if contrastive and task != "text-classification":
+        problems.append(
+            f"contrastive learning needs labels, which the task `{task}` has not: use `parameters: in-context`"
+        )
+    if objective == "contrastive" and kind == "head":
+        problems.append("the objective `contrastive` trains the encoder and no head: use `parameters: full` or `lora`")
+    if kind == "in-context" and of > 1:
+        problems.append(
+            "`parameters: in-context` trains nothing that a stage could go on from: use it without `stages`"
+        )
+    if kind == "in-context" and (objective not in (None, "supervised") or task == "preference"):
+        problems.append(
+            "`parameters: in-context` asks a model that writes: leave out `objective`, or choose other `parameters`"
+        )
     return problems

@@ -31,6 +31,7 @@ from tunesmith.data.near_duplicates import NearPairs, clusters
 from tunesmith.data.problems import CheckReport, Findings
 from tunesmith.data.row_file import PLACE, RowFile, RowSpool
 from tunesmith.data.rows import Row
+from tunesmith.data.shots import few_shot
 from tunesmith.data.splits import NOWHERE, TRAIN, Assignment, stratify
 from tunesmith.data.survey import DroppedRows, Survey, Surveyor, iterate_choices
 from tunesmith.errors import DataError
@@ -140,7 +141,8 @@ def prepare(
     elif survey.row_labels.get("train"):
         labels = in_order(list(survey.row_labels["train"]))
     train, validation, test = parts
-    return PreparedData(train, validation, test, labels, report, fingerprint)
+    prepared = PreparedData(train, validation, test, labels, report, fingerprint)
+    return prepared if recipe.data.shots is None else few_shot(prepared, TASKS[recipe.task], recipe.data)
 
 
 def of_stages(recipe: Recipe, prepare_one: Callable[[Recipe, int], PreparedData]) -> list[PreparedData]:

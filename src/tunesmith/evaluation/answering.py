@@ -16,6 +16,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.source_target import encode_target, source_text
 from tunesmith.evaluation import label_set_metrics, pairs
 from tunesmith.evaluation.features import LinearHead, fit_label_heads, fit_linear_head, fit_score_head
+from tunesmith.evaluation.in_context import Shots, calibrated, shots_of
 from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
 from tunesmith.evaluation.span_answers import by_head
@@ -28,9 +29,6 @@ from tunesmith.tasks.token_classification import written_spans
 
 SIMILARITY_SCALE = 20.0
 """Cosines times this are logits: the scale with which sentence-transformers trains its encoders."""
-
-Shots = Callable[[Row], Sequence[Row]]
-"""Which examples to show before a row."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +68,12 @@ def answer(
             return _outputs(started, examples, scores=inference.scores(model, examples, on_event=setting.on_event))
         probabilities = inference.class_probabilities(model, examples, on_event=setting.on_event)
         return _outputs(started, examples, probabilities=probabilities, thresholds=_thresholds(model))
-    questions = _sources(model, rows, setting) if model.form == "seq2seq" else _prompts(model, rows, setting, shots)
-    prompts = questions.prompts
-    labels = (setting.labels or []) if setting.task.answer == "label" else []
-    choices = [questions.answer_tokens(label) for label in labels]
-    if model.form == "generate":  # an encoder's source was cut to its own limit
-        room = prompt_limit(model) - max(map(len, choices), default=setting.generation.max_new_tokens)
-        prompts = _fitting(prompts, rows, room, setting.on_event)
-    if choices:
-        probabilities = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
-        return _outputs(started, prompts, probabilities=probabilities, thresholds=_thresholds(model))
+    if shots is None and model.shown is not None:
+        shots = shots_of(model.shown, rows, setting.task)
+    if setting.task.answer == "label":
+        probabilities, tokens = _likeliest_labels(model, rows, setting, shots)
+        return Outputs(probabilities=probabilities, prompt_tokens=tokens, seconds=time.perf_counter() - started)
+    questions, prompts = _asked(model, rows, setting, shots, ())
     written = inference.generate(
         model,
         prompts,
@@ -111,6 +105,36 @@ def answer(
         written_tokens=written_tokens,
         seconds=seconds,
     )
+
+
+def _likeliest_labels(
+    model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None
+) -> tuple[np.ndarray, int]:
+    """Probabilities (N, C) of the labels as answers by the model's own likelihood, and the tokens it read."""
+    labels = setting.labels or []
+
+    def ask(some: Sequence[Row], before: Shots | None) -> tuple[np.ndarray, int]:
+        questions, prompts = _asked(model, some, setting, before, labels)
+        choices = [questions.answer_tokens(label) for label in labels]
+        found = inference.choice_probabilities(model, prompts, choices, on_event=setting.on_event)
+        return found, sum(len(prompt) for prompt in prompts)
+
+    probabilities, tokens = ask(rows, shots)
+    if shots is not None and model.shown is not None and model.shown.settings.calibrate:
+        probabilities = calibrated(probabilities, rows, shots, setting.task, lambda some, before: ask(some, before)[0])
+    return probabilities, tokens
+
+
+def _asked(
+    model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None, labels: Sequence[str]
+) -> tuple[_Questions, list[list[int]]]:
+    """Rows as questions, and their prompts cut to what leaves room for the longest answer."""
+    if model.form == "seq2seq":  # an encoder's source was cut to its own limit
+        questions = _sources(model, rows, setting)
+        return questions, questions.prompts
+    questions = _prompts(model, rows, setting, shots)
+    longest = max((len(questions.answer_tokens(label)) for label in labels), default=setting.generation.max_new_tokens)
+    return questions, _fitting(questions.prompts, rows, prompt_limit(model) - longest, setting.on_event)
 
 
 @dataclass(frozen=True)

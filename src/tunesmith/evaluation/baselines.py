@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from tunesmith.data.rows import Row
+from tunesmith.data.shots import shots_per_label
 from tunesmith.evaluation import answering, extractive, pairs
-from tunesmith.evaluation.answering import Setting, Shots
+from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.comparison import System
+from tunesmith.evaluation.in_context import nearest_shots, random_shots
 from tunesmith.evaluation.likelihood import score_documents, unigram
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs
@@ -222,7 +223,7 @@ def _prompted(
         message = f"{model.name} is an encoder-decoder, which learns nothing from examples in the prompt: no few-shot"
         setting.on_event(Notice(level="info", message=message))
     elif "few-shot" in kinds and len(data.train):
-        fixed = random_shots(data.train, k, setting)
+        fixed = random_shots(data.train, k, setting.task, setting.labels, setting.seed)
         what = f"the untuned model with {{}} in the prompt; {how}"
         yield (
             f"few-shot-{k}-random",
@@ -234,7 +235,7 @@ def _prompted(
             f"few-shot-{k}-nearest",
             f"{model.name}, {k} nearest shots",
             what.format(f"the {k} training examples most like each row (TF-IDF cosine)"),
-            answering.answer(model, rows, setting, nearest_shots(data.train, rows, k, setting)),
+            answering.answer(model, rows, setting, nearest_shots(data.train, rows, k, setting.task)),
         )
 
 
@@ -246,50 +247,7 @@ def _embedded(
         what = "the untuned encoder: the label whose name lies nearest to the text"
         yield "base", f"{model.name}, 0 shots", what, answering.by_label_similarity(model, rows, setting)
     if "few-shot" in kinds and len(data.train):
-        shown = shots_per_label(data.train, k, setting)
+        shown = shots_per_label(data.train, k, setting.task, setting.seed)
         what = f"the untuned encoder: the label whose {k} examples' mean lies nearest to the text"
         outputs = answering.by_nearest_centroid(model, rows, shown, setting)
         yield f"few-shot-{k}", f"{model.name}, {k} shots a label", what, outputs
-
-
-def random_shots(train: Sequence[Row], k: int, setting: Setting) -> list[Row]:
-    """The same k examples for every row, drawn by the seed; with labels in turn, so that k >= C shows each."""
-    order = np.random.default_rng([setting.seed, 1]).permutation(len(train)).tolist()
-    if setting.task.answer != "label":
-        return [train[n] for n in order[:k]]
-    waiting: dict[str, list[Row]] = {label: [] for label in setting.labels or []}
-    for n in order:
-        bucket = waiting[setting.task.target_text(train[n])]
-        if len(bucket) < k:
-            bucket.append(train[n])
-    ranks = [(depth, rows[depth]) for rows in waiting.values() for depth in range(len(rows))]
-    chosen = [row for _, row in sorted(ranks, key=lambda pair: pair[0])][:k]
-    return [chosen[n] for n in np.random.default_rng([setting.seed, 2]).permutation(len(chosen))]
-
-
-def shots_per_label(train: Sequence[Row], k: int, setting: Setting) -> list[Row]:
-    """Up to k examples of each label, drawn by the seed."""
-    taken = {label: 0 for label in setting.labels or []}
-    chosen = []
-    for n in np.random.default_rng([setting.seed, 1]).permutation(len(train)).tolist():
-        label = setting.task.target_text(train[n])
-        if taken[label] < k:
-            taken[label] += 1
-            chosen.append(train[n])
-    return chosen
-
-
-def nearest_shots(train: Sequence[Row], rows: Sequence[Row], k: int, setting: Setting) -> Shots:
-    """For each row the k training examples most like it, the likest last (nearest to the question)."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
-    known = vectorizer.fit_transform([setting.task.input_text(row) for row in train])
-    asked = vectorizer.transform([setting.task.input_text(row) for row in rows])
-    similarity = (asked @ known.T).tocsr()
-    found: dict[str, list[int]] = {}
-    for n, row in enumerate(rows):
-        line = similarity.getrow(n)
-        best = line.indices[np.argsort(-line.data, kind="stable")[:k]].tolist()
-        found[row.key] = best[::-1]
-    return lambda row: [train[n] for n in found[row.key]]

@@ -14,6 +14,7 @@ from tunesmith import parameters
 from tunesmith.allocator import keep_freed_memory
 from tunesmith.errors import RecipeError
 from tunesmith.models import attention, packing
+from tunesmith.models.heads import Pooling
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
 from tunesmith.models.quantized import quantize_base
@@ -32,6 +33,7 @@ def build_for_training(
     data: Data,
     dtype: torch.dtype,
     device: torch.device,
+    pooling: Pooling | None = None,
 ) -> Model:
     """A model with a head if the task wants one, and exactly the chosen parameters requiring gradients.
 
@@ -49,6 +51,7 @@ def build_for_training(
         dropout=training.dropout,
         max_length=data.max_length,
         seed=training.seed,
+        pooling=pooling,
     )
     if form == "mask" and model.head_names and choice.kind not in ("full", "layers"):
         raise RecipeError(

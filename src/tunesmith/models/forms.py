@@ -37,6 +37,14 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
         return _of_pairs(recipe, stage, natural)
     if answer == "likelihood":
         return _language_form(recipe, stage, natural)
+    if stage.parameters is not None and stage.parameters.kind == "in-context":
+        if natural != "generate":
+            raise UsageError(
+                f"{recipe.model} is an encoder: it has no prompt to put examples into",
+                where="parameters.kind",
+                fix="choose a causal language model, or leave out `parameters`: the encoder is tuned on pairs",
+            )
+        return "generate", "supervised"
     if answer in _BY_HEAD and stage.objective != "supervised" and natural != "seq2seq":
         objective = stage.objective or HEADS[recipe.task][0]
         return _FORMS.get(objective, "classify"), objective
@@ -48,6 +56,14 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
                 fix="choose a causal language model (`tunesmith catalog list`), or an encoder-decoder (T5, BART)",
             )
         return natural, stage.objective or "supervised"
+    if stage.objective == "contrastive":
+        if natural != "classify":
+            raise UsageError(
+                f"{recipe.model} writes text: its vectors are not made for comparing texts",
+                where="objective",
+                fix="put the examples into the prompt (`parameters: in-context`), or take a sentence encoder",
+            )
+        return "classify", "contrastive"
     if stage.objective == "supervised" and natural == "classify":
         raise UsageError(
             f"{recipe.model} is an encoder: it cannot write the answer",

@@ -18,7 +18,6 @@ from tunesmith.data.batches import Batch
 from tunesmith.data.source_target import TARGET_IDS
 from tunesmith.events import Listener, Progress, nobody
 from tunesmith.models import virtual_tokens, visibility
-from tunesmith.models.heads import SentenceClassifier, pool
 from tunesmith.models.load import output_names
 from tunesmith.models.model import Model, decoder_of
 
@@ -92,17 +91,8 @@ def embeddings(
     model: Model, examples: TokenLists, *, what: str = "embedding", on_event: Listener = nobody
 ) -> np.ndarray:
     """One vector a text, (N, d) float64: the sentence encoder's own pooling, else the mean over the tokens."""
-
-    def ask(batch: Batch) -> torch.Tensor:
-        if isinstance(model.network, SentenceClassifier):
-            return model.network.embed(batch.input_ids, batch.attention_mask)
-        network: Any = model.transformer()
-        reader = network.get_encoder() if model.form == "seq2seq" else decoder_of(network)
-        hidden = reader(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        return pool(hidden, batch.attention_mask, "mean")
-
     width = int(cast(Any, model.transformer()).config.hidden_size)
-    return _map_batches(model, examples, ask, width, what, on_event)
+    return _map_batches(model, examples, model.sentence_vectors, width, what, on_event)
 
 
 def answer_nats(

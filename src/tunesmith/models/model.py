@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from tunesmith.data.batches import Batch
+from tunesmith.data.shots import Shown
 from tunesmith.models import packing, virtual_tokens, visibility
-from tunesmith.models.heads import SentenceClassifier
+from tunesmith.models.heads import SentenceClassifier, pool
 from tunesmith.parameters.settings import Quantization
 
 Form = Literal["classify", "multi-label", "score", "ordinal", "tag", "generate", "seq2seq", "mask"]
@@ -49,6 +50,7 @@ class Model:
         head_names: Dotted names of the modules that are the task's head; new, and trained in any case.
         packable_length: Batches whose longest row has at most so many tokens are computed without padding
             (:mod:`tunesmith.models.packing`).
+        shown: Examples to put into every prompt (in-context learning).
         rates: Name of a parameter -> factor of its learning rate, where it is not 1.
         quantization: How the weights of the frozen base are kept.
         first_weights: What an adapter began with, where the base had to give it away
@@ -67,6 +69,7 @@ class Model:
     thresholds: list[float] | None = None
     scale: tuple[float, float] = (0.0, 1.0)
     packable_length: int = 0
+    shown: Shown | None = None
     rates: dict[str, float] = field(default_factory=dict)
     quantization: Quantization = "none"
     first_weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -149,6 +152,18 @@ class Model:
             output = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
             logits = output if isinstance(output, torch.Tensor) else output.logits
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def sentence_vectors(self, batch: Batch) -> torch.Tensor:
+        """One vector a text, (B, d): the sentence encoder's own pooling, else the mean over the tokens."""
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if isinstance(self.network, SentenceClassifier):
+            if self.packs(batch.input_ids.shape[1]):
+                hidden_BSd = packing.hidden_states(self.transformer(), batch.input_ids, batch.attention_mask)
+                return pool(hidden_BSd, batch.attention_mask, self.network.pooling)
+            return self.network.embed(**inputs)
+        network: Any = self.transformer()
+        reader = network.get_encoder() if self.form == "seq2seq" else decoder_of(network)
+        return pool(reader(**inputs).last_hidden_state, batch.attention_mask, "mean")
 
     def causal_inputs(self, batch: Batch) -> dict[str, Any]:
         """What a causal model is given for a batch.

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
+from tunesmith.data.shots import Shown
 from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of, save_pooling
 from tunesmith.models.load import load_model, quiet
@@ -24,6 +25,7 @@ from tunesmith.parameters.fused_lora import fuse
 from tunesmith.parameters.settings import Quantization
 
 NOTES = "tunesmith.json"
+SHOWN = "in_context.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
             sentence.save_head(folder, model.max_length)
         elif model.form == "mask" and (pooling := pooling_of(model.folder)):  # it stays a sentence encoder as well
             save_pooling(folder, pooling, int(cast(Any, model.transformer()).config.hidden_size), model.max_length)
+        if model.shown is not None:
+            model.shown.save(folder / SHOWN)
         model.tokenizer.save_pretrained(folder)
         (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -131,6 +135,8 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
     if isinstance(model.network, SentenceClassifier):
         model.network.load_head(folder)
     model.thresholds = notes.thresholds
+    if (folder / SHOWN).is_file():
+        model.shown = Shown.load(folder / SHOWN)
     model.network.eval()
     return model, notes
 

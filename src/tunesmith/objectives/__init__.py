@@ -21,6 +21,7 @@ OBJECTIVES = {
     "mse": "tunesmith.objectives.score:SquaredError",
     "huber": "tunesmith.objectives.score:Huber",
     "ordinal": "tunesmith.objectives.score:Ordinal",
+    "contrastive": "tunesmith.objectives.contrastive:Contrastive",
     "dpo": "tunesmith.objectives.preference:Preference",
     "grpo": "tunesmith.objectives.grpo:GRPO",
     "ppo": "tunesmith.objectives.ppo:PPO",

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from tunesmith.data.batches import Batch, TokenFile
+from tunesmith.data.render import Render
+from tunesmith.data.rows import Row
 from tunesmith.events import Listener
 from tunesmith.models.model import Model
 
@@ -53,6 +55,10 @@ class Objective(Protocol):
     def prepare(self, batch: Batch, sampler: Any) -> Batch:
         """Turn a batch into what ``loss`` needs; mostly it is that already."""
         return batch
+
+    def examples(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
+        """What is learned from, and how it is rendered: the rows themselves, unless an example is made of several."""
+        return rows, render
 
     reads_prompts: bool = False
     """Whether it wants the prompts alone, because the model writes the answers that it learns from."""

@@ -20,6 +20,13 @@ class RewardLoss(Part):
     )
 
 
+class ContrastiveLoss(Part):
+    """How a sentence encoder learns which texts belong together."""
+
+    group_size: int = Field(default=8, ge=4, description="Texts in a group; all its pairs are compared.")
+    rounds: int = Field(default=8, ge=1, description="Groups that each text is in, in one epoch.")
+
+
 class PreferenceLoss(Part):
     """How a model learns from preferences directly."""
 

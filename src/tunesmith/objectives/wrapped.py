@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tunesmith.data.batches import Batch, TokenFile
+from tunesmith.data.render import Render
+from tunesmith.data.rows import Row
 from tunesmith.events import Listener
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import Experience, LossSum, Objective
@@ -24,6 +27,10 @@ class Wrapped(Objective):
     def prepare(self, batch: Batch, sampler: Any) -> Batch:
         """As the inner one."""
         return self.inner.prepare(batch, sampler)
+
+    def examples(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
+        """As the inner one."""
+        return self.inner.examples(rows, render)
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """As the inner one."""

@@ -173,6 +173,14 @@ KINDS: dict[str, Kind] = {
         (1e-2, 1e-2),
         "ours",
     ),
+    "in-context": Kind(
+        "",
+        "nothing: training rows stand in the prompt as examples",
+        "a handful of labels and a model that follows instructions; costs time with every answer",
+        "arXiv 2005.14165; calibration: arXiv 2102.09690",
+        (0.0, 0.0),
+        "",
+    ),
     "none": Kind("", "nothing: a classifier is fitted on frozen features", "a baseline in seconds", "", (0.0, 0.0), ""),
 }
 

@@ -211,6 +211,20 @@ class Prompt(Added):
     )
 
 
+class InContext(Part):
+    """Nothing in the model trains: examples stand in the prompt (Brown et al. 2020, arXiv 2005.14165)."""
+
+    kind: Literal["in-context"] = "in-context"
+    examples: int = Field(default=8, ge=1, le=1000, description="Training rows shown before each question.")
+    choose: Literal["by-label", "random", "nearest"] = Field(
+        default="by-label",
+        description="Which: labels in turn, any, or those most like the question (TF-IDF cosine, arXiv 2101.06804).",
+    )
+    calibrate: bool = Field(
+        default=True, description="Divide a label's likelihood by that after an empty question (arXiv 2102.09690)."
+    )
+
+
 class NoParameters(Part):
     """Nothing in the model trains: a classical head is fitted on frozen features."""
 
@@ -246,7 +260,10 @@ def spelled_out(value: object) -> object:
     kind = value.get("kind")
     if isinstance(kind, str) and kind in SHORT_FORMS:
         value = {**SHORT_FORMS[kind], **{key: given for key, given in value.items() if key != "kind"}}
-    if value.get("kind") in ("full", "head", "layers", "none") and value.get("quantization", "none") != "none":
+    if (
+        value.get("kind") in ("full", "head", "layers", "none", "in-context")
+        and value.get("quantization", "none") != "none"
+    ):
         raise ValueError(
             f"a quantized base cannot change, and `kind: {value['kind']}` has no other weights to add: use `kind: lora`"
         )
@@ -254,7 +271,7 @@ def spelled_out(value: object) -> object:
 
 
 Parameters = Annotated[
-    Full | Head | Layers | LoRA | Adapter | Prompt | NoParameters,
+    Full | Head | Layers | LoRA | Adapter | Prompt | InContext | NoParameters,
     Field(discriminator="kind"),
     BeforeValidator(spelled_out),
 ]

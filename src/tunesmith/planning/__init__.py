@@ -6,6 +6,7 @@ rows. Memory and time are ranges: a model of where they go, times what this mach
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 512
 LONG_SECONDS = 3600
 CUT_SHARE = 0.05
+UNTRAINED = {"none", "in-context"}
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,10 @@ def forecast(recipe: Recipe, folder: Path, data: Sequence[PreparedData], on_even
         view = recipe.of_stage(stage)
         assert stage.parameters is not None and stage.training is not None, "the recipe is resolved"
         config = load_config(folder)
-        form, _ = answer_form(view, stage, config)
+        form, objective = answer_form(view, stage, config)
         sample = _render(view, prepared, tokenizer, folder, config, form, stage.training)
+        if objective == "contrastive":
+            sample = _grouped(sample, stage.training)
         model = skeleton(folder, config, tokenizer, form, prepared.labels, stage.parameters)
         shape = shape_of(model, config)
         training = _filled_in(stage.training, stage.parameters, form, device, len(sample.lengths))
@@ -197,11 +201,23 @@ def _render(
     )
 
 
+def _grouped(sample: Sample, training: Training) -> Sample:
+    """The same rows in the groups of contrastive learning, each as often as it has rounds."""
+    import numpy as np
+
+    size, rounds = training.contrastive.group_size, training.contrastive.rounds
+    groups = max(1, len(sample.lengths) // size) * rounds
+    mean = int(sample.lengths.mean() * min(size, len(sample.lengths)))
+    return dataclasses.replace(
+        sample, lengths=np.full(groups, mean), validation_tokens=sample.validation_tokens * rounds
+    )
+
+
 def _filled_in(training: Training, parameters: Parameters, form: Form, device: torch.device, examples: int) -> Training:
     """The settings with the defaults that the loop would take."""
     from tunesmith.training.defaults import with_defaults
 
-    if parameters.kind == "none":
+    if parameters.kind in UNTRAINED:
         return training.model_copy(update={"micro_tokens": training.micro_tokens or 4096})
     return with_defaults(training, kind=parameters.kind, form=form, device=device, epoch_examples=examples)
 
@@ -211,7 +227,7 @@ def _work(parameters: Parameters, training: Training, sample: Sample) -> tuple[i
     from tunesmith.training.loop import total_steps
 
     once = int(sample.lengths.sum())
-    if parameters.kind == "none":
+    if parameters.kind in UNTRAINED:
         return 0, 0, once + sample.validation_tokens
     steps = total_steps(sample.lengths, training)
     an_epoch = total_steps(sample.lengths, training.model_copy(update={"epochs": 1.0, "max_steps": None}))
@@ -254,7 +270,7 @@ def _advice(
     cut = max(sample.cut_share for sample in samples)
     if cut > CUT_SHARE:
         advice.append(f"{cut:.0%} of the examples are cut to fit: see `data.max_length`")
-    trains = recipe.stages and "none" not in kinds
+    trains = recipe.stages and not kinds & UNTRAINED
     dropout = any(stage.training and stage.training.dropout is None for stage in recipe.stages)
     if device.type == "cpu" and trains and dropout and recipe.task == "text-classification" and "full" in kinds:
         advice.append("dropout's random numbers are dear on a CPU: `training.dropout: 0` is faster, by up to a third")

@@ -82,7 +82,7 @@ def skeleton(
             network = transformers.AutoModelForSequenceClassification.from_config(config)
             heads = tuple(name for name in ("classifier", "score") if hasattr(network, name))
         model = Model(network, tokenizer, form, folder.name, folder, 0, list(labels) if labels else None, [], heads)
-        if settings.kind == "none":
+        if settings.kind in ("none", "in-context"):
             network.requires_grad_(False)
         else:
             parameters.apply(model, settings)

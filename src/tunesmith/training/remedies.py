@@ -27,7 +27,7 @@ REMEMBERED = 2000
 """Training rows of each earlier stage that replay draws from."""
 FISHER = "fisher.safetensors"
 
-Render = Callable[[Model, Recipe, PreparedData, bool, Sequence[Row], str], TokenFile]
+Render = Callable[[Model, Recipe, PreparedData, Objective, Sequence[Row], str], TokenFile]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _memory(model: Model, stage: Earlier, render: Render) -> Memory:
     assert view.stages[0].training is not None, "the recipe is resolved"
     objective = objectives.make(name, view.stages[0].training)
     rows = sorted(stage.data.train, key=lambda row: row.key)[:REMEMBERED]
-    data = render(kept, view, stage.data, objective.reads_prompts, rows, f"replay-{stage.place.name}")
+    data = render(kept, view, stage.data, objective, rows, f"replay-{stage.place.name}")
     if kept.form == model.form == "generate":
         return Memory(objective, model, data)
     share_body(kept, model)

@@ -31,7 +31,8 @@ from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.models.saving import save_artefact
-from tunesmith.recipe import NoParameters, Recipe, Stage
+from tunesmith.objectives.base import Objective
+from tunesmith.recipe import InContext, NoParameters, Recipe, Stage
 from tunesmith.tasks import TASKS
 from tunesmith.training import checkpoint
 from tunesmith.training.defaults import with_defaults
@@ -83,6 +84,8 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         _refuse_foreign_checkpoint(place, identity)
         if isinstance(stage.parameters, NoParameters):
             trained = _fit(view, base, prepared, tell)
+        elif isinstance(stage.parameters, InContext):
+            trained = _show(view, stage, base, prepared, tell)
         else:
             trained = _train_stage(folder, place, view, stage, base, prepared, identity, earlier, last, tell)
         if apart:
@@ -137,6 +140,7 @@ def _train_stage(
         data=recipe.data,
         dtype=dtype,
         device=device,
+        pooling=(pooling_of(base) or "mean") if objective_name == "contrastive" else None,
     )
     if recipe.sequence.adapters in COMBINATIONS:
         refuse_own_heads(model)  # before the training, not after it
@@ -146,14 +150,14 @@ def _train_stage(
     tokens = folder / "tokens" / place.name
     objective = objectives.make(objective_name, settings)
     train, validation = (
-        _rendered(model, recipe, prepared.labels, objective.reads_prompts, rows, tokens / part, tell)
+        _rendered(model, recipe, prepared.labels, objective, rows, tokens / part, tell)
         for part, rows in (("train", prepared.train), ("validation", prepared.validation))
     )
 
     def remembered(
-        kept: Model, view: Recipe, data: PreparedData, prompts_only: bool, rows: Sequence[Row], name: str
+        kept: Model, view: Recipe, data: PreparedData, learned: Objective, rows: Sequence[Row], name: str
     ) -> TokenFile:
-        return _rendered(kept, view, data.labels, prompts_only, rows, tokens / name, tell)
+        return _rendered(kept, view, data.labels, learned, rows, tokens / name, tell)
 
     plain = objective
     objective = against_forgetting(objective, model, recipe, earlier, settings.seed, remembered)
@@ -182,7 +186,7 @@ def _rendered(
     model: Model,
     recipe: Recipe,
     labels: Sequence[str] | None,
-    prompts_only: bool,
+    objective: Objective,
     rows: Sequence[Row],
     folder: Path,
     tell: Listener,
@@ -201,10 +205,10 @@ def _rendered(
         max_length=model.max_length,
         eos_ids=model.eos_ids,
     )
-    if prompts_only:
+    if objective.reads_prompts:
         rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
         render = prompt_renderer(rendering, task, recipe.system_prompt)
-    return write_tokens(rows, render, folder, what=what, on_event=tell)
+    return write_tokens(*objective.examples(rows, render), folder, what=what, on_event=tell)
 
 
 def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
@@ -230,17 +234,44 @@ def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> 
     head = fit_features(model, prepared.train, prepared.validation, setting)
     head.copy_to(model.network)
     seconds = time.perf_counter() - started
-    tell(Notice(level="info", message=f"penalty {head.penalty:g} chosen on the validation rows"))
+    chosen = "chosen on the validation rows" if len(prepared.validation) else "by default: there are no validation rows"
+    tell(Notice(level="info", message=f"penalty {head.penalty:g}, {chosen}"))
     if recipe.stages[0].training is not None:
         tune_thresholds(model, prepared, setting, recipe.stages[0].training)
-    facts = {
-        "trainable_parameters": sum(p.numel() for p in model.network.classifier.parameters()),
+    fitted = sum(p.numel() for p in model.network.classifier.parameters())
+    return Trained(model, _untrained(model, fitted), seconds)
+
+
+def _show(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
+    """In-context learning: the model stays as it is, and gets examples to show."""
+    from tunesmith.evaluation.in_context import choose
+
+    assert isinstance(stage.parameters, InContext) and stage.training is not None
+    answer_form(recipe, stage, load_config(base))
+    device = default_device()
+    model = load_model(
+        base,
+        name=recipe.model,
+        form="generate",
+        labels=prepared.labels,
+        dtype=choose_dtype(recipe.precision, device),
+        device=device,
+        max_length=recipe.data.max_length,
+    )
+    model.shown = choose(prepared.train, stage.parameters, TASKS[recipe.task], prepared.labels, stage.training.seed)
+    tell(Phase(step="tune", message=f"{stage.parameters.examples} examples in the prompt ({stage.parameters.choose})"))
+    return Trained(model, _untrained(model, 0), 0.0)
+
+
+def _untrained(model: Model, fitted: int) -> dict[str, Any]:
+    """The facts of a stage without updates, in which so many parameters were fitted."""
+    return {
+        "trainable_parameters": fitted,
         "total_parameters": model.total_parameters,
         "tokens": 0,
         "tokens_per_second": 0.0,
         "peak_memory_bytes": 0,
     }
-    return Trained(model, facts, seconds)
 
 
 def _setting(recipe: Recipe, prepared: PreparedData, tell: Listener) -> Setting:
