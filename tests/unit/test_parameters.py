@@ -42,7 +42,16 @@ def test_a_kind_alone_and_short_forms_are_spelled_out() -> None:
 
 
 def test_the_tables_know_the_same_kinds() -> None:
-    recipe_kinds = {"full", "head", "layers", "lora", "none", *get_args(AdapterKind), *get_args(PromptKind)}
+    recipe_kinds = {
+        "full",
+        "head",
+        "layers",
+        "lora",
+        "in-context",
+        "none",
+        *get_args(AdapterKind),
+        *get_args(PromptKind),
+    }
     assert set(KINDS) == recipe_kinds
     assert set(CONFIGS) == set(get_args(AdapterKind))
     assert not set(SHORT_FORMS) & recipe_kinds
