@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tunesmith.cli.output import Json, Run, interval_text, print_json, print_table, stdout
+from tunesmith.cli.output import Json, Run, interval_text, print_json, print_pairs, print_table, stdout
 from tunesmith.cli.tuning import print_run
+from tunesmith.errors import UsageError
 
 
 def evaluate(
@@ -30,14 +32,49 @@ def evaluate(
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more runs, by folder or by name.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Two or more runs, by folder or by name; with --shots one recipe file."),
+    ],
+    shots: Annotated[
+        str | None,
+        typer.Option(
+            "--shots", metavar="K,K,...", help="Draw the learning curve of a recipe: examples of each label, or `all`."
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            metavar="NAME,...",
+            help="Lines of the curve: features, few-shot, in-context, transfer, peft, full; `NAME@MODEL` for another "
+            "model. Default: features,few-shot,peft,full.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="How often examples are drawn.")] = 3,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            "--target", metavar="ACCURACY", min=0, max=1, help="What shall be reached; default: 95 % of the best."
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", metavar="DIR", help="The folder of the curve; an unfinished one is gone on with."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare runs on the same test rows.
+    """Compare runs on the same test rows; or, with --shots, ways to learn from few examples.
 
     Differences are taken row by row, so runs that were measured on other rows are refused. Each difference has an
     interval and a p-value, corrected for the number of comparisons.
+
+    With `--shots 1,2,4,8,16,32,all RECIPE` each way is trained on so many examples of each label, with several seeds,
+    and measured on the same test rows: how many labels does each need?
     """
+    if shots is not None:
+        _learning_curve(runs, shots, methods, seeds, target, run_dir, as_json=as_json)
+        return
     import tunesmith
 
     comparison = tunesmith.compare(*runs).as_dict()
@@ -58,3 +95,53 @@ def compare(
         ),
     )
     stdout().print(comparison["verdict"], style="bold", markup=False, soft_wrap=True)
+
+
+def _learning_curve(
+    recipes: list[str],
+    shots: str,
+    methods: str | None,
+    seeds: int,
+    target: float | None,
+    run_dir: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    from tunesmith import learning_curve, progress, recipe_file
+
+    if len(recipes) != 1:
+        raise UsageError("a learning curve is of one recipe", where="--shots", fix="tunesmith compare RECIPE --shots 8")
+    path = Path(recipes[0])
+    recipe = recipe_file.load(path)
+    with progress.shown(verdict=False) as on_event:
+        curve = learning_curve.learning_curve(
+            recipe,
+            run_dir or Path("runs") / f"{path.stem}-shots",
+            shots=_items(shots),
+            ways=_items(methods) if methods else learning_curve.DEFAULT_WAYS,
+            seeds=seeds,
+            target=target,
+            on_event=on_event,
+        )
+    if as_json:
+        print_json(curve.as_dict())
+        return
+    print_table(
+        ("method", "labels", "accuracy", "seeds", "seconds"),
+        (
+            (
+                point.way,
+                f"{point.labels:,}",
+                interval_text({"value": point.value, "low": point.low, "high": point.high}),
+                f"{min(point.values):.3f} to {max(point.values):.3f}",
+                f"{point.seconds:.1f}",
+            )
+            for point in curve.points
+        ),
+    )
+    stdout().print(curve.verdict, style="bold", markup=False, soft_wrap=True)
+    print_pairs((("picture", curve.folder / "curve.svg"), ("figures", curve.folder / "curve.json")))
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]

@@ -75,7 +75,7 @@ def comparison_chart(
     sign = 1 if metric.higher_is_better else -1
     order = sorted(range(len(titles)), key=lambda number: sign * values[number].value)
     summary = "; ".join(f"{titles[number]}: {values[number]}" for number in reversed(order))
-    with _figure(9.2, 0.75 + 0.42 * len(titles)) as figure:
+    with new_figure(9.2, 0.75 + 0.42 * len(titles)) as figure:
         axes = figure.add_subplot()
         axes.axvspan(values[highlighted].low, values[highlighted].high, color=ACCENT, alpha=0.10, linewidth=0)
         for line, number in enumerate(order):
@@ -96,7 +96,7 @@ def comparison_chart(
         axes.spines["left"].set_visible(False)
         better = "further right is better" if metric.higher_is_better else "further left is better"
         axes.set_xlabel(f"{metric.title} with {confidence:.0%} interval: {better}")
-        return _svg(figure, "comparison", f"{metric.title} of each system. {summary}.")
+        return as_svg(figure, "comparison", f"{metric.title} of each system. {summary}.")
 
 
 def training_chart(steps: Sequence[Step], validations: Sequence[Validated], metric: str | None) -> str:
@@ -111,7 +111,7 @@ def training_chart(steps: Sequence[Step], validations: Sequence[Validated], metr
     x = np.array([offsets[step.stage] + step.step for step in steps], dtype=np.float64)
     at = [offsets.get(validation.stage, 0) + validation.step for validation in validations]
     shown = metric is not None and any(metric in validation.metrics for validation in validations)
-    with _figure(9.2, 2.75) as figure:
+    with new_figure(9.2, 2.75) as figure:
         panels = figure.subplots(1, 3 if shown else 2)
         _loss_panel(panels[0], x, steps, at, validations)
         if shown and metric is not None:
@@ -124,7 +124,9 @@ def training_chart(steps: Sequence[Step], validations: Sequence[Validated], metr
             for boundary in sorted(offsets.values())[1:]:
                 panel.axvline(boundary, color=MUTED, linewidth=0.8, linestyle=":")
         first, last = steps[0].loss, float(np.mean([step.loss for step in steps[-max(1, len(steps) // 20) :]]))
-        return _svg(figure, "training", f"Training loss fell from {first:.3g} to {last:.3g} over {len(steps)} updates.")
+        return as_svg(
+            figure, "training", f"Training loss fell from {first:.3g} to {last:.3g} over {len(steps)} updates."
+        )
 
 
 def length_chart(lengths: Mapping[str, Sequence[int]]) -> str:
@@ -162,7 +164,7 @@ def confusion_chart(counts: Sequence[Sequence[int]], rows: Sequence[str], column
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     cell = 0.9 if len(rows) <= 4 else 0.46 if len(rows) <= 12 else 0.38
     margin = 0.075 * min(24, max(map(len, rows))) + 0.5
-    with _figure(cell * len(columns) + margin, cell * len(rows) + (margin if len(rows) > 4 else 0.7)) as figure:
+    with new_figure(cell * len(columns) + margin, cell * len(rows) + (margin if len(rows) > 4 else 0.7)) as figure:
         axes = figure.add_subplot()
         for i, j in np.ndindex(table.shape):
             if table[i, j]:
@@ -186,7 +188,7 @@ def confusion_chart(counts: Sequence[Sequence[int]], rows: Sequence[str], column
         axes.spines[:].set_visible(False)
         right = int(sum(table[i, i] for i in range(len(rows))))
         text = f"Confusion matrix of {len(rows)} classes: {right} of {int(table.sum())} rows lie on the diagonal."
-        return _svg(figure, "confusion", text)
+        return as_svg(figure, "confusion", text)
 
 
 def sequence_chart(values: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
@@ -222,7 +224,7 @@ def sequence_chart(values: Sequence[Sequence[float | None]], names: Sequence[str
 
 def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:
     """Accuracy against confidence with exact limits, above a histogram of confidence."""
-    with _figure(4.4, 4.4) as figure:
+    with new_figure(4.4, 4.4) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1], "hspace": 0.08})
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
         filled = [(b, b.accuracy) for b in bins if b.accuracy is not None]
@@ -252,7 +254,7 @@ def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:
             "Reliability diagram: accuracy against stated confidence. The heaviest gap is among the "
             f"{worst[0].rows} rows near {worst[0].confidence:.2f}, of which {worst[1].value:.2f} were right."
         )
-        return _svg(figure, "reliability", text)
+        return as_svg(figure, "reliability", text)
 
 
 def _loss_panel(
@@ -331,7 +333,7 @@ def _short(text: str, limit: int = 24) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def new_figure(width: float, height: float) -> Iterator[Figure]:
     """A figure of that size in inches under the report's style, untouched by the user's own."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -344,7 +346,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def as_svg(figure: Figure, name: str, description: str) -> str:
     """Write the figure as an ``<svg>`` element that fits into a page beside others.
 
     Args:
