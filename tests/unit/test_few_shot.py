@@ -74,7 +74,7 @@ def test_the_contrastive_loss_is_the_squared_error_of_all_cosines(tiny_encoder: 
     model.network.eval()
     rows = tiny.rows_of(labelled_rows(7))
     objective = objectives.make("contrastive", Training(contrastive={"group_size": 4, "rounds": 1}))
-    groups, render = objective.examples(rows, tiny.renderer(model))
+    groups, render = objective.examples_of(rows, tiny.renderer(model))
     data = write_tokens(groups, render, tmp_path)
     batch = collate(data, list(range(len(data))), model.pad_id, 16)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_the_texts_of_groups_come_apart_as_they_were(tiny_encoder: Path, tmp_pat
     model = tiny.build(tiny_encoder, "classify")
     rows = tiny.rows_of(labelled_rows(9))
     objective = objectives.make("contrastive", Training())
-    groups, render = objective.examples(rows, tiny.renderer(model))
+    groups, render = objective.examples_of(rows, tiny.renderer(model))
     batch = collate(write_tokens(groups, render, tmp_path), [0, 1], model.pad_id, 16)
     texts = texts_of(batch, model.pad_id)
     expected = [tiny.renderer(model)(rows[n]).input_ids for group in groups[:2] for n in group.fields["members"]]

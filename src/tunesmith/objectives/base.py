@@ -56,7 +56,7 @@ class Objective(Protocol):
         """Turn a batch into what ``loss`` needs; mostly it is that already."""
         return batch
 
-    def examples(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
+    def examples_of(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
         """What is learned from, and how it is rendered: the rows themselves, unless an example is made of several."""
         return rows, render
 

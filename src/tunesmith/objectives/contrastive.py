@@ -37,7 +37,7 @@ class Contrastive(Objective):
         self.seed = settings.seed
         self.weight_of_others: float | None = None  # of a pair of two classes; a pair of one class weighs 1
 
-    def examples(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
+    def examples_of(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
         """Groups of the rows, each rendered as its texts one after the other."""
         texts = [render(row) for row in rows]
         if not texts:

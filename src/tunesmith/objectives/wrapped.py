@@ -28,9 +28,9 @@ class Wrapped(Objective):
         """As the inner one."""
         return self.inner.prepare(batch, sampler)
 
-    def examples(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
+    def examples_of(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
         """As the inner one."""
-        return self.inner.examples(rows, render)
+        return self.inner.examples_of(rows, render)
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """As the inner one."""

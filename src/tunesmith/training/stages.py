@@ -208,7 +208,7 @@ def _rendered(
     if objective.reads_prompts:
         rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
         render = prompt_renderer(rendering, task, recipe.system_prompt)
-    return write_tokens(*objective.examples(rows, render), folder, what=what, on_event=tell)
+    return write_tokens(*objective.examples_of(rows, render), folder, what=what, on_event=tell)
 
 
 def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
