@@ -202,7 +202,7 @@ def sequence_chart(values: Sequence[Sequence[float | None]], names: Sequence[str
 
     size = len(names)
     margin = 0.075 * min(24, max(map(len, names))) + 0.7
-    with _figure(0.9 * size + margin, 0.55 * size + 0.8) as figure:
+    with new_figure(0.9 * size + margin, 0.55 * size + 0.8) as figure:
         axes = figure.add_subplot()
         for i, j in np.ndindex(size, size):
             value = values[i][j]
@@ -219,7 +219,7 @@ def sequence_chart(values: Sequence[Sequence[float | None]], names: Sequence[str
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        return _svg(figure, "sequence", f"What each of {size} tasks gives after each stage.")
+        return as_svg(figure, "sequence", f"What each of {size} tasks gives after each stage.")
 
 
 def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:
