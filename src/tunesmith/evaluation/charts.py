@@ -137,7 +137,7 @@ def length_chart(lengths: Mapping[str, Sequence[int]]) -> str:
     """
     largest = max((max(found, default=0) for found in lengths.values()), default=0)
     edges = np.linspace(0, max(largest, 1) + 1, min(LENGTH_BINS, largest + 1) + 1)
-    with _figure(6.4, 2.4) as figure:
+    with new_figure(6.4, 2.4) as figure:
         axes = figure.add_subplot()
         for (name, found), colour in zip(lengths.items(), (MUTED, ACCENT), strict=True):
             counts, _ = np.histogram(found, bins=edges)
@@ -147,7 +147,7 @@ def length_chart(lengths: Mapping[str, Sequence[int]]) -> str:
         axes.legend(frameon=False)
         axes.tick_params(length=0)
         means = "; ".join(f"{name}: {np.mean(found or [0]):.1f} words on average" for name, found in lengths.items())
-        return _svg(figure, "lengths", f"Lengths of texts. {means}.")
+        return as_svg(figure, "lengths", f"Lengths of texts. {means}.")
 
 
 def confusion_chart(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> str:
