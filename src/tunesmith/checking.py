@@ -28,6 +28,7 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
 
     Raises:
         DataError: A file does not exist, so there is nothing to check.
+        UsageError: The task wants text, and the model is an encoder.
     """
     from tunesmith.data import prepare
 
@@ -76,6 +77,7 @@ def check_and_show(
 def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:
     """Rows as the model will see them, but for the label, which a check does not know yet."""
     from tunesmith.data.render import Rendered, encode_text, row_renderer
+    from tunesmith.models.forms import answer_form
     from tunesmith.models.load import default_max_length, load_config, load_tokenizer, natural_form
     from tunesmith.tasks import TASKS
 
@@ -85,6 +87,8 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
         return None
     task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
     max_length = recipe.data.max_length or default_max_length(folder, config)
+    if task.answer == "text":
+        answer_form(recipe, recipe.resolved().stages[-1], config)  # no row can be right for a model that cannot write
     if task.answer in ("spans", "labels", "score") or (task.answer == "label" and natural_form(config) == "classify"):
 
         def without_label(row: Row) -> Rendered:

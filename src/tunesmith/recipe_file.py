@@ -145,7 +145,8 @@ def _as_recipe_error(
     more = f" (and {len(others)} more: {', '.join(f'`{other}`' for other in others)})" if others else ""
     if problem["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        inside = [f"{section}.{path[-1]}" for section in known if path[-1] in _keys_at((*path[:-1], section))]
+        near = inside or difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(sorted(known)) or 'none'}"
         return RecipeError(f"unknown key `{key}`{more}", where=where, fix=fix)
     if problem["type"] == "missing":

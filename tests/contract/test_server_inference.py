@@ -359,7 +359,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 3}, "invalid_value"),
     ({"stop": list("abcde")}, "invalid_value"),
     ({"logit_bias": {"99999": 1}}, "invalid_value"),
-    ({"extra_body": {"unheard_of": 1}}, "invalid_value"),
+    ({"extra_body": {"unheard_of": 1}}, "unknown_parameter"),
     ({"response_format": {"type": "json_schema"}}, "missing_required_parameter"),
 ]
 

@@ -278,6 +278,13 @@ def test_a_bad_row_is_named_by_its_line(client: OpenAI, finished: Any, data: Pat
     assert str(data) not in error.message
 
 
+def test_all_kinds_of_mistakes_are_told_at_once(client: OpenAI, finished: Any) -> None:
+    rows = jsonl(chat_rows(11)) + b'{"messages": [{"role": "wizard", "content": "x"}]}\n{"messages": []}\nno json\n'
+    lines = failure(client, rows).message.splitlines()
+    assert len(lines) == 3
+    assert {line.partition(": ")[0] for line in lines} == {f"training_file.jsonl:{n}" for n in (12, 13, 14)}
+
+
 def test_mixed_formats(client: OpenAI, finished: Any) -> None:
     rows = jsonl(chat_rows(11)) + b'{"prompt": "a", "completion": "b"}\n'
     assert failure(client, rows).code == "invalid_file_format"
@@ -299,8 +306,8 @@ def test_mixed_formats(client: OpenAI, finished: Any) -> None:
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1}}}}, 400, "invalid_value", None),
         ({"method": {"type": "reinforcement"}}, 400, "unsupported_method", "method.type"),
         ({"method": {"type": "supervised"}, "hyperparameters": {"n_epochs": 1}}, 400, "invalid_value", None),
-        ({"hyperparameters": {"n_epochs": 0}}, 400, "invalid_value", None),
-        ({"extra_body": {"trust_remote_code": True}}, 400, "invalid_value", "trust_remote_code"),
+        ({"hyperparameters": {"n_epochs": 0}}, 400, "invalid_value", "hyperparameters.n_epochs"),
+        ({"extra_body": {"trust_remote_code": True}}, 400, "unknown_parameter", "trust_remote_code"),
     ],
 )  # fmt: skip
 def test_requests_that_cannot_be(
@@ -312,6 +319,27 @@ def test_requests_that_cannot_be(
     assert refused.value.body is not None and set(refused.value.body) == {"message", "type", "param", "code"}
     if param:
         assert refused.value.param == param
+
+
+def test_a_wrong_number_is_told_with_all_that_is_allowed(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.fine_tuning.jobs.create(model="gpt-tiny", training_file="file-0", hyperparameters={"n_epochs": -1})
+    expected = "Invalid value: Input should be 'auto' or greater than or equal to 1: 'hyperparameters.n_epochs'."
+    assert refused.value.body["message"] == expected  # type: ignore[index]
+
+
+@pytest.mark.parametrize("change", [{"previous_response_id": "resp_1"}, {"tools": [{"type": "web_search"}]}])
+def test_what_responses_do_not_have_is_named(client: OpenAI, change: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"does not support '{next(iter(change))}'") as refused:
+        client.responses.create(model="gpt-tiny", input="hi", **change)
+    assert refused.value.code == "unsupported_parameter"
+
+
+def test_openais_dated_names_find_the_model(client: OpenAI) -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    assert client.chat.completions.create(model="gpt-tiny-2025-04-14", **asked).model == "gpt-tiny-2025-04-14"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-tiny-2025-04", **asked)
 
 
 def test_a_file_of_another_purpose(client: OpenAI) -> None:

@@ -6,7 +6,6 @@ Commands are imported when they are called, so that ``tunesmith --help`` answers
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
+
+from tunesmith.quiet import hush_imports
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ def run(arguments: Sequence[str]) -> int:
     With ``--debug`` before the command (or ``TUNESMITH_DEBUG=1``) the traceback is printed too.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries draw bars of their own, over ours and into logs
-    for name in ("torchao", "torch.utils._pytree"):  # torchao tells about parts for other machines when it is imported
-        logging.getLogger(name).setLevel(logging.ERROR)
+    hush_imports()
     command = typer.main.get_command(app)
     try:
         code = command.main(list(arguments), prog_name="tunesmith", standalone_mode=False)

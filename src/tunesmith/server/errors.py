@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -111,14 +112,35 @@ def _from_http(request: Request, error: Exception) -> JSONResponse:
 def _from_validation(request: Request, error: Exception) -> JSONResponse:
     """OpenAI answers 400 to a malformed body, where FastAPI would answer 422."""
     assert isinstance(error, RequestValidationError)
-    problem: dict[str, Any] = error.errors()[0]
-    place = [str(step) for step in problem["loc"] if step not in ("body", "query", "path")]
+    problems: Sequence[dict[str, Any]] = error.errors()
+    problem = problems[0]
+    place = _place(problem, error.body)
     if problem["type"] == "json_invalid":
         return error_response(400, f"The body is not valid JSON: {problem['ctx']['error']}", "invalid_json")
-    missing = problem["type"] == "missing"
-    what = "Missing required parameter" if missing else f"Invalid value: {problem['msg']}"
     name = ".".join(place) or "body"
-    return error_response(400, f"{what}: '{name}'.", "missing_parameter" if missing else "invalid_value", name)
+    if problem["type"] == "missing":
+        return error_response(400, f"Missing required parameter: '{name}'.", "missing_parameter", name)
+    if problem["type"] == "extra_forbidden":
+        return error_response(400, f"Unknown parameter: '{name}'.", "unknown_parameter", name)
+    if problem["type"] == "none_required" or problem.get("ctx", {}).get("max_length") == 0:
+        return error_response(400, f"This server does not support '{name}'.", "unsupported_parameter", name)
+    reasons = list(dict.fromkeys(p["msg"] for p in problems if _place(p, error.body) == place))  # one per alternative
+    reasons[1:] = [reason.removeprefix("Input should be ") for reason in reasons[1:]]
+    return error_response(400, f"Invalid value: {' or '.join(reasons)}: '{name}'.", "invalid_value", name)
+
+
+def _place(problem: dict[str, Any], body: Any) -> list[str]:
+    """The path of a field as the client wrote it: pydantic's has the names of a union's alternatives in it, too."""
+    source, *path = problem["loc"]
+    if source != "body":
+        return [str(step) for step in path]
+    place = []
+    for number, step in enumerate(path):
+        absent = problem["type"] == "missing" and number == len(path) - 1
+        if absent or (isinstance(body, dict) and step in body) or (isinstance(body, list) and isinstance(step, int)):
+            place.append(str(step))
+            body = None if absent else body[step]
+    return place
 
 
 def _from_tunesmith(request: Request, error: Exception) -> JSONResponse:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -34,6 +35,8 @@ WAITING = ("validating_files", "queued")
 ENDED = ("succeeded", "failed", "cancelled")
 STORED = tuple(column.key for column in JobRow.__mapper__.column_attrs if column.key != "number")
 """What ``job.json`` holds: everything but the row's number."""
+log = logging.getLogger("tunesmith.server")
+
 MISSING_METHODS = {
     "reinforcement": "this server has no graders and no policy-gradient objective yet",
 }
@@ -195,6 +198,7 @@ def log_event(
     finally:
         os.close(descriptor)
     add_events(session, job_id, [event])
+    log.log(logging.WARNING if level == "error" else logging.INFO, "%s: %s", job_id, message)
 
 
 def add_events(session: Session, job_id: str, events: list[JobEvent]) -> None:

@@ -14,11 +14,16 @@ import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith import runs
 from tunesmith.errors import DataError, InterruptedRun, TunesmithError
+from tunesmith.quiet import hush_imports
 
+if TYPE_CHECKING:
+    from tunesmith.data.problems import Problem
+
+hush_imports()  # this module comes first in PRELOAD, in a process that never sees the command line's settings
 OUTCOME = "outcome.json"
 PRELOAD = [
     "tunesmith.server.process",
@@ -92,7 +97,8 @@ def _validate(place: Path, options: dict[str, Any]) -> dict[str, Any]:
         if rows < least and not any(problem.code != "no-rows" for problem in report.errors):
             message = f"Training file has {rows} example(s), but must have at least {least} examples"
             raise _Refused("invalid_n_examples", message, "training_file")
-        report.raise_errors()
+        if report.errors:
+            raise _Refused("invalid_file_format", *_of_problems(report.errors, place))
         prepared = prepare(recipe)
         chosen = resolve(asked, len(prepared.train))
         recipe = _recipe(place, job, options, chosen).resolved()
@@ -234,7 +240,25 @@ def _said(error: TunesmithError, place: Path) -> str:
     return text.replace(f"{place}/data/", "").replace(f"{place}/", "")
 
 
+def _of_problems(problems: list[Problem], place: Path) -> tuple[str, str | None]:
+    """All kinds of mistakes in the files, a line for each, and the parameter that the first is in.
+
+    Clients see nothing else of the check, so the message holds what ``tunesmith check`` would print.
+    """
+    errors = [
+        DataError(
+            problem.message + (f" ({problem.count} such rows)" if problem.count > 1 else ""),
+            where=str(problem.where[0]) if problem.where else None,
+            fix=problem.fix,
+        )
+        for problem in problems
+    ]
+    return "\n".join(_said(error, place) for error in errors), _param(errors[0])
+
+
 def _param(error: TunesmithError) -> str | None:
+    if error.where == "model":
+        return "model"
     return next((param for param in PARAMS if f"/{param}." in (error.where or "")), None)
 
 

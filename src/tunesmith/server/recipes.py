@@ -15,6 +15,7 @@ from tunesmith.recipe import Recipe
 TARGET_EPOCHS, MOST_EPOCHS = 3, 25
 FEW_EXAMPLES, MANY_EXAMPLES = 100, 25_000
 """OpenAI's documented rule for ``n_epochs: auto``: three, more for so few examples, fewer for so many."""
+METHODS = ("supervised", "dpo")
 AUTO_BETA = 0.1
 """As in the paper on DPO (arXiv 2305.18290), and what OpenAI starts from."""
 KEPT_CHECKPOINTS = 3

@@ -6,11 +6,13 @@
     support: {model: ../models/base, recipe: {parameters: {kind: lora, rank: 32}}}
 
 Without the file the models of the catalog go by their own names. A client can name nothing else: no path, no hub id.
+OpenAI's guides write dated names: ``gpt-4.1-mini-2025-04-14`` finds ``gpt-4.1-mini`` where the file has no such date.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +22,15 @@ import yaml
 from sqlalchemy import select
 
 from tunesmith import catalog
-from tunesmith.errors import UsageError
+from tunesmith.errors import RecipeError, UsageError
 from tunesmith.server.auth import Principal
 from tunesmith.server.database import CheckpointRow, Database, JobRow, PermissionRow
 from tunesmith.server.errors import ApiError
 from tunesmith.server.folders import Folders
+from tunesmith.server.recipes import METHODS, job_recipe
+
+DATE = re.compile(r"-20\d\d-\d\d-\d\d$")
+"""The end of OpenAI's names for one version of a model."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,10 @@ class Registry:
         Raises:
             ApiError: 404 ``model_not_found``.
         """
-        if name not in self.bases:
+        base = self._base(name)
+        if base is None:
             raise self._unknown(name)
-        return self.bases[name]
+        return base
 
     def find(self, name: str, who: Principal) -> Served:
         """A base, a tuned model (``ft:...``) or a checkpoint of one (``ft:...:ckpt-step-N``).
@@ -96,8 +103,8 @@ class Registry:
         Raises:
             ApiError: 404 ``model_not_found``; so too for what belongs to others.
         """
-        if name in self.bases:
-            return Served(name, self.bases[name].name)
+        if (base := self._base(name)) is not None:
+            return Served(name, base.name)
         with self.database.read() as session:
             job = session.scalar(select(JobRow).where(JobRow.fine_tuned_model == name, JobRow.status == "succeeded"))
             if job is not None:
@@ -135,6 +142,9 @@ class Registry:
         if served.folder == self.folders.run(served.job_id) / "model":
             shutil.rmtree(self.folders.job(served.job_id) / "checkpoints", ignore_errors=True)
 
+    def _base(self, name: str) -> Base | None:
+        return self.bases.get(name) or self.bases.get(DATE.sub("", name))
+
     def _tuned(self, job: JobRow) -> Served:
         assert job.fine_tuned_model is not None and job.finished_at is not None
         folder = self.folders.run(job.id) / "model"
@@ -160,6 +170,7 @@ def read_models(path: Path) -> dict[str, Base]:
 
     Raises:
         UsageError: It is no mapping of names to models.
+        RecipeError: A ``recipe`` in it has a key or value that no job can have.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -178,8 +189,32 @@ def read_models(path: Path) -> dict[str, Base]:
             )
         folder = path.parent / Path(entry["model"]).expanduser()
         model = str(folder.resolve()) if folder.exists() else entry["model"]
-        bases[str(name)] = Base(str(name), model, entry.get("recipe") or {})
+        base = bases[str(name)] = Base(str(name), model, entry.get("recipe") or {})
+        _check_recipe(base, path)
     return bases
+
+
+def _check_recipe(base: Base, path: Path) -> None:
+    """Tell whoever starts the server of a mistake in a recipe, rather than the client whose job fails of it."""
+    if not isinstance(base.recipe, dict):
+        raise UsageError(f"the recipe of {base.name!r} is no mapping", where=str(path), fix="recipe: {KEY: VALUE}")
+    refused = None
+    for method in METHODS:
+        try:
+            job_recipe(
+                base.model,
+                base.recipe,
+                method=method,
+                training=Path("training_file.jsonl"),
+                validation=None,
+                seed=0,
+                hyperparameters={},
+            )
+            return  # what suits one method alone, say DPO's own keys, is right for jobs of that method
+        except RecipeError as error:
+            refused = refused or error
+    assert refused is not None
+    raise RecipeError(f"the recipe of {base.name!r}: {refused.what}", where=str(path), fix=refused.fix) from refused
 
 
 def _catalog_models() -> dict[str, Base]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 
@@ -24,6 +25,8 @@ def serve(settings: Settings, *, rebuild: bool = False) -> None:
         UsageError: See :func:`tunesmith.server.app.create_app`.
         ResourceError: The port is taken.
     """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("tunesmith.server").setLevel(logging.INFO)  # what becomes of jobs, and which models are loaded
     app = create_app(settings)
     if rebuild:
         found = rebuild_index(app.state.services)
