@@ -13,6 +13,7 @@ from torch import nn
 
 import tiny
 from tunesmith.errors import MissingExtraError, RecipeError, UsageError
+from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.quantized import is_narrow, quantize_base, weight_bytes, widened
@@ -145,6 +146,10 @@ def test_other_adapters_merge_from_a_narrow_base_too(tiny_decoder: Path, kind: A
     expected = logits(model.network, ids)
     merge(model)
     torch.testing.assert_close(logits(model.network, ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_narrow_base_is_not_compiled_unasked(tiny_decoder: Path) -> None:
+    assert not compile_if_worthwhile(built(tiny_decoder, "int4"), "auto", 10_000, tiny.Events())
 
 
 def test_numbers_that_the_library_cannot_narrow_are_refused(tiny_decoder: Path) -> None:
