@@ -21,7 +21,7 @@ def compile_if_worthwhile(model: Model, switch: Switch, steps: int, on_event: Li
     Returns:
         Whether they were compiled.
     """
-    unmeasured = model.form == "seq2seq"
+    unmeasured = model.form == "seq2seq" or model.quantization != "none" or model.virtual_tokens > 0
     if switch == "off" or (switch == "auto" and (unmeasured or steps < PAYS_FROM_STEPS)):
         return False
     if model.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
