@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.errors import NotFoundError
+from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
 
@@ -55,6 +55,8 @@ def check_and_show(
     from tunesmith.models.load import default_max_length, load_config, load_tokenizer
     from tunesmith.tasks import TASKS
 
+    if recipe.task == "image-classification":
+        raise UsageError("a model sees pictures, which this cannot print", where="task", fix="look at the files")
     recipe = recipe.resolved()
     folder = _here(recipe.model)
     if folder is None:
@@ -81,6 +83,8 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
     from tunesmith.models.load import default_max_length, load_config, load_tokenizer, natural_form
     from tunesmith.tasks import TASKS
 
+    if recipe.task == "image-classification":
+        return None
     folder = _here(recipe.model)
     if folder is None:
         on_event(_not_here(recipe.model))

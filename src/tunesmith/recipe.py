@@ -41,6 +41,7 @@ TaskName = Literal[
     "summarization",
     "preference",
     "language-modeling",
+    "image-classification",
 ]
 ObjectiveName = Literal[
     "supervised",
@@ -66,7 +67,7 @@ HEADS: dict[str, tuple[ObjectiveName, ...]] = {
     "token-classification": ("tag",),
 }
 """Tasks that a head on the model can do, and the objectives that teach it, the usual one first."""
-CLASSICAL = ("text-classification", "multi-label-classification", "text-regression")
+CLASSICAL = ("text-classification", "multi-label-classification", "text-regression", "image-classification")
 """Tasks that a classical fit on frozen features can do."""
 WEIGHTED: tuple[ObjectiveName, ...] = ("classify", "focal", "multi-label")
 """Objectives that know class weights."""
@@ -522,6 +523,8 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         if kind == "none" and task not in CLASSICAL:
             problems.append(f"`parameters: {{kind: none}}` fits a classifier; `{task}` has no labels: use `kind: lora`")
         problems += _of_few_shot(recipe, task, objective, kind, len(stages))
+    if recipe.task == "image-classification" and recipe.method != "features":
+        problems.append("pictures are learned from by the features of a frozen model: use `method: features`")
     if recipe.method == "domain" and not recipe.stages and not recipe.data.corpus:
         problems.append(
             "`method: domain` needs text of the domain: `data: {corpus: FOLDER}`, or `stages` of which the first has "

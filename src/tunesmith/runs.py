@@ -39,6 +39,11 @@ def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. See :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -47,8 +52,8 @@ def write_text(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staging.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with staging.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunesmith.cli.output import Json, Run, print_json, stderr, stdout
+from tunesmith.data.pictures import is_picture
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ def _rows(file: Path | None, encoding: str = "utf-8") -> Iterator[tuple[int, dic
     Raises:
         DataError: A line looks like a JSON object and is none, the encoding is another, or a table cannot be read.
     """
+    if file is not None and (file.is_dir() or is_picture(file)):
+        paths = sorted(path for path in file.rglob("*") if is_picture(path)) if file.is_dir() else [file]
+        yield from ((number, {"image": str(path)}) for number, path in enumerate(paths, 1))
+        return
     if file is not None and file.suffix.lower() in TABLES:
         yield from _records(file, encoding)
         return

@@ -39,6 +39,7 @@ def read(source: Source, encoding: str) -> Iterator[Record | Fault]:
         "text": _read_text,
         "conll": _read_conll,
         "document": _read_document,
+        "picture": _read_picture,
         "passages": _read_passages,
         "hub": _read_hub,
     }
@@ -298,6 +299,11 @@ def _read_conll(source: Source, encoding: str) -> Iterator[Record | Fault]:
     """One row a sentence; its line is that of its first token."""
     for sentence in read_sentences(source, encoding):
         yield sentence if isinstance(sentence, Fault) else Record(*sentence)
+
+
+def _read_picture(source: Source, encoding: str) -> Iterator[Record | Fault]:
+    """The path and the folder's name; whether it can be read is the task's business."""
+    yield Record({"image": str(source.path), "label": source.label}, Origin(source.name, 0))
 
 
 def _read_document(source: Source, encoding: str) -> Iterator[Record | Fault]:

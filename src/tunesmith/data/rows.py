@@ -10,13 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a row came from: a file (or data set name) and its line, counted from 1."""
+    """Where a row came from: a file (or data set name) and its line, counted from 1; 0 if the file is the row."""
 
     file: str
     line: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+CONTENT = "content_digest"
+"""A field of rows that only name their content, a picture say: by it they are the same, not by what names them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tunesmith.data.pictures import is_picture
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
 
@@ -167,8 +168,11 @@ def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
     tables = [path for path in files if formats[path] not in (None, "text") and wanted in (None, formats[path])]
     texts = [path for path in files if formats[path] == "text"]
     nested = [path for path in texts if path.parent != folder]
+    images = [path for path in files if is_picture(path)]
     if tables:
         chosen = [_file(path, "auto") for path in tables]
+    elif len(images) > len(nested) and wanted is None:
+        chosen = [_picture(path, folder) for path in images]
     elif texts and wanted in (None, "text"):
         chosen = [
             Source(str(path), "document", path, path.relative_to(folder).parts[0] if nested else None)
@@ -178,11 +182,21 @@ def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
         raise DataError(
             f"the folder holds no data files{f' of format {wanted}' if wanted else ''}",
             where=str(folder),
-            fix=f"files that end in {', '.join(SUFFIXES)} (also .gz) are read",
+            fix=f"files that end in {', '.join(SUFFIXES)} (also .gz) are read, and pictures in folders named by label",
         )
     taken = {source.path for source in chosen}
     _say_ignored(folder, [path for path in files if path not in taken], on_event)
     return chosen
+
+
+def _picture(path: Path, folder: Path) -> Source:
+    if path.parent == folder:
+        raise DataError(
+            "this picture lies in no folder that is named after its label, so the pictures have no labels",
+            where=str(path),
+            fix="put them into folders, `label/picture.jpg`, or give a table with the columns `image` and `label`",
+        )
+    return Source(str(path), "picture", path, path.relative_to(folder).parts[0])
 
 
 def _visible_files(folder: Path) -> list[Path]:

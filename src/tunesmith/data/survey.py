@@ -19,7 +19,7 @@ from tunesmith.data.near_duplicates import NearIndex
 from tunesmith.data.problems import Fault, Findings
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
-from tunesmith.data.rows import Origin, Row
+from tunesmith.data.rows import CONTENT, Origin, Row
 from tunesmith.data.sources import Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
@@ -236,7 +236,7 @@ class Surveyor:
         survey = self._survey
         text, target = self._task.input_text(row), self._task.target_text(row)
         try:
-            plain = normalised(text)
+            plain = normalised(str(row.fields.get(CONTENT, text)))
             content = _encode(row.fields).encode()
             input_hash, target_hash = hash64(plain.encode()), hash64(target.encode())
         except UnicodeEncodeError:
@@ -254,7 +254,8 @@ class Surveyor:
         offset = survey.spool.add(content) if survey.spool else 0
         numbers = (input_hash, target_hash, content_hash, offset, len(content))
         survey.ledger.add((*numbers, label, len(text) + len(target), tokens, cut, part), row.origin, group)
-        survey.near.add(plain, input_hash, position, part)
+        if CONTENT not in row.fields:
+            survey.near.add(plain, input_hash, position, part)
         return faults
 
     def _label(self, row: Row, part: int, target: str) -> int:

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
-from tunesmith.models import inference
+from tunesmith.models import inference, vision
 from tunesmith.models.model import TEXT_HEADS, Model
+from tunesmith.models.vision import ImageClassifier
 from tunesmith.recipe import Generation
 from tunesmith.tasks.base import Message, Shortens, Task
 from tunesmith.tasks.token_classification import written_spans
@@ -60,6 +62,10 @@ def answer(
     started = time.perf_counter()
     if setting.task.answer == "pair":
         return pairs.judge(model, rows, setting)
+    if isinstance(model.network, ImageClassifier):
+        paths = _paths(rows, setting.task)
+        probabilities = vision.probabilities(model.network, model.folder, paths, on_event=setting.on_event)
+        return _outputs(started, [], probabilities=probabilities)
     if model.form == "tag":
         return by_head(model, rows, setting.on_event)
     if model.form in TEXT_HEADS:
@@ -315,7 +321,10 @@ def fit_features(model: Model, train: Sequence[Row], validation: Sequence[Row], 
     labels = setting.labels or []
 
     def features_of(rows: Sequence[Row]) -> tuple[np.ndarray, Any]:
-        found = inference.embeddings(model, encode_rows(model, rows, setting.task), on_event=setting.on_event)
+        if isinstance(model.network, ImageClassifier):
+            found = vision.vectors(model.network, model.folder, _paths(rows, setting.task), on_event=setting.on_event)
+        else:
+            found = inference.embeddings(model, encode_rows(model, rows, setting.task), on_event=setting.on_event)
         right = [setting.task.reference(row) for row in rows]
         if setting.task.answer == "score":
             return found, np.array(right)
@@ -330,6 +339,10 @@ def fit_features(model: Model, train: Sequence[Row], validation: Sequence[Row], 
     if setting.task.answer == "labels":
         return fit_label_heads(features, wanted, chosen_on)
     return fit_linear_head(features, wanted, len(labels), chosen_on)
+
+
+def _paths(rows: Sequence[Row], task: Task) -> list[Path]:
+    return [Path(task.input_text(row)) for row in rows]
 
 
 def encode_rows(model: Model, rows: Sequence[Row], task: Task) -> list[list[int]]:

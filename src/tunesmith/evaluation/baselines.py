@@ -103,6 +103,8 @@ def run_baselines(
             by_dictionary(data.train, rows),
             0,
         )
+    if setting.task.name == "image-classification":
+        return
     for name, folder, prefix in _models(base, larger):
         own = kinds if not prefix else {"base", "few-shot"}
         if not own & {"base", "few-shot", "features"}:

@@ -294,6 +294,8 @@ def _content(
 
 def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[ShownExample]:
     """Training rows, rendered as they were for training."""
+    if model.tokenizer is None:  # it learned from pictures
+        return []
     render = recipe_renderer(
         recipe,
         model.tokenizer,

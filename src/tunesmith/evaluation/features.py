@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tunesmith.models.heads import SentenceClassifier
+from tunesmith.models.vision import ImageClassifier
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that are tried; the validation rows decide."""
@@ -49,7 +50,7 @@ class LinearHead:
         result: np.ndarray = likelihoods / likelihoods.sum(axis=1, keepdims=True)
         return result
 
-    def copy_to(self, network: SentenceClassifier) -> None:
+    def copy_to(self, network: SentenceClassifier | ImageClassifier) -> None:
         """Make this the head of a network: then the fit is saved and served like any tuned model."""
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(self.weight))

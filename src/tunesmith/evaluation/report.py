@@ -21,6 +21,7 @@ from tunesmith.evaluation.findings import Findings, find
 from tunesmith.evaluation.label_metrics import NO_LABEL_TITLE
 from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.outputs import Truth
+from tunesmith.evaluation.picture_report import WrongPicture, wrong_pictures
 from tunesmith.events import Step, Validated
 from tunesmith.recipe import Evaluate
 
@@ -279,7 +280,14 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
         systems=_ranked([content.tuned, *content.others], primary),
         charts=_charts(content, findings, primary),
         largest_matrix=LARGEST_MATRIX,
+        wrong_pictures=_wrong_pictures(content),
     )
+
+
+def _wrong_pictures(content: ReportContent) -> list[WrongPicture]:
+    if content.task != "image-classification":
+        return []
+    return wrong_pictures(content.inputs, content.references, content.tuned.outputs, content.right.labels or [])
 
 
 def format_count(number: float) -> str:

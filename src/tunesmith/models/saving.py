@@ -21,6 +21,7 @@ from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
 from tunesmith.models.plain_lora import save_on_the_first_base
 from tunesmith.models.quantized import quantize_base
+from tunesmith.models.vision import ImageClassifier, load_vision
 from tunesmith.parameters.fused_lora import fuse
 from tunesmith.parameters.settings import Quantization
 
@@ -72,8 +73,12 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with quiet():
-            cast(Any, model.wrapped).save_pretrained(folder)
+        if isinstance(model.network, ImageClassifier):
+            model.network.save(folder, model.folder)
+        else:
+            with quiet():
+                cast(Any, model.wrapped).save_pretrained(folder)
+            model.tokenizer.save_pretrained(folder)
         if model.has_adapters and model.first_weights:
             save_on_the_first_base(folder, model.first_weights)
         if sentence:
@@ -82,7 +87,6 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
             save_pooling(folder, pooling, int(cast(Any, model.transformer()).config.hidden_size), model.max_length)
         if model.shown is not None:
             model.shown.save(folder / SHOWN)
-        model.tokenizer.save_pretrained(folder)
         (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ResourceError(
@@ -112,6 +116,10 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
         ResourceError: Files are missing or damaged; for an adapter, the base model is no longer where it was.
     """
     notes = read_notes(folder)
+    if notes.task == "image-classification":
+        labels = notes.labels or []
+        network = load_vision(folder, name=notes.base, labels=labels, device=device)
+        return Model(network, None, "classify", notes.base, folder, 0, labels), notes
     base = Path(notes.base_folder) if notes.adapter else folder
     if not base.is_dir():
         raise ResourceError(

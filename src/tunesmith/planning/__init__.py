@@ -107,6 +107,8 @@ def forecast(recipe: Recipe, folder: Path, data: Sequence[PreparedData], on_even
     from tunesmith.models.load import load_config, load_tokenizer
     from tunesmith.models.precision import choose_dtype, default_device
 
+    if recipe.task == "image-classification":
+        return _of_pictures(recipe, folder, data[-1])
     device = default_device()
     dtype = choose_dtype(recipe.precision, device)
     tokenizer = load_tokenizer(folder)
@@ -127,6 +129,38 @@ def forecast(recipe: Recipe, folder: Path, data: Sequence[PreparedData], on_even
         stages.append(_forecast(model, shape, sample, stage.parameters, training, machine, device.type, dtype.itemsize))
         samples.append(sample)
     return _joined(recipe, stages, samples, device)
+
+
+def _of_pictures(recipe: Recipe, folder: Path, data: PreparedData) -> Plan:
+    """Every picture goes once through the frozen network: one is tried, and the rest take as long."""
+    import time
+
+    import torch
+
+    from tunesmith.data.pictures import read_picture
+    from tunesmith.models.precision import default_device
+    from tunesmith.models.vision import load_vision
+
+    network = load_vision(folder, name=recipe.model, labels=data.labels or [""], device=default_device())
+    seconds = 0.0
+    for path in [str(row.fields["image"]) for row in data.train][:1] * 2:  # the first time is a warm-up
+        started = time.perf_counter()
+        with torch.inference_mode():
+            network.embed(network.prepare(read_picture(Path(path)))[None].to(default_device()))
+        seconds = time.perf_counter() - started
+    total = sum(p.numel() for p in network.parameters())
+    need, free = Range(4.0 * total + 2e8, 4.0 * total + 2e9), free_memory(default_device())
+    pictures = len(data.train) + len(data.validation)
+    return Plan(
+        trainable_parameters=sum(p.numel() for p in network.classifier.parameters()),
+        total_parameters=total,
+        tokens=0,
+        steps=0,
+        memory_bytes=need,
+        seconds=Range(0.5 * seconds * pictures, 2.0 * seconds * pictures + 5.0),
+        fits=need.high <= free,
+        advice=(),
+    )
 
 
 def _forecast(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.tasks.base import Field, Message, Reading, Task
+from tunesmith.tasks.image_classification import ImageClassification
 from tunesmith.tasks.language_modeling import LanguageModeling
 from tunesmith.tasks.multi_label import MultiLabelClassification
 from tunesmith.tasks.preference import Preference
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
         Summarization(),
         Preference(),
         LanguageModeling(),
+        ImageClassification(),
     )
 }
 

@@ -31,6 +31,7 @@ from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.models.saving import save_artefact
+from tunesmith.models.vision import load_vision
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import InContext, NoParameters, Recipe, Stage
 from tunesmith.tasks import TASKS
@@ -82,7 +83,9 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             continue
         identity = _identity(recipe, prepared)
         _refuse_foreign_checkpoint(place, identity)
-        if isinstance(stage.parameters, NoParameters):
+        if recipe.task == "image-classification":
+            trained = _fit_pictures(view, base, prepared, tell)
+        elif isinstance(stage.parameters, NoParameters):
             trained = _fit(view, base, prepared, tell)
         elif isinstance(stage.parameters, InContext):
             trained = _show(view, stage, base, prepared, tell)
@@ -240,6 +243,22 @@ def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> 
         tune_thresholds(model, prepared, setting, recipe.stages[0].training)
     fitted = sum(p.numel() for p in model.network.classifier.parameters())
     return Trained(model, _untrained(model, fitted), seconds)
+
+
+def _fit_pictures(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
+    """The same for pictures, whose vectors come from the cache where they were seen before."""
+    from tunesmith.evaluation.answering import fit_features
+
+    tell(Phase(step="tune", message="logistic regression on the features of pictures"))
+    labels = prepared.labels or []
+    network = load_vision(base, name=recipe.model, labels=labels, device=default_device())
+    model = Model(network, None, "classify", recipe.model, base, 0, labels)
+    started = time.perf_counter()
+    head = fit_features(model, prepared.train, prepared.validation, _setting(recipe, prepared, tell))
+    head.copy_to(network)
+    tell(Notice(level="info", message=f"penalty {head.penalty:g}"))
+    fitted = sum(p.numel() for p in network.classifier.parameters())
+    return Trained(model, _untrained(model, fitted), time.perf_counter() - started)
 
 
 def _show(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedData, tell: Listener) -> Trained:

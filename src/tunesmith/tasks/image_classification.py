@@ -1,0 +1,79 @@
+"""Image classification: one label out of two or more for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.data import pictures
+from tunesmith.data.problems import Fault
+from tunesmith.data.rows import CONTENT, Row
+from tunesmith.errors import DataError
+from tunesmith.tasks.base import Answer, Field, Message, Reading
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Data
+
+
+class ImageClassification:
+    """One label a picture, by a head on the features of a vision model."""
+
+    name = "image-classification"
+    what = "give each picture one label out of a fixed set"
+    forms: tuple[tuple[Field, ...], ...] = (
+        (
+            Field("image", "path of the picture", ("path", "file", "filename", "image_path", "picture")),
+            Field("label", "its label", ("category", "class", "target"), "label"),
+        ),
+    )
+    answer: Answer = "label"
+
+    def reading(self, sample: Sequence[Row], data: Data) -> Reading:
+        """Find the picture, which may be named from the file's own folder, and see whether it can be read."""
+        return Reading(_found)
+
+    def input_text(self, row: Row) -> str:
+        """The path."""
+        return str(row.fields["image"])
+
+    def target_text(self, row: Row) -> str:
+        """The label."""
+        return str(row.fields["label"])
+
+    def reference(self, row: Row) -> str:
+        """The label."""
+        return self.target_text(row)
+
+    def labels(self, row: Row) -> Sequence[str]:
+        """The one label."""
+        return (self.target_text(row),)
+
+    def conversation(self, row: Row, labels: Sequence[str] | None, system_prompt: str | None) -> list[Message]:
+        """There is none: the models of this task do not read.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError("a picture has no form as a conversation", where=str(row.origin))
+
+    def problems(self, row: Row) -> Iterable[tuple[str, str]]:
+        """Nothing beyond the schema."""
+        return ()
+
+
+def _found(row: Row) -> tuple[Row, list[Fault]]:
+    path = Path(str(row.fields["image"])).expanduser()
+    beside = Path(row.origin.file).parent / path
+    if not path.is_file() and beside.is_file():
+        path = beside
+    try:
+        if not path.is_file():
+            raise DataError(
+                f"there is no picture {str(path)!r}", fix="paths count from the file's folder, or from here"
+            )
+        pictures.read_picture(path)
+        return Row({**row.fields, "image": str(path), CONTENT: pictures.digest(path)}, row.origin), []
+    except DataError as error:
+        named = error.what if str(path) in (str(row.origin), row.origin.file) else f"{error.what} ({path})"
+        return row, [Fault("unreadable-picture", named, row.origin, fix=error.fix, group="picture")]
