@@ -46,7 +46,7 @@ COMMANDS = {
     "predict": Command("tunesmith.cli.predicting:predict", "Apply a tuned model to a file or to stdin.", USE),
     "chat": Command("tunesmith.cli.predicting:chat", "Talk to a tuned model.", USE),
     "merge": Command("tunesmith.cli.merging:merge", "Write a run's adapter and its base as one whole model.", USE),
-    "serve": Command("tunesmith.cli.serving:app", "Serve the OpenAI API on your own hardware.", USE),
+    "serve": Command("tunesmith.cli.serving:app", "Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.", USE),
     "runs": Command("tunesmith.cli.runs:app", "List, show and remove runs. Without a command: list.", USE),
     "methods": Command("tunesmith.cli.lookup:methods", "List the ways to fine-tune, and when each is right.", LOOK),
     "catalog": Command(

@@ -30,9 +30,9 @@ def pairs(
     seed: Annotated[int, typer.Option(help="Of the draw and of the split.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Turn ratings into pairs of a better and a worse text, for the task `preference`.
+    """Turn ratings into pairs of a better and a worse text.
 
-    Texts are divided before they are paired, so no text is both trained on and tested on.
+    The pairs are rows of the task `preference`. Texts are divided before they are paired, so no text is both trained on and tested on.
     """
     from tunesmith import runs
     from tunesmith.data import pairs as making

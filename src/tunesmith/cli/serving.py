@@ -101,9 +101,13 @@ def list_tokens(data: Data = HOME, as_json: Json = False) -> None:
 
 
 @token_app.command("revoke")
-def revoke(name: Annotated[str, typer.Argument(help="The token's name.")], data: Data = HOME) -> None:
+def revoke(
+    name: Annotated[str, typer.Argument(help="The token's name.")], data: Data = HOME, as_json: Json = False
+) -> None:
     """Forget a token; a running server refuses it from the next request on."""
     _tokens(data).revoke(name)
+    if as_json:
+        print_json({"name": name, "revoked": True})
 
 
 def _tokens(data: Path) -> Any:
