@@ -179,7 +179,8 @@ def test_plan_has_the_promised_fields(place: Place, capsys: pytest.CaptureFixtur
     at = arguments.index("--run-dir")
     forecast = printed(capsys, "plan", *arguments[:at], *arguments[at + 2 :])
     assert set(forecast) == {
-        "trainable_parameters", "total_parameters", "tokens", "steps", "memory_bytes", "seconds", "fits", "advice", "parts"
+        "trainable_parameters", "total_parameters", "tokens", "steps", "memory_bytes", "seconds", "fits", "advice",
+        "parts"
     }  # fmt: skip
     assert forecast["memory_bytes"]["low"] <= forecast["memory_bytes"]["high"]
     assert forecast["steps"] > 0 and forecast["fits"] is True

@@ -15,8 +15,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from tunesmith.quiet import hush_imports
-
 
 @dataclass(frozen=True)
 class Command:
@@ -46,7 +44,11 @@ COMMANDS = {
     "predict": Command("tunesmith.cli.predicting:predict", "Apply a tuned model to a file or to stdin.", USE),
     "chat": Command("tunesmith.cli.predicting:chat", "Talk to a tuned model.", USE),
     "merge": Command("tunesmith.cli.merging:merge", "Write a run's adapter and its base as one whole model.", USE),
-    "serve": Command("tunesmith.cli.serving:app", "Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.", USE),
+    "serve": Command(
+        "tunesmith.cli.serving:app",
+        "Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.",
+        USE,
+    ),
     "runs": Command("tunesmith.cli.runs:app", "List, show and remove runs. Without a command: list.", USE),
     "methods": Command("tunesmith.cli.lookup:methods", "List the ways to fine-tune, and when each is right.", LOOK),
     "catalog": Command(
@@ -61,6 +63,9 @@ COMMANDS = {
 
 def load_command(name: str) -> Any:
     """Import a command and give its click object."""
+    from tunesmith.quiet import hush_imports
+
+    hush_imports()
     module, _, attribute = COMMANDS[name].target.partition(":")
     target = getattr(importlib.import_module(module), attribute)
     if not isinstance(target, typer.Typer):
@@ -128,7 +133,6 @@ def run(arguments: Sequence[str]) -> int:
     With ``--debug`` before the command (or ``TUNESMITH_DEBUG=1``) the traceback is printed too.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries draw bars of their own, over ours and into logs
-    hush_imports()
     command = typer.main.get_command(app)
     try:
         code = command.main(list(arguments), prog_name="tunesmith", standalone_mode=False)

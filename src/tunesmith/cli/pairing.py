@@ -32,7 +32,8 @@ def pairs(
 ) -> None:
     """Turn ratings into pairs of a better and a worse text.
 
-    The pairs are rows of the task `preference`. Texts are divided before they are paired, so no text is both trained on and tested on.
+    The pairs are rows of the task `preference`. Texts are divided before they are paired: none is both trained and
+    tested on.
     """
     from tunesmith import runs
     from tunesmith.data import pairs as making
