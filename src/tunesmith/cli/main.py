@@ -40,7 +40,11 @@ COMMANDS = {
     "tune": Command("tunesmith.cli.tuning:tune", "Walk the five steps and leave a tuned model and a report.", TUNE),
     "resume": Command("tunesmith.cli.tuning:resume", "Go on with an interrupted run, bit for bit.", TUNE),
     "eval": Command("tunesmith.cli.evaluating:evaluate", "Measure a run again, on its own or on other data.", USE),
-    "compare": Command("tunesmith.cli.evaluating:compare", "Compare runs on the same test rows.", USE),
+    "compare": Command(
+        "tunesmith.cli.evaluating:compare",
+        "Compare runs on the same test rows; or, with --shots, ways to learn from few examples.",
+        USE,
+    ),
     "predict": Command("tunesmith.cli.predicting:predict", "Apply a tuned model to a file or to stdin.", USE),
     "chat": Command("tunesmith.cli.predicting:chat", "Talk to a tuned model.", USE),
     "merge": Command("tunesmith.cli.merging:merge", "Write a run's adapter and its base as one whole model.", USE),
