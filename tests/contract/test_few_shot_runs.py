@@ -61,3 +61,11 @@ def test_an_encoder_has_no_prompt_and_a_writer_no_vectors(
         tune(tiny_encoder, reviews, tmp_path / "a", parameters="in-context")
     with pytest.raises(UsageError, match="in-context"):
         tune(tiny_decoder, reviews, tmp_path / "b")
+
+
+def test_the_time_of_tuning_is_that_of_both_stages(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    from tunesmith.runs import read_events
+
+    run = tune(tiny_encoder, reviews, tmp_path / "run", evaluate={"baselines": ["majority"], "resamples": 200})
+    [contrast] = [event for event in read_events(run.path) if event["type"] == "stage_finished"]
+    assert run.summary()["tuning_seconds"] > contrast["seconds"] > 0

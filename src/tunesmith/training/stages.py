@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -70,6 +71,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         tell: Told everything that happens.
     """
     trained: Trained | None = None
+    seconds = 0.0  # of the stages that this process worked on
     earlier: list[Earlier] = []
     for number, (stage, prepared) in enumerate(zip(recipe.stages, data, strict=True), 1):
         view = recipe.of_stage(stage)
@@ -91,6 +93,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             trained = _show(view, stage, base, prepared, tell)
         else:
             trained = _train_stage(folder, place, view, stage, base, prepared, identity, earlier, last, tell)
+        seconds += trained.seconds
         if apart:
             runs.write_folder(result, functools.partial(_save, trained.model, view))
         elif not last:
@@ -102,7 +105,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         parts = [stage.place / "adapter" for stage in earlier]
         combine(trained.model, parts, recipe.sequence.adapters, recipe.training.seed)
     runs.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
-    return trained
+    return dataclasses.replace(trained, seconds=seconds)
 
 
 def _train_stage(

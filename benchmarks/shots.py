@@ -1,0 +1,62 @@
+"""How many labels each way to learn needs: the learning curve of sentence_polarity with MiniLM-L6.
+
+    python benchmarks/shots.py --out runs/polarity-shots
+    python benchmarks/shots.py --out runs/polarity-shots --shots 1,2,4 --seeds 1 --limit 200      a quick look
+
+An interrupted curve goes on where it stopped. The picture and the figures are copied to docs/assets/shots.svg and
+benchmarks/shots.json with --keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "src"))
+
+from acceptance import polarity  # noqa: E402
+
+from tunesmith import recipe_file  # noqa: E402
+from tunesmith.learning_curve import DEFAULT_SHOTS, learning_curve  # noqa: E402
+from tunesmith.progress import shown  # noqa: E402
+
+WAYS = "features,few-shot,in-context@smollm2-135m-instruct,peft,full"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shots", default=",".join(DEFAULT_SHOTS))
+    parser.add_argument("--methods", default=WAYS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=500, help="test rows, the same for all")
+    parser.add_argument("--target", type=float, default=None)
+    parser.add_argument("--keep", action="store_true", help="copy the result into the project")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    data = polarity(given.out)["data"]
+    recipe = recipe_file.parse(
+        {"task": "text-classification", "model": "minilm-l6", "data": data, "evaluate": {"limit": given.limit}}
+        | {"training": {"dropout": 0}}
+    )
+    with shown() as on_event:
+        curve = learning_curve(
+            recipe,
+            given.out,
+            shots=given.shots.split(","),
+            ways=given.methods.split(","),
+            seeds=given.seeds,
+            target=given.target,
+            on_event=on_event,
+        )
+    print(curve.verdict)
+    if given.keep:
+        shutil.copyfile(given.out / "curve.svg", HERE.parent / "docs" / "assets" / "shots.svg")
+        shutil.copyfile(given.out / "curve.json", HERE / "shots.json")
+
+
+if __name__ == "__main__":
+    main()
