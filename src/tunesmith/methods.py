@@ -64,12 +64,12 @@ def _corpus_then_task(recipe: Recipe) -> list[Stage]:
 
 
 def _contrast_then_head(recipe: Recipe) -> list[Stage]:
-    """SetFit's two phases (arXiv 2209.11055), with its learning rate; a batch is 4 groups of texts."""
+    """SetFit's two phases (arXiv 2209.11055), with its learning rate; a batch is one group of 16 texts."""
     if recipe.parameters is not None and recipe.parameters.kind == "in-context":
         return [Stage()]
     own = {"epochs": 1.0, "learning_rate": 2e-5}
     if recipe.training.batch_tokens is None:
-        own["batch_size"] = 4
+        own["batch_size"] = 1
     kept = {key: value for key, value in own.items() if key not in recipe.training.model_fields_set}
     return [
         Stage(name="contrast", objective="contrastive", training=Training.model_validate(kept)),

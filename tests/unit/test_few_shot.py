@@ -117,7 +117,7 @@ def test_a_few_shot_recipe_has_two_stages_and_keeps_what_is_said() -> None:
     assert second.parameters.kind == "none"
     said = parse({**tree, "training": {"learning_rate": 1e-3, "epochs": 2}, "parameters": "lora"}).resolved().stages[0]
     assert (said.parameters.kind, said.training.learning_rate, said.training.epochs) == ("lora", 1e-3, 2)
-    assert said.training.batch_size == 4
+    assert said.training.batch_size == 1
     [only] = parse({**tree, "parameters": "in-context"}).resolved().stages
     assert only.parameters.kind == "in-context"
 

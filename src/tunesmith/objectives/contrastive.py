@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from tunesmith.data.batches import Batch, TokenFile
-from tunesmith.data.groups import draw_groups
+from tunesmith.data.groups import default_rounds, draw_groups
 from tunesmith.data.render import Render, Rendered
 from tunesmith.data.rows import Row
 from tunesmith.events import Listener
@@ -43,7 +43,8 @@ class Contrastive(Objective):
         if not texts:
             return rows, render
         classes = np.asarray([text.label for text in texts])
-        groups = draw_groups(classes, self.size, self.rounds, self.seed)
+        rounds = self.rounds or default_rounds(len(texts), self.size)
+        groups = draw_groups(classes, self.size, rounds, self.seed)
         if self.weight_of_others is None:
             self.weight_of_others = _balance([classes[group] for group in groups])
 

@@ -23,8 +23,12 @@ class RewardLoss(Part):
 class ContrastiveLoss(Part):
     """How a sentence encoder learns which texts belong together."""
 
-    group_size: int = Field(default=8, ge=4, description="Texts in a group; all its pairs are compared.")
-    rounds: int = Field(default=8, ge=1, description="Groups that each text is in, in one epoch.")
+    group_size: int = Field(default=16, ge=4, description="Texts in a group; all its pairs are compared.")
+    rounds: int | None = Field(
+        default=None,
+        ge=1,
+        description="Groups that each text is in, in one epoch; default: 8 to 40, the more the fewer texts there are.",
+    )
 
 
 class PreferenceLoss(Part):

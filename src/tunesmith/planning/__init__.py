@@ -239,7 +239,10 @@ def _grouped(sample: Sample, training: Training) -> Sample:
     """The same rows in the groups of contrastive learning, each as often as it has rounds."""
     import numpy as np
 
-    size, rounds = training.contrastive.group_size, training.contrastive.rounds
+    from tunesmith.data.groups import default_rounds
+
+    size = training.contrastive.group_size
+    rounds = training.contrastive.rounds or default_rounds(len(sample.lengths), size)
     groups = max(1, len(sample.lengths) // size) * rounds
     mean = int(sample.lengths.mean() * min(size, len(sample.lengths)))
     return dataclasses.replace(
