@@ -18,7 +18,7 @@ from tunesmith import pipeline, recipe_file
 from tunesmith.errors import DataError, NotFoundError, RecipeError, TunesmithError, UsageError
 
 QUICK: dict[str, Any] = {
-    "training": {"epochs": 3, "batch_size": 16, "learning_rate": 1e-2, "dropout": 0.0, "compile": "off"},
+    "training": {"epochs": 6, "batch_size": 16, "learning_rate": 1e-2, "dropout": 0.0, "compile": "off"},
     "evaluate": {"baselines": ["majority"], "resamples": 200},
     "precision": "fp32",
 }

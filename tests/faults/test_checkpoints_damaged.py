@@ -126,7 +126,7 @@ def unfinished(tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     write_jsonl(tmp_path / "reviews.jsonl", labelled_rows(60))
 
-    def stop(*_: Any) -> str:
+    def stop(*_: Any, **__: Any) -> str:
         raise ResourceError("stopped on purpose")
 
     with monkeypatch.context() as patch:

@@ -34,9 +34,9 @@ def shots_of(shown: Shown, rows: Sequence[Row], task: Task) -> Shots:
 
 
 def random_shots(train: Sequence[Row], k: int, task: Task, labels: Sequence[str] | None, seed: int) -> list[Row]:
-    """The same k examples for every row, drawn by the seed; with labels in turn, so that k >= C shows each."""
+    """The same k examples for every row, drawn by the seed; with a label each, these in turn, so k >= C shows all."""
     order = np.random.default_rng([seed, 1]).permutation(len(train)).tolist()
-    if labels is None:
+    if labels is None or task.answer != "label":
         return [train[n] for n in order[:k]]
     waiting: dict[str, list[Row]] = {label: [] for label in labels}
     for n in order:
