@@ -17,7 +17,7 @@ from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.parameters.settings import AdapterKind, Parameters, PromptKind
-from tunesmith.recipe import Adapter, LoRA, Prompt
+from tunesmith.recipe import Adapter, LoRA, Prompt, Training
 from tunesmith.training.loop import evaluate_loss
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -58,13 +58,17 @@ CASES = [
     if (objective, name) != ("classify", "prefix-tuning")  # refused: see tests/unit/test_parameters.py
 ]
 STEPS = 6
+STILL = Training(dropout=0.0)
+"""Six updates are few: what dropout does to them must not hide what they teach."""
 
 
 def built(case: tuple[str, str], request: pytest.FixtureRequest) -> Model:
     objective, name = case
     if objective == "classify":
-        return tiny.build(request.getfixturevalue("tiny_encoder"), "classify", CHOICES[name], dtype=torch.float32)
-    return tiny.build(request.getfixturevalue("tiny_decoder"), "generate", CHOICES[name], dtype=torch.float32)
+        return tiny.build(
+            request.getfixturevalue("tiny_encoder"), "classify", CHOICES[name], STILL, dtype=torch.float32
+        )
+    return tiny.build(request.getfixturevalue("tiny_decoder"), "generate", CHOICES[name], STILL, dtype=torch.float32)
 
 
 def trainer_of(case: tuple[str, str], model: Model, folder: Path) -> Any:

@@ -45,7 +45,7 @@ def call_grade(source: str, sample: dict[str, Any], item: dict[str, Any], timeou
         RewardError: It raised, took longer than ``timeout`` seconds, or gave no number.
     """
     given = json.dumps({"source": source, "sample": sample, "item": item}, default=str)
-    command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY_BYTES), str(max(1, int(timeout)))]
+    command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY_BYTES), str(int(timeout) + 2)]
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, env={})
     except subprocess.TimeoutExpired as error:
