@@ -107,3 +107,19 @@ def test_a_rating_that_is_no_number_has_its_line(tmp_path: Path, capsys: pytest.
     source.write_text("text,rating\na,1\nb,good\n", encoding="utf-8")
     assert run(["pairs", str(source), "--out", str(tmp_path / "x.jsonl")]) == 3
     assert "ratings.csv:3" in capsys.readouterr().err
+
+
+def test_the_catalogs_pairs_share_no_text_between_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunesmith import catalog
+    from tunesmith.catalog import corpora
+
+    snippets = [{"text": f"snippet {n}", "rating": float(n % 9 - 4)} for n in range(2000)]
+    monkeypatch.setattr(corpora, "_rated_snippets", lambda entry, downloads: iter(snippets))
+    entry = next(entry for entry in catalog.entries() if entry.name == "movie-preferences")
+    corpora.rating_pairs(entry, [], tmp_path, lambda event: None)
+    groups: dict[str, set[str]] = {}
+    for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
+        pair = json.loads(line)
+        for key in ("chosen", "rejected"):
+            groups.setdefault(pair[key], set()).add(pair["group"])
+    assert len(groups) > 1900 and all(len(found) == 1 for found in groups.values())

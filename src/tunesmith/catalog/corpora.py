@@ -8,6 +8,7 @@ import re
 import sys
 import sysconfig
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,21 @@ def ratings(entry: Entry, downloads: list[Path], folder: Path, on_event: Listene
 
 
 def rating_pairs(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:
-    """Pairs of those snippets at least :data:`APART` apart: ``pairs.jsonl``."""
+    """Pairs of those snippets at least :data:`APART` apart: ``pairs.jsonl``.
+
+    Snippets are dealt to ``groups`` by content before they are paired: split by the column ``group``, none is both
+    learned from and measured on.
+    """
     from tunesmith.data.pairs import Rated, make_pairs
 
-    rated = [Rated(row["text"], row["rating"]) for row in _rated_snippets(entry, downloads)]
-    made = make_pairs(rated, margin=APART)
-    _write(folder / "pairs.jsonl", made.pairs)
-    return {"rows": len(made.pairs), "texts": len(rated), "unpaired": made.unpaired}
+    groups = int(dict(entry.options)["groups"])
+    dealt: list[list[Rated]] = [[] for _ in range(groups)]
+    for row in _rated_snippets(entry, downloads):
+        dealt[zlib.crc32(row["text"].encode()) % groups].append(Rated(row["text"], row["rating"]))
+    made = [make_pairs(rated, margin=APART) for rated in dealt]
+    rows = [{"group": f"{n:03}", **pair} for n, found in enumerate(made) for pair in found.pairs]
+    _write(folder / "pairs.jsonl", rows)
+    return {"rows": len(rows), "texts": sum(map(len, dealt)), "unpaired": sum(found.unpaired for found in made)}
 
 
 def docstring_pairs(entry: Entry, downloads: list[Path], folder: Path, on_event: Listener) -> dict[str, Any]:

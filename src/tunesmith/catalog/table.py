@@ -262,11 +262,11 @@ ENTRIES: dict[str, Entry] = {
             "movie-preferences",
             "data",
             "pairs of snippets of film reviews of which the first was rated higher, by at least 1.0 in the mean of 20 "
-            "people's ratings; without a prompt; two pairs a snippet",
+            "people's ratings; without a prompt. Split by `data.group_by: group`: then no snippet is on both sides",
             "MIT",
             (_VADER,),
             "tunesmith.catalog.corpora:rating_pairs",
-            options=(("member", "movieReviewSnippets_GroundTruth.txt"),),
+            options=(("member", "movieReviewSnippets_GroundTruth.txt"), ("groups", "100")),
         ),
         Entry(
             "python-preferences",

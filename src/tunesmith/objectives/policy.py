@@ -20,15 +20,17 @@ from tunesmith.recipe import Training
 from tunesmith.tasks import TASKS
 
 BLOWN_UP = 50.0
-"""Nats of divergence of a whole answer beyond which a policy writes for its judge rather than for people: TRL's own
-runs warn near this, and preference and reward part ways well below (Gao et al. 2023, arXiv 2210.10760)."""
+"""Nats of divergence of a whole answer beyond which a policy probably writes for its judge rather than for people. A
+rule of thumb, not measured here; that reward and preference part ways with distance: arXiv 2210.10760."""
 
 COLLAPSED = 0.1
-"""Share of its first entropy below which a policy hardly tries anything any more."""
+"""Share of its first entropy below which a policy hardly tries anything any more (a rule of thumb)."""
 
-GROWN = 1.5
-CORRELATED = 0.6
+GROWN, CORRELATED = 1.5, 0.6
+"""Mean length, in lengths of the first step, and correlation of length and reward, beyond which length is suspected."""
+
 BLIND = -0.5
+"""Explained variance below which the values mislead; a constant has 0."""
 
 
 class Policy(Objective):

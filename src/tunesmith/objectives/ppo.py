@@ -1,7 +1,7 @@
 """Proximal policy optimisation for language models.
 
-The details follow Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (arXiv 2403.17031); where one
-is taken up, its number in that paper stands beside it.
+Many details are those of Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (arXiv 2403.17031): the
+value head's first weights, the penalty for answers without an end, whitening, the clipped value loss.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PPO(Policy):
     """The policy learns from its own answers, with a value head on the same trunk as the judge of single tokens.
 
     A token's reward is minus the price of its divergence from the reference; the last one also gets the score of the
-    answer (Ziegler et al. 2019, arXiv 1909.08593, equation 2; details 1 and 17).
+    answer (Ziegler et al. 2019, arXiv 1909.08593, equation 2).
     """
 
     name = "ppo"
@@ -55,7 +55,7 @@ class PPO(Policy):
         width = int(cast(Any, model.transformer()).config.hidden_size)
         head = nn.Linear(width, 1).to(model.device)
         torch.manual_seed(self.settings.seed)
-        nn.init.normal_(head.weight, std=1 / (width + 1) ** 0.5)  # detail 6
+        nn.init.normal_(head.weight, std=1 / (width + 1) ** 0.5)  # arXiv 2403.17031
         nn.init.zeros_(head.bias)
         model.network.add_module(VALUE_HEAD, head)
 
@@ -104,7 +104,7 @@ class PPO(Policy):
         return Experience(examples, parts, metrics)
 
     def _worth(self, samples: Sequence[Sample], scores: FloatArray) -> FloatArray:
-        """Scores as they are learned from: cut, and less for answers that the limit cut off (detail 4)."""
+        """Scores as they are learned from: cut, and less for answers that the limit cut off (arXiv 2403.17031)."""
         if self.own.reward_clip is not None:
             scores = scores.clip(-self.own.reward_clip, self.own.reward_clip)
         missing = np.asarray([not sample.finished for sample in samples])
@@ -150,7 +150,7 @@ class PPO(Policy):
         return -nats.nats_N, values_N, nats.entropy_N, rows_N, before_N + 1
 
     def _adapt(self, kl: float, answers: int) -> None:
-        """Raise the price of divergence where there is too much of it (arXiv 1909.08593, section 2.2; detail 17)."""
+        """Raise the price of divergence where there is too much of it (arXiv 1909.08593, section 2.2)."""
         if self.own.kl_target is not None:
             error = float(np.clip(kl / self.own.kl_target - 1, -0.2, 0.2))
             self.price *= 1 + error * answers / self.own.kl_horizon
@@ -160,7 +160,7 @@ class PPO(Policy):
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Sum over the N tokens of the answers; each weighs 1.
 
-        Metrics: ``policy_loss``, ``value_loss`` (clipped as the policy is: detail 13), ``clipped`` (share of tokens)
+        Metrics: ``policy_loss``, ``value_loss`` (clipped as the policy is), ``clipped`` (share of tokens)
         and ``kl_step`` (k3 estimate of the divergence from the policy that wrote, in nats a token).
         """
         log_p_N, values_N, entropy_N, rows_N, columns_N = self._look(model, batch)

@@ -57,7 +57,7 @@ def pair_loss(pairs: Pairs, settings: PreferenceLoss) -> tuple[torch.Tensor, tor
 
     - ``sigmoid``: DPO, -log sigmoid(h) with h = beta (log ratio of the better - that of the worse)
       (Rafailov et al. 2023, arXiv 2305.18290, equation 7); ``label_smoothing`` is the chance that the label is wrong.
-    - ``robust``: the same, unbiased under that noise (Chowdhury et al. 2024, arXiv 2403.00409, equation 11).
+    - ``robust``: the same, unbiased under that noise (Chowdhury et al. 2024, arXiv 2403.00409).
     - ``hinge``: max(0, 1 - h) (SLiC, Zhao et al. 2023, arXiv 2305.10425).
     - ``ipo``: (h / beta - 1 / (2 beta))^2 over mean log likelihoods (Azar et al. 2023, arXiv 2310.12036, equation 17).
     - ``simpo``: -log sigmoid(beta (difference of the mean log likelihoods) - gamma), no reference (Meng et al. 2024,

@@ -44,7 +44,7 @@ def advantages_and_returns(
 
 
 def whiten(values_N: FloatArray, *, shift: bool = True) -> FloatArray:
-    """Values with variance 1, and mean 0 unless ``shift`` is off (N+ details of RLHF, arXiv 2403.17031, detail 18)."""
+    """Values with variance 1, and mean 0 unless ``shift`` is off (as in arXiv 2403.17031)."""
     mean = values_N.mean() if len(values_N) else 0.0
     whitened = (values_N - mean) / np.sqrt(values_N.var() + 1e-8) if len(values_N) else values_N
     return np.asarray(whitened if shift else whitened + mean)

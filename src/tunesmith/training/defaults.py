@@ -14,8 +14,8 @@ BATCH_SIZE: dict[Form, int] = {"generate": 16, "seq2seq": 16, **dict.fromkeys(_H
 
 
 RATE_SHARE = {"dpo": 0.1, "ppo": 0.1, "grpo": 0.1}
-"""Of the usual learning rate: objectives that push a tuned model away from where it is take smaller steps (DPO of
-Zephyr, arXiv 2310.16944: 5e-7 against 2e-5 of its supervised stage; PPO of InstructGPT, arXiv 2203.02155: 9e-6)."""
+"""Of the usual learning rate: objectives that push a tuned model away from where it is take smaller steps (Zephyr's
+DPO, arXiv 2310.16944, took 5e-7 after 2e-5 in its supervised stage). The tenth itself is a choice, not measured."""
 
 
 def with_defaults(
