@@ -7,12 +7,16 @@ all :class:`~tunesmith.errors.RecipeError` with the place and the remedy.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from tunesmith.data.settings import Data as Data
+from tunesmith.data.settings import LossOn as LossOn
+from tunesmith.evaluation.settings import Baseline as Baseline
+from tunesmith.evaluation.settings import Evaluate as Evaluate
+from tunesmith.evaluation.settings import Generation as Generation
 from tunesmith.objectives.settings import ContrastiveLoss as ContrastiveLoss
 from tunesmith.objectives.settings import GRPOLoss as GRPOLoss
 from tunesmith.objectives.settings import PPOLoss as PPOLoss
@@ -30,6 +34,8 @@ from tunesmith.parameters.settings import NoParameters as NoParameters
 from tunesmith.parameters.settings import Parameters as Parameters
 from tunesmith.parameters.settings import Prompt as Prompt
 from tunesmith.strict import Part as Part
+from tunesmith.training.settings import Switch as Switch
+from tunesmith.training.settings import Training as Training
 
 TaskName = Literal[
     "text-classification",
@@ -87,188 +93,7 @@ MethodName = Literal[
     "sequential",
 ]
 LANGUAGE_OBJECTIVES = ("causal-lm", "masked-lm")
-LossOn = Literal["every-answer", "last-answer"]
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
-Switch = Annotated[
-    Literal["auto", "on", "off"],
-    # YAML 1.1 reads a bare `off` as false.
-    BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
-]
-
-
-class Data(Part):
-    """Step 2: what to learn from, and what to hold back."""
-
-    train: list[str] = Field(
-        default=[], description="Files, folders, `hub:name` or catalog names to train on. One string is a list of one."
-    )
-    corpus: list[str] = Field(
-        default=[], description="Bare text of the domain, which `method: domain` learns from before the task."
-    )
-    validation: float | list[str] = Field(
-        default=0.1, description="A share of the training data (0 to 0.5), or data of its own. Choices are made on it."
-    )
-    test: float | list[str] = Field(
-        default=0.1, description="A share of the training data (0 to 0.5), or data of its own. Only measured on."
-    )
-    columns: dict[str, str | list[str]] = Field(
-        default={},
-        description="Field of the task -> column of the data, where the names differ, e.g. `text: review`. `labels` "
-        "may be several columns of 0 and 1: `labels: [sport, politics]`.",
-    )
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "document", "passages"] = Field(
-        default="auto",
-        description="Format of the files; `auto` goes by the file name. `text`: a row a line; `document`: a row a "
-        "file; `passages`: paragraphs, joined to about 1,000 characters.",
-    )
-    label_names: list[str] = Field(
-        default=[], description="Names of labels or tags that the data write as numbers; the first is number 0."
-    )
-    label_separator: str | None = Field(
-        default=None, min_length=1, description="Parts several labels in one text; default: `;`, `|` or `,`, as found."
-    )
-    tag_pieces: Literal["first", "all"] = Field(
-        default="first", description="Which pieces of a word carry its tag in training, where tokens are classified."
-    )
-    encoding: str = Field(default="utf-8", description="Text encoding of the files. A BOM is accepted and reported.")
-    group_by: str | None = Field(
-        default=None,
-        description="A column whose rows of one value stay on one side of every split: an author, a patient, a tool.",
-    )
-    max_rows: int | None = Field(default=None, ge=1, description="Use at most this many rows of the training data.")
-    shots: int | None = Field(
-        default=None,
-        ge=1,
-        description="Learn from so many training rows of each label (few-shot); a share for validation is dropped.",
-    )
-    shots_seed: int = Field(default=0, description="Seed that draws the `shots`. The test rows do not depend on it.")
-    max_length: int | None = Field(
-        default=None,
-        ge=8,
-        description="Longest example in tokens; default: what the model takes, at most 2048. Documents of "
-        "`language-modeling` are cut into blocks of this length, and nothing of them is lost.",
-    )
-    packing: bool = Field(
-        default=False,
-        description="Put several short documents into one row of `causal-lm`; they do not see each other. Never "
-        "changes what a document teaches; on a CPU, where rows need no padding, it gains nothing.",
-    )
-    truncate: bool = Field(
-        default=True, description="Cut examples that are too long (reported). `false`: they are an error."
-    )
-    loss_on: LossOn = Field(
-        default="every-answer",
-        description="Which answers of a conversation are learned. A message's own `weight` goes before it.",
-    )
-    drop_bad: bool = Field(
-        default=False, description="Leave out rows with errors, writing them to `dropped.jsonl`, instead of stopping."
-    )
-    seed: int = Field(default=0, description="Salt of the content hash that decides the splits.")
-
-    @field_validator("train", "corpus", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [str(value)] if isinstance(value, str | Path) else value
-
-    @field_validator("validation", "test", mode="before")
-    @classmethod
-    def _share_or_list(cls, value: object) -> object:
-        if isinstance(value, str | Path):
-            try:
-                return float(value)  # type: ignore[arg-type]  # a Path that is no number raises, as a str does
-            except (ValueError, TypeError):
-                return [str(value)]
-        return value
-
-    @field_validator("validation", "test")
-    @classmethod
-    def _share_in_range(cls, value: float | list[str]) -> float | list[str]:
-        if isinstance(value, float) and not 0.0 <= value <= 0.5:
-            raise ValueError(f"a share must lie between 0 and 0.5, not {value}")
-        return value
-
-
-class Training(Part):
-    """Step 4: how the loop runs. Fields left at `null` take the default of the method, shown by `recipe show`."""
-
-    epochs: float = Field(default=3.0, gt=0, description="Passes over the training data.")
-    max_steps: int | None = Field(default=None, ge=1, description="Stop after this many updates, whatever `epochs`.")
-    learning_rate: float | None = Field(default=None, gt=0, description="Peak learning rate.")
-    batch_size: int | None = Field(default=None, ge=1, description="Examples in one update (the global batch).")
-    batch_tokens: int | None = Field(
-        default=None, ge=16, description="Tokens in one update, instead of `batch_size` (the global batch)."
-    )
-    micro_tokens: int | None = Field(
-        default=None, ge=16, description="Tokens, padding included, in one forward pass. Never changes the result."
-    )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="Learning rate after the warm-up."
-    )
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of the updates over which the rate rises.")
-    layer_decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="Each layer's rate is this times that of the layer above: 0.38 in ULMFiT (arXiv 1801.06146), "
-        "0.8 to 0.95 for transformers.",
-    )
-    unfreeze_epochs: float | None = Field(
-        default=None,
-        gt=0,
-        description="Gradual unfreezing: one more layer begins to train every so many epochs, from the output down "
-        "(ULMFiT: 1). `null`: all from the start.",
-    )
-    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay of matrices (not biases and norms).")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moving averages.")
-    epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this global norm.")
-    dropout: float | None = Field(
-        default=None,
-        ge=0,
-        lt=1,
-        description="Dropout inside the model. `null` keeps the model's own; 0 is faster (on a CPU much faster).",
-    )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Mass moved from the label to all classes.")
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
-        default=None,
-        description="What an example of each label weighs in the loss (1 if not named); `balanced`: all labels as much "
-        "in sum.",
-    )
-    focal_gamma: float = Field(
-        default=2.0, ge=0, description="How little the objective `focal` heeds what is certain; 0 is cross-entropy."
-    )
-    threshold: Literal["auto", "off", "accuracy", "macro_f1"] | Annotated[float, Field(gt=0, lt=1)] = Field(
-        default="auto",
-        description="Probability from which a label is given (of two classes: the second). A metric: the best one on "
-        "the validation rows. `auto`: `macro_f1` with several labels a text, else `off`.",
-    )
-    reward: RewardLoss = Field(default=RewardLoss(), description="For `objective: reward`.")
-    rewards: list[RewardSource] = Field(default=[], description="What scores the answers (`objective: ppo` or `grpo`).")
-    rollouts: Rollouts = Field(default=Rollouts(), description="For `objective: ppo` and `grpo`.")
-    ppo: PPOLoss = Field(default=PPOLoss(), description="For `objective: ppo`.")
-    grpo: GRPOLoss = Field(default=GRPOLoss(), description="For `objective: grpo`.")
-    contrastive: ContrastiveLoss = Field(default=ContrastiveLoss(), description="For `objective: contrastive`.")
-    preference: PreferenceLoss = Field(default=PreferenceLoss(), description="For `objective: dpo`.")
-    mask_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that `masked-lm` asks for.")
-    whole_words: bool = Field(default=False, description="`masked-lm` masks whole words instead of single tokens.")
-    seed: int = Field(default=0, description="Seed of the head, the data order and dropout.")
-    eval_steps: int | None = Field(default=None, ge=1, description="Validate every N updates; default: each epoch.")
-    patience: int | None = Field(
-        default=None, ge=1, description="Stop after this many validations without a better result."
-    )
-    checkpoint_steps: int | None = Field(
-        default=None, ge=1, description="Save every N updates; default: at each validation."
-    )
-    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints kept, besides the best one.")
-    compile: Switch = Field(
-        default="auto", description="Compile the layers. `auto`: where the run is long enough to pay for it."
-    )
-
-    @model_validator(mode="after")
-    def _one_batch_size(self) -> Training:
-        if self.batch_size is not None and self.batch_tokens is not None:
-            raise ValueError("give `batch_size` or `batch_tokens`, not both")
-        return self
 
 
 class Stage(Part):
@@ -282,100 +107,6 @@ class Stage(Part):
     )
     parameters: Parameters | None = Field(default=None, description="What may change.")
     training: Training | None = Field(default=None, description="How the loop runs.")
-
-
-class Baseline(Part):
-    """One thing to compare the tuned model with, on the same test rows."""
-
-    kind: Literal["majority", "base", "few-shot", "features", "larger", "without-domain", "lead", "oracle"]
-    shots: int | None = Field(default=None, ge=1, le=100, description="Examples in the prompt (`few-shot`).")
-    model: str | None = Field(default=None, description="The other model (`larger`).")
-    sentences: int | None = Field(default=None, ge=1, le=100, description="How many stand for the document (`lead`).")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: object) -> object:
-        """Accept ``base``, ``{few-shot: 5}`` and ``{larger: name}``."""
-        if isinstance(value, str):
-            kind, _, argument = value.partition(":")
-            value = {kind.strip(): argument.strip() or None}
-        if isinstance(value, dict) and "kind" not in value:
-            if len(value) != 1:
-                raise ValueError("a baseline is one name, or one `name: value`")
-            kind, argument = next(iter(value.items()))
-            key = {"few-shot": "shots", "larger": "model", "lead": "sentences"}.get(kind)
-            if argument is not None and key is None:
-                raise ValueError(f"the baseline {kind!r} takes no value")
-            value = {"kind": kind} | ({key: argument} if key and argument is not None else {})
-        return value
-
-    @model_validator(mode="after")
-    def _needs(self) -> Baseline:
-        if self.kind == "larger" and not self.model:
-            raise ValueError("the baseline `larger` needs a model: `larger: smollm2-135m-instruct`")
-        return self
-
-
-class Generation(Part):
-    """How answers are written when a generating task is evaluated."""
-
-    max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(
-        default=0.0, ge=0, description="0 takes the likeliest token (greedy); above it answers are drawn by the seed."
-    )
-    top_p: float = Field(
-        default=1.0, gt=0, le=1, description="Draw from the likeliest tokens that together have this probability."
-    )
-    top_k: int = Field(default=0, ge=0, description="Draw from this many of the likeliest tokens; 0 is all.")
-    num_beams: int = Field(default=1, ge=1, description="Beams searched for the likeliest answer; 1 is none.")
-    length_penalty: float = Field(
-        default=1.0, description="Of beams: 0 takes the likeliest answer whatever its length; higher favours long ones."
-    )
-    no_repeat_ngram_size: int = Field(
-        default=0, ge=0, description="No run of this many tokens may occur twice in an answer; 0 allows all."
-    )
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Generation:
-        if self.num_beams > 1 and self.temperature > 0:
-            raise ValueError("`num_beams` searches and `temperature` draws: give one of them")
-        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
-            raise ValueError("`top_p` and `top_k` say what is drawn from, which needs a `temperature` above 0")
-        if self.num_beams == 1 and self.length_penalty != 1:
-            raise ValueError("`length_penalty` chooses between beams, which needs `num_beams` above 1")
-        return self
-
-
-class Evaluate(Part):
-    """Step 5: what is measured, and against what."""
-
-    baselines: list[Baseline] = Field(
-        default=[
-            Baseline(kind="majority"),
-            Baseline(kind="base"),
-            Baseline(kind="few-shot"),
-            Baseline(kind="features"),
-            Baseline(kind="lead"),
-            Baseline(kind="oracle"),
-        ],
-        description="What to compare with, as far as it suits the task. `larger: MODEL` adds a bigger base model, "
-        "0-shot and few-shot; `lead: N` takes a document's first N sentences for its summary, `oracle` the best ones.",
-    )
-    metric: str | None = Field(
-        default=None, description="The metric that decides which system is better; default: the task's own."
-    )
-    limit: int | None = Field(
-        default=None, ge=10, description="Measure on at most this many test rows, the same for all."
-    )
-    resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples behind each interval.")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
-    seed: int = Field(default=0, description="Seed of the bootstrap and of the random shots.")
-    general: str | None = Field(
-        default="python-reference",
-        description="Text of another kind, on which `language-modeling` is measured before and after, to show what was "
-        "lost. `null` leaves that out.",
-    )
-    generation: Generation = Generation()
 
 
 class Sequence(Part):

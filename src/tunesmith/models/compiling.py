@@ -7,7 +7,7 @@ import shutil
 from tunesmith.events import Listener, Notice
 from tunesmith.models import attention
 from tunesmith.models.model import Model
-from tunesmith.recipe import Switch
+from tunesmith.training.settings import Switch
 
 PAYS_FROM_STEPS = 400
 """Updates from which `auto` compiles: warming up took as long as about 200 updates saved (see ``benchmarks/``)."""
