@@ -11,7 +11,6 @@ import torch
 
 from tunesmith.errors import CheckpointError
 from tunesmith.training import checkpoint
-from tunesmith.training.loop import check_identity
 
 WEIGHTS = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 OPTIMIZER = {"step.w": torch.tensor(3.0), "random.cpu": torch.get_rng_state()}
@@ -111,9 +110,9 @@ def test_random_generators_go_on_where_they_were() -> None:
 
 def test_each_difference_of_identity_is_named() -> None:
     then = {"data": "a", "recipe": "r", "torch": "2.12"}
-    check_identity(then, dict(then), "here")
+    checkpoint.check_identity(then, dict(then), "here")
     with pytest.raises(CheckpointError) as caught:
-        check_identity(then, {"data": "b", "recipe": "r", "torch": "2.13"}, "here")
+        checkpoint.check_identity(then, {"data": "b", "recipe": "r", "torch": "2.13"}, "here")
     assert "data: 'a' then, 'b' now" in caught.value.what and "torch: '2.12' then, '2.13' now" in caught.value.what
     assert "recipe" not in caught.value.what and caught.value.where == "here" and caught.value.fix
 

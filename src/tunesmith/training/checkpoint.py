@@ -183,3 +183,19 @@ def _sha256(path: Path) -> str:
 def _flushed_sha256(path: Path) -> str:
     disk.flush(path)
     return _sha256(path)
+
+
+def check_identity(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Refuse to go on from a checkpoint of other data, another recipe or other library versions.
+
+    Raises:
+        CheckpointError: Names every difference.
+    """
+    keys = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if keys:
+        differences = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in keys)
+        raise CheckpointError(
+            f"this checkpoint does not belong to this run ({differences})",
+            where=where,
+            fix="restore what changed, or start a new run",
+        )

@@ -20,11 +20,10 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 
 from tunesmith.data.batches import Batch, TokenFile, collate, epoch_batches, micro_batches
-from tunesmith.errors import CheckpointError, InterruptedRun, NonFiniteError, ResourceError
+from tunesmith.errors import InterruptedRun, NonFiniteError, ResourceError
 from tunesmith.events import (
     CheckpointSaved,
     Listener,
@@ -39,6 +38,7 @@ from tunesmith.models.model import Model
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Training
 from tunesmith.training import checkpoint, layerwise
+from tunesmith.training.memory import PeakMemory
 from tunesmith.training.optimizer import MasterAdamW, Schedule
 
 Result = TypeVar("Result")
@@ -421,7 +421,7 @@ class Trainer:
             self.on_event(Notice(level="warning", message=f"skipped a damaged checkpoint: {line}"))
         if found is None:
             return
-        check_identity(found.trainer["identity"], self.identity, str(found.path))
+        checkpoint.check_identity(found.trainer["identity"], self.identity, str(found.path))
         self.position = Position(**found.trainer["position"])
         self.objective.load_state(found.trainer["objective"])
         self._kept_step = found.step
@@ -498,40 +498,3 @@ def evaluate_loss(model: Model, objective: Objective, data: TokenFile, micro_tok
             for name, value in loss.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + float(value)
     return {"loss": total / weight} | objective.metrics(metrics, weight)
-
-
-def check_identity(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
-    """Refuse to go on from a checkpoint of other data, another recipe or other library versions.
-
-    Raises:
-        CheckpointError: Names every difference.
-    """
-    keys = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
-    if keys:
-        differences = "; ".join(f"{key}: {saved.get(key)!r} then, {now.get(key)!r} now" for key in keys)
-        raise CheckpointError(
-            f"this checkpoint does not belong to this run ({differences})",
-            where=where,
-            fix="restore what changed, or start a new run",
-        )
-
-
-class PeakMemory:
-    """Memory of this process: on the GPU if there is one, else resident memory."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._peak = 0
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    def now(self) -> int:
-        """Bytes at this moment."""
-        used = torch.cuda.memory_allocated() if torch.cuda.is_available() else self._process.memory_info().rss
-        self._peak = max(self._peak, used)
-        return int(used)
-
-    def bytes(self) -> int:
-        """The most bytes seen."""
-        self.now()
-        return int(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self._peak)

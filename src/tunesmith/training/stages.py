@@ -38,7 +38,7 @@ from tunesmith.recipe import InContext, NoParameters, Recipe, Stage
 from tunesmith.tasks import TASKS
 from tunesmith.training import checkpoint
 from tunesmith.training.defaults import with_defaults
-from tunesmith.training.loop import StageResult, Trainer, check_identity
+from tunesmith.training.loop import StageResult, Trainer
 from tunesmith.training.remedies import Earlier, against_forgetting, keep_fisher
 
 if TYPE_CHECKING:
@@ -340,4 +340,4 @@ def _refuse_foreign_checkpoint(place: Path, identity: dict[str, Any]) -> None:
     """Find out that a resume is impossible before the model is loaded."""
     found, _ = checkpoint.newest(place / "checkpoints")
     if found is not None:
-        check_identity(found.trainer["identity"], identity, str(found.path))
+        checkpoint.check_identity(found.trainer["identity"], identity, str(found.path))
