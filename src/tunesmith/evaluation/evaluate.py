@@ -107,22 +107,19 @@ def evaluate_run(
     verdict = comparison.verdict(tuned, rivals, comparisons, right)
     _keep_answers(folder, task, rows, tuned, right)
     sections: list[report.Section] = []
-    facts: dict[str, Any] = {}
     base = catalog.model_folder(recipe.model, on_event=tell)
     if recipe.method == "sequential" and stages and (known := measure_sequence(folder, recipe, stages, tell)):
         sections.append(sequence_section(known))
-        facts["sequence"] = known.as_dict()
     if behind := lineage.ancestors(recipe.model):
         sections.append(_lineage_section(behind, recipe, metrics))
     if gains := stage_gains(folder, recipe, base, stages, tell):
         sections.append(gains_section(gains))
-        facts["stages"] = [gain.as_dict() for gain in gains]
-    if task.answer == "likelihood" and (general := measure_general(recipe, base, trained.model, settings, tell)):
-        sections.append(general.section())
-        facts["general_text"] = general.as_dict()
+    if task.answer == "likelihood" and (general := measure_general(recipe, base, trained.model, tell)):
+        sections.append(general)
     seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
     baselines = {other.name: other.metrics for other in others}
-    summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values())) | facts
+    summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))
+    summary |= {section.name: section.data for section in sections}
     content = _content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
     learned_from = _learned_from(recipe, data, trained.model)
     report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
