@@ -13,7 +13,9 @@ import torch
 from tunesmith import objectives
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
-from tunesmith.data.render import Render, classification_renderer, row_renderer
+from tunesmith.data.render import Render
+from tunesmith.data.render_labels import classification_renderer
+from tunesmith.data.renderers import row_renderer
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.tagging import tag_renderer
 from tunesmith.events import Event

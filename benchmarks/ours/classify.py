@@ -12,7 +12,7 @@ from measuring import Clock, read_lines, read_spec, write_result
 
 from tunesmith import objectives
 from tunesmith.data.batches import write_tokens
-from tunesmith.data.render import classification_renderer
+from tunesmith.data.render_labels import classification_renderer
 from tunesmith.data.rows import Origin, Row
 from tunesmith.evaluation.answering import Setting, answer
 from tunesmith.models.build import build_for_training

@@ -49,7 +49,7 @@ def check_and_show(
         DataError: As :func:`check` does.
     """
     from tunesmith.data import prepare
-    from tunesmith.data.render import recipe_renderer
+    from tunesmith.data.renderers import recipe_renderer
     from tunesmith.data.shown import show_rows
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import default_max_length, load_config, load_tokenizer
@@ -78,7 +78,8 @@ def check_and_show(
 
 def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:
     """Rows as the model will see them, but for the label, which a check does not know yet."""
-    from tunesmith.data.render import Rendered, encode_text, row_renderer
+    from tunesmith.data.render import Rendered, encode_text
+    from tunesmith.data.renderers import row_renderer
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import default_max_length, load_config, load_tokenizer, natural_form
     from tunesmith.tasks import TASKS

@@ -15,7 +15,7 @@ from torch.nn import functional
 from tiny import LABELS, Events, build, rows_of
 from tunesmith import objectives
 from tunesmith.data.batches import Batch, TokenFile, collate, write_tokens
-from tunesmith.data.render import row_renderer
+from tunesmith.data.renderers import row_renderer
 from tunesmith.evaluation.metrics import measure, statistics
 from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.thresholds import accuracy, best_threshold, f1, label_thresholds, macro_f1

@@ -13,7 +13,8 @@ import torch
 import tiny
 from tunesmith import objectives
 from tunesmith.data.batches import TokenFile, collate, write_tokens
-from tunesmith.data.render import ConversationRenderer, row_renderer
+from tunesmith.data.render import ConversationRenderer
+from tunesmith.data.renderers import row_renderer
 from tunesmith.events import nobody
 from tunesmith.models.model import Model
 from tunesmith.objectives.cross_entropy import linear_token_nats, scored_token_nats

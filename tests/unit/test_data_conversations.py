@@ -220,7 +220,7 @@ def test_a_text_with_marks_for_roles_is_not_guessed(tmp_path: Path) -> None:
 
 
 def test_only_the_last_answer_is_learned(tiny_decoder: Path) -> None:
-    from tunesmith.data.render import row_renderer
+    from tunesmith.data.renderers import row_renderer
     from tunesmith.data.rows import Origin
     from tunesmith.models.load import load_tokenizer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny import rows_of
-from tunesmith.data.render import Render, row_renderer
+from tunesmith.data.render import Render
+from tunesmith.data.renderers import row_renderer
 from tunesmith.data.shown import Piece, ShownExample, shortened, show_rows
 from tunesmith.models.load import load_tokenizer
 from tunesmith.tasks import TASKS

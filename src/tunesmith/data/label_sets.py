@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
-
-if TYPE_CHECKING:
-    from tunesmith.data.render import Render, Rendered
-    from tunesmith.tasks.base import Task
 
 SEPARATORS = {"semicolon": ";", "bar": "|", "comma": ","}
 """Looked for in this order: a comma may be part of a label's name."""
@@ -43,27 +39,6 @@ def convert(row: Row, *, separator: str | None, names: Sequence[str]) -> tuple[R
     if labels and not all(labels):
         return row, [Fault("empty-field", "a label is empty", row.origin, fix="fill it in", group="labels")]
     return Row({**row.fields, "labels": labels}, row.origin), []
-
-
-def label_set_renderer(tokenizer: Any, task: Task, labels: Sequence[str], max_length: int) -> Render:
-    """Render rows for a head with an output for each label: ``extra["labels"]`` has a 1 for each that applies.
-
-    The returned function raises :class:`DataError` for a label that is not among ``labels``.
-    """
-    from tunesmith.data.render import Rendered, encode_text
-
-    index = {label: number for number, label in enumerate(labels)}
-
-    def render(row: Row) -> Rendered:
-        input_ids, cut = encode_text(tokenizer, task.input_text(row), max_length)
-        applies = [0] * len(labels)
-        for label in task.labels(row):
-            if label not in index:
-                raise unknown_label(label, row, labels)
-            applies[index[label]] = 1
-        return Rendered(input_ids=input_ids, label=0, cut_tokens=cut, extra={"labels": applies})
-
-    return render
 
 
 def unknown_label(label: str, row: Row, labels: Sequence[str]) -> DataError:

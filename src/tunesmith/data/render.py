@@ -17,8 +17,8 @@ from typing import Any
 
 from tunesmith.data.fitting import fit
 from tunesmith.data.rows import Origin, Row
+from tunesmith.data.settings import LossOn
 from tunesmith.errors import DataError
-from tunesmith.recipe import LossOn, Recipe
 from tunesmith.tasks.base import Message, Task
 
 PLAIN_TEMPLATE = (
@@ -62,112 +62,6 @@ class Rendered:
 
 
 Render = Callable[[Row], Rendered]
-
-
-def row_renderer(
-    tokenizer: Any,
-    task: Task,
-    *,
-    form: str,
-    labels: Sequence[str] | None,
-    max_length: int,
-    system_prompt: str | None = None,
-    eos_ids: Sequence[int] | None = None,
-    loss_on: LossOn = "every-answer",
-    all_pieces: bool = False,
-) -> Render:
-    """The rendering of a task's rows for a model: the one that training, planning and checks share.
-
-    Args:
-        tokenizer: The model's.
-        task: Whose rows.
-        form: How the model answers (:data:`tunesmith.models.model.Form`).
-        labels: The classes, if the task has any.
-        max_length: Longest example in tokens.
-        system_prompt: Put before every conversation.
-        eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
-        loss_on: Which answers of a conversation are learned, of those that name no weight of their own.
-        all_pieces: Whether all pieces of a word carry its tag (``data.tag_pieces``).
-    """
-    if task.answer == "pair":
-        from tunesmith.data import render_pairs
-
-        if form == "classify":
-            reader = render_pairs.score_reader(tokenizer, max_length, eos_ids)
-            return render_pairs.score_pair_renderer(reader, system_prompt)
-        return render_pairs.pair_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), system_prompt)
-    from tunesmith.data.label_sets import label_set_renderer
-    from tunesmith.data.scores import grade_renderer, score_renderer
-    from tunesmith.data.tagging import tag_renderer
-
-    if form == "tag":
-        return tag_renderer(tokenizer, labels or [], max_length, all_pieces=all_pieces)
-    if form == "multi-label":
-        return label_set_renderer(tokenizer, task, labels or [], max_length)
-    if form == "score":
-        return score_renderer(tokenizer, task, max_length)
-    if form == "ordinal":
-        return grade_renderer(tokenizer, task, labels or [], max_length)
-    if form == "classify":
-        return classification_renderer(tokenizer, task, labels or [], max_length)
-    if form == "seq2seq":
-        from tunesmith.data.source_target import source_target_renderer
-
-        return source_target_renderer(tokenizer, task, max_length, system_prompt)
-    renderer = ConversationRenderer(tokenizer, max_length, eos_ids)
-    return conversation_renderer(renderer, task, labels, system_prompt, loss_on)
-
-
-def recipe_renderer(
-    recipe: Recipe,
-    tokenizer: Any,
-    *,
-    form: str,
-    labels: Sequence[str] | None,
-    max_length: int,
-    eos_ids: Sequence[int] | None = None,
-) -> Render:
-    """The rendering that a recipe asks for; see :func:`row_renderer`. Of a document it is the first block."""
-    from tunesmith.tasks import TASKS
-
-    task = TASKS[recipe.task]
-    if task.answer == "likelihood":
-        from tunesmith.data.documents import block_renderer
-
-        blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
-        return lambda row: blocks(row)[0]
-    return row_renderer(
-        tokenizer,
-        task,
-        form=form,
-        labels=labels,
-        max_length=max_length,
-        system_prompt=recipe.system_prompt,
-        eos_ids=eos_ids,
-        loss_on=recipe.data.loss_on,
-        all_pieces=recipe.data.tag_pieces == "all",
-    )
-
-
-def classification_renderer(tokenizer: Any, task: Task, labels: Sequence[str], max_length: int) -> Render:
-    """Render rows for a model with a classification head: special tokens as the model wants them, and the label.
-
-    The returned function raises :class:`DataError` for a label that is not among ``labels``.
-    """
-    index = {label: number for number, label in enumerate(labels)}
-
-    def render(row: Row) -> Rendered:
-        input_ids, cut = encode_text(tokenizer, task.input_text(row), max_length)
-        label = task.target_text(row)
-        if label not in index:
-            raise DataError(
-                f"the label {label!r} does not occur in the training data",
-                where=str(row.origin),
-                fix=f"known labels: {', '.join(list(labels)[:10])}",
-            )
-        return Rendered(input_ids=input_ids, label=index[label], cut_tokens=cut)
-
-    return render
 
 
 def conversation_renderer(

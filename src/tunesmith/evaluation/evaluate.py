@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import catalog, environment, lineage, runs
 from tunesmith.data.prepare import PreparedData
-from tunesmith.data.render import recipe_renderer
+from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
 from tunesmith.evaluation import answering, comparison, report

@@ -211,7 +211,7 @@ def _render(
     import numpy as np
 
     from tunesmith.data.documents import block_renderer
-    from tunesmith.data.render import recipe_renderer
+    from tunesmith.data.renderers import recipe_renderer
     from tunesmith.models.load import default_max_length
     from tunesmith.tasks import TASKS
 

@@ -18,7 +18,8 @@ from tunesmith import environment, objectives, runs
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
 from tunesmith.data.prepare import PreparedData
-from tunesmith.data.render import ConversationRenderer, prompt_renderer, recipe_renderer
+from tunesmith.data.render import ConversationRenderer, prompt_renderer
+from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
 from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase

@@ -1,0 +1,95 @@
+"""Which rendering a model and a task call for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.data import render_pairs
+from tunesmith.data.documents import block_renderer
+from tunesmith.data.render import ConversationRenderer, Render, conversation_renderer
+from tunesmith.data.render_labels import (
+    classification_renderer,
+    grade_renderer,
+    label_set_renderer,
+    score_renderer,
+)
+from tunesmith.data.settings import LossOn
+from tunesmith.data.source_target import source_target_renderer
+from tunesmith.data.tagging import tag_renderer
+from tunesmith.recipe import Recipe
+from tunesmith.tasks import TASKS
+from tunesmith.tasks.base import Task
+
+
+def row_renderer(
+    tokenizer: Any,
+    task: Task,
+    *,
+    form: str,
+    labels: Sequence[str] | None,
+    max_length: int,
+    system_prompt: str | None = None,
+    eos_ids: Sequence[int] | None = None,
+    loss_on: LossOn = "every-answer",
+    all_pieces: bool = False,
+) -> Render:
+    """The rendering of a task's rows for a model: the one that training, planning and checks share.
+
+    Args:
+        tokenizer: The model's.
+        task: Whose rows.
+        form: How the model answers (:data:`tunesmith.models.model.Form`).
+        labels: The classes, if the task has any.
+        max_length: Longest example in tokens.
+        system_prompt: Put before every conversation.
+        eos_ids: Token ids that end an answer; default: the tokenizer's EOS.
+        loss_on: Which answers of a conversation are learned, of those that name no weight of their own.
+        all_pieces: Whether all pieces of a word carry its tag (``data.tag_pieces``).
+    """
+    if task.answer == "pair":
+        if form == "classify":
+            reader = render_pairs.score_reader(tokenizer, max_length, eos_ids)
+            return render_pairs.score_pair_renderer(reader, system_prompt)
+        return render_pairs.pair_renderer(ConversationRenderer(tokenizer, max_length, eos_ids), system_prompt)
+    if form == "tag":
+        return tag_renderer(tokenizer, labels or [], max_length, all_pieces=all_pieces)
+    if form == "multi-label":
+        return label_set_renderer(tokenizer, task, labels or [], max_length)
+    if form == "score":
+        return score_renderer(tokenizer, task, max_length)
+    if form == "ordinal":
+        return grade_renderer(tokenizer, task, labels or [], max_length)
+    if form == "classify":
+        return classification_renderer(tokenizer, task, labels or [], max_length)
+    if form == "seq2seq":
+        return source_target_renderer(tokenizer, task, max_length, system_prompt)
+    renderer = ConversationRenderer(tokenizer, max_length, eos_ids)
+    return conversation_renderer(renderer, task, labels, system_prompt, loss_on)
+
+
+def recipe_renderer(
+    recipe: Recipe,
+    tokenizer: Any,
+    *,
+    form: str,
+    labels: Sequence[str] | None,
+    max_length: int,
+    eos_ids: Sequence[int] | None = None,
+) -> Render:
+    """The rendering that a recipe asks for; see :func:`row_renderer`. Of a document it is the first block."""
+    task = TASKS[recipe.task]
+    if task.answer == "likelihood":
+        blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
+        return lambda row: blocks(row)[0]
+    return row_renderer(
+        tokenizer,
+        task,
+        form=form,
+        labels=labels,
+        max_length=max_length,
+        system_prompt=recipe.system_prompt,
+        eos_ids=eos_ids,
+        loss_on=recipe.data.loss_on,
+        all_pieces=recipe.data.tag_pieces == "all",
+    )
