@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from tunesmith.server.app import create_app
 from tunesmith.server.settings import Settings
 
-QUICK: dict[str, Any] = {"poll_seconds": 0.1, "lease_seconds": 5.0}
+QUICK: dict[str, Any] = {"poll_seconds": 0.1, "lease_seconds": 20.0}
 
 
 def chat_rows(count: int) -> list[dict[str, Any]]:
@@ -73,8 +73,8 @@ def server(data: Path, model: Path, **more: Any) -> Iterator[str]:
         yield address
 
 
-def wait_for(condition: Any, seconds: float = 90) -> Any:
-    """Wait until something is true, and give it."""
+def wait_for(condition: Any, seconds: float = 240) -> Any:
+    """Wait until something is true, and give it. The limit is for what is broken, not for what is slow."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "what was waited for did not happen"
@@ -82,7 +82,7 @@ def wait_for(condition: Any, seconds: float = 90) -> Any:
     return value
 
 
-def ended(client: Any, job_id: str, seconds: float = 90) -> Any:
+def ended(client: Any, job_id: str, seconds: float = 240) -> Any:
     """A job of the openai client, once it has ended."""
 
     def look() -> Any:

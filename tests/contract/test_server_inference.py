@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -19,7 +20,7 @@ import torch
 import yaml
 
 import tiny
-from serving import serving
+from serving import serving, wait_for
 from tunesmith.data.render import ConversationRenderer
 from tunesmith.models import inference
 from tunesmith.models.load import load_model
@@ -104,7 +105,7 @@ def lenient(live: SimpleNamespace) -> Any:
 
 def client_of(live: SimpleNamespace, strict: bool) -> Any:
     return openai.OpenAI(
-        base_url=f"{live.address}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=strict
+        base_url=f"{live.address}/v1", api_key="none", max_retries=0, timeout=180, _strict_response_validation=strict
     )
 
 
@@ -397,33 +398,25 @@ def test_sixty_four_streams_at_once(live: SimpleNamespace) -> None:
     assert len(set(together)) > 32
 
 
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_goes_away_frees_its_row(
     stream: bool, client: Any, live: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1)
     host = next(h for h in live.services.pool.hosts() if h.engine is not None)
-    step = host.engine._batch.step
-    monkeypatch.setattr(host.engine._batch, "step", lambda: (time.sleep(0.02), step()))
+    step, steps = host.engine._batch.step, itertools.count()
+    monkeypatch.setattr(host.engine._batch, "step", lambda: (time.sleep(0.1), next(steps), step()))
     body = {"model": "gpt-tiny", "messages": ASK, "stream": stream, "logit_bias": {"2": -100}}
     if stream:
-        with httpx.stream("POST", f"{live.address}/v1/chat/completions", json=body, timeout=60) as answer:
+        with httpx.stream("POST", f"{live.address}/v1/chat/completions", json=body, timeout=180) as answer:
             lines = answer.iter_lines()
             next(lines)
             wait_for(lambda: host.engine.running == 1)
     else:
         with pytest.raises(httpx.TimeoutException):
             httpx.post(f"{live.address}/v1/chat/completions", json=body, timeout=0.5)
-    started = time.monotonic()
     wait_for(lambda: host.engine.running == 0)
-    assert time.monotonic() - started < 2  # the whole answer would take 5 s
+    assert next(steps) < 100  # the whole answer would take twice as many
     wait_for(lambda: all(m.users == 0 for m in live.services.pool._loaded.values()))
 
 
@@ -432,8 +425,8 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(live: SimpleNamespace, cli
     engine = next(h.engine for h in live.services.pool.hosts() if h.engine is not None)
     limit, engine.queue_limit = engine.queue_limit, 0
     held, opened = threading.Event(), threading.Event()
-    engine.call(lambda: (held.set(), opened.wait(20)))
-    assert held.wait(20)
+    engine.call(lambda: (held.set(), opened.wait(120)))
+    assert held.wait(120)
     try:
         first = threading.Thread(
             target=lambda: client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1)

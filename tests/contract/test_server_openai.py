@@ -377,7 +377,7 @@ def test_pause_resume_and_cancel_in_mid_run(address: str, client: OpenAI, traini
     serving.wait_for(lambda: "Step 30/4000" in texts(lax, job.id))
     assert lax.fine_tuning.jobs.retrieve(job.id).estimated_finish is not None
     assert lax.fine_tuning.jobs.pause(job.id).status == "paused"
-    serving.wait_for(lambda: json.loads((folder / "job.json").read_text())["lease_until"] is None, 10)
+    serving.wait_for(lambda: json.loads((folder / "job.json").read_text())["lease_until"] is None, 30)
     assert lax.fine_tuning.jobs.retrieve(job.id).status == "paused"
     reached = steps(folder)[-1]
     assert lax.fine_tuning.jobs.resume(job.id).status == "queued"
@@ -386,7 +386,7 @@ def test_pause_resume_and_cancel_in_mid_run(address: str, client: OpenAI, traini
     with pytest.raises(openai.BadRequestError):
         lax.fine_tuning.jobs.resume(job.id)
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-    serving.wait_for(lambda: json.loads((folder / "job.json").read_text())["lease_until"] is None, 10)
+    serving.wait_for(lambda: json.loads((folder / "job.json").read_text())["lease_until"] is None, 30)
     assert serving.ended(client, job.id).status == "cancelled"
     assert not (folder / "data").exists()
 

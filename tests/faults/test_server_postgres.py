@@ -132,7 +132,7 @@ def test_two_servers_and_four_workers_do_each_job_once(address: str, tmp_path: P
             for n in range(JOBS)
         ]
         for number, job in enumerate(jobs):
-            ended = serving.ended(clients[(number + 1) % 2], job.id, 30 + 10 * JOBS)
+            ended = serving.ended(clients[(number + 1) % 2], job.id, 240 + 10 * JOBS)
             assert ended.status == "succeeded", ended
         listed = [job.id for job in clients[1].fine_tuning.jobs.list(limit=4)]  # pages of 4
         assert listed[:JOBS] == [job.id for job in jobs][::-1]

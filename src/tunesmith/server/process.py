@@ -10,8 +10,10 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 hush_imports()  # this module comes first in PRELOAD, in a process that never sees the command line's settings
 OUTCOME = "outcome.json"
+NOT_ITS_TURN = 75
+"""Exit code of a process that found the job in other hands, and changed nothing (``EX_TEMPFAIL`` of sysexits.h)."""
 PRELOAD = [
     "tunesmith.server.process",
     "tunesmith.cli.failures",
@@ -37,13 +41,17 @@ PRELOAD = [
 """Imported once in the process that all job processes are forked from: a job starts in a tenth of a second."""
 
 
+def nothing() -> None:
+    """What the first process does: once it has run, everything is imported, and jobs start at once."""
+
+
 def main(lane: str, folder: str, attempt: int, options: dict[str, Any], lifeline: Connection) -> None:
     """Entry point of the process.
 
     Args:
         lane: ``validate`` or ``train``.
         folder: The job's folder.
-        attempt: The fencing number, written into the outcome: an older process's is never taken for this one's.
+        attempt: The fencing number: an older attempt does nothing, and its outcome is never taken for a newer one's.
         options: What the server decided: ``model``, ``recipe`` (of the base), ``min_examples``, ``memory_bytes``.
         lifeline: Closes when the server is gone.
     """
@@ -52,24 +60,39 @@ def main(lane: str, folder: str, attempt: int, options: dict[str, Any], lifeline
     _log_to(place / "log.txt")
     os.environ.setdefault("TQDM_DISABLE", "1")
     threading.Thread(target=_stop_when_orphaned, args=(lifeline,), daemon=True).start()
-    outcome: dict[str, Any]
+    with _turn(place, attempt):
+        outcome = _work(lane, place, options)
+        runs.write_json(place / OUTCOME, {"attempt": attempt, **outcome})
+
+
+@contextlib.contextmanager
+def _turn(place: Path, attempt: int, seconds: float = 30.0) -> Iterator[None]:
+    """Hold the job's folder: one lock, from before the first look at it until the outcome is written.
+
+    A process of an earlier attempt may still be saving itself: that is waited for. If a later attempt has been made by
+    the time its turn comes, the job is another's.
+    """
+    import filelock
+
     try:
-        outcome = {"state": "done", **(_validate if lane == "validate" else _train)(place, options)}
-    except InterruptedRun:
-        outcome = {"state": "interrupted"}
-    except KeyboardInterrupt:
-        outcome = {"state": "interrupted"}
-    except _Busy:
-        outcome = {"state": "busy"}
+        with filelock.FileLock(place / ".lock", timeout=seconds):
+            if read_job(place)["attempt"] != attempt:
+                sys.exit(NOT_ITS_TURN)
+            yield
+    except filelock.Timeout:
+        sys.exit(NOT_ITS_TURN)
+
+
+def _work(lane: str, place: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Do what is to be done, and say what came of it."""
+    try:
+        return {"state": "done", **(_validate if lane == "validate" else _train)(place, options)}
+    except (InterruptedRun, KeyboardInterrupt):
+        return {"state": "interrupted"}
     except _Refused as error:
-        outcome = {"state": "failed", "error": error.value}
+        return {"state": "failed", "error": error.value}
     except Exception as error:
-        outcome = {"state": "failed", "error": _error(error, place)}
-    runs.write_json(place / OUTCOME, {"attempt": attempt, **outcome})
-
-
-class _Busy(Exception):
-    """Another process still holds the run."""
+        return {"state": "failed", "error": _error(error, place)}
 
 
 class _Refused(Exception):
@@ -131,7 +154,6 @@ def _train(place: Path, options: dict[str, Any]) -> dict[str, Any]:
 
     job = read_job(place)
     folder = place / "run"
-    _wait_for(folder)
     if (folder / "recipe.yaml").is_file():
         run = pipeline.resume(folder)
     else:
@@ -181,17 +203,6 @@ def _put_weights(model: Any, saved: Any) -> None:
     with torch.no_grad():
         for name, value in saved.weights().items():
             parameters[name].copy_(value)
-
-
-def _wait_for(folder: Path, seconds: float = 30.0) -> None:
-    """A process of an earlier attempt, whose server died, may still be saving itself."""
-    import filelock
-
-    if not folder.is_dir():
-        return
-    with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / ".lock", timeout=seconds):
-        return
-    raise _Busy
 
 
 def _recipe(place: Path, job: dict[str, Any], options: dict[str, Any], chosen: dict[str, Any]) -> Any:

@@ -11,7 +11,6 @@ import json
 import logging
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.forkserver
 import os
 import socket
 import threading
@@ -56,6 +55,7 @@ class Workers:
         self.machine = socket.gethostname()
         self.memory_bytes = settings.memory_bytes or doctor.usable_memory()
         self._stopping = threading.Event()
+        self._warm = threading.Event()
         lanes: list[Lane] = ["validate", *(["train"] * settings.workers)] if settings.workers else []  # type: ignore[list-item]
         self._threads = [
             threading.Thread(target=self._serve, args=(lane, n), name=f"{lane}-{n}", daemon=True)
@@ -66,7 +66,7 @@ class Workers:
     def start(self) -> None:
         """Begin to take jobs."""
         if len(self._threads) > 1:
-            warm_up()
+            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         for thread in self._threads:
             thread.start()
 
@@ -76,11 +76,20 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
+    def _warm_up(self) -> None:
+        """Import what jobs need before one is taken: on a cold machine that takes longer than a lease lasts."""
+        try:
+            warm_up()
+        finally:
+            self._warm.set()
+
     def _serve(self, lane: Lane, number: int) -> None:
         """One worker: a job after the other."""
         settings = self.services.settings
         worker = f"{self.machine}/{os.getpid()}/{number}"
         memory = self.memory_bytes if lane == "train" else None
+        while not self._warm.is_set() and not self._stopping.wait(settings.poll_seconds):
+            pass
         while not self._stopping.is_set():
             try:
                 row = self.queue.claim(lane, worker, self.machine, memory)
@@ -174,7 +183,9 @@ class _Watch:
 
     def _settle(self, child: Child) -> None:
         outcome = child.outcome()
-        if outcome is None:
+        if child.exit_code == process.NOT_ITS_TURN:
+            self._requeue(not_before=time.time() + BUSY_SECONDS)
+        elif outcome is None:
             if self._told_at is not None:  # stopped before it could write anything
                 self._requeue()
             else:
@@ -183,8 +194,6 @@ class _Watch:
             self._done(outcome)
         elif outcome["state"] == "failed":
             self._fail(outcome["error"])
-        elif outcome["state"] == "busy":
-            self._requeue(not_before=time.time() + BUSY_SECONDS)
         else:
             self._requeue()
 
@@ -366,9 +375,13 @@ class Child:
 
 
 def warm_up() -> None:
-    """Start the process that jobs are forked from, so that the first job need not wait for its imports."""
-    if _context().get_start_method() == "forkserver":
-        multiprocessing.forkserver.ensure_running()
+    """Start the process that jobs are forked from, and wait until it has imported everything."""
+    context = _context()
+    if context.get_start_method() == "forkserver":
+        first = context.Process(target=process.nothing, daemon=True)
+        with _children:
+            first.start()
+        first.join()
 
 
 def _context() -> Any:
