@@ -46,6 +46,7 @@ TaskName = Literal[
     "chat",
     "summarization",
     "preference",
+    "prompts",
     "language-modeling",
     "image-classification",
 ]
@@ -281,6 +282,10 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         problems.append("`method: sequential` learns task after task: give two `stages` or more, each with its `data`")
     if recipe.data.corpus and recipe.method != "domain":
         problems.append("`data.corpus` is read by `method: domain` alone: use it, or `task: language-modeling`")
+    if recipe.task == "prompts" and recipe.method not in ("verifiable-reward", "rlhf"):
+        unlearnt = [stage.name for stage in stages if objective_of(recipe, stage) not in ("ppo", "grpo")]
+        if unlearnt:
+            problems.append("`task: prompts` has no answers to learn from: use `method: verifiable-reward`")
     if recipe.method == "features" and recipe.task not in CLASSICAL:
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has

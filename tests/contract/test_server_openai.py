@@ -208,6 +208,94 @@ def test_preferences(client: OpenAI, finished: Any) -> None:
     assert len(list(client.fine_tuning.jobs.checkpoints.list(job.id))) == 2
 
 
+EXACT: Any = {"type": "string_check", "name": "exact", "operation": "eq", "input": "{{sample.output_text}}",
+              "reference": "{{item.capital}}"}  # fmt: skip
+NEAR: Any = {"type": "text_similarity", "name": "near", "evaluation_metric": "fuzzy_match",
+             "input": "{{sample.output_text}}", "reference": "{{item.capital}}"}  # fmt: skip
+BOTH: Any = {"type": "multi", "name": "both", "graders": {"exact": EXACT, "near": NEAR},
+             "calculate_output": "0.5 * exact + 0.5 * near"}  # fmt: skip
+
+
+def test_rewards(client: OpenAI, address: str, finished: Any) -> None:
+    """Reinforcement: prompts without answers, fields for the grader, its rewards in events, checkpoints and results."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"what is the capital of {country} {n}"}], "capital": capital}
+        for n, (country, capital) in enumerate([("france", "paris"), ("spain", "madrid")] * 10)
+    ]
+    train, valid = (
+        client.files.create(file=(f"{name}.jsonl", jsonl(part)), purpose="fine-tune")
+        for name, part in (("train", rows[:12]), ("valid", rows[12:]))
+    )
+    asked: Any = {"n_epochs": 1, "batch_size": 4, "compute_multiplier": 0.5, "reasoning_effort": "medium"}
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": NEAR, "hyperparameters": asked}}
+    job = client.fine_tuning.jobs.create(
+        model="gpt-tiny", training_file=train.id, validation_file=valid.id, method=method
+    )
+    job = serving.ended(client, job.id)
+    assert job.status == "succeeded", job
+    assert job.method.reinforcement.grader.evaluation_metric == "fuzzy_match"
+    taken = job.method.reinforcement.hyperparameters
+    assert (taken.n_epochs, taken.batch_size, taken.eval_interval, taken.eval_samples) == (1, 4, 3, 8)
+    events = {event.message: event.data for event in client.fine_tuning.jobs.list_events(job.id, limit=100)}
+    step = next(data for message, data in events.items() if message.startswith("Step 1/3 , train mean reward=0."))
+    assert 0 < step["train_reward_mean"] < 1
+    assert any(message.startswith("Step 3/3 , full validation mean reward=0.") for message in events)
+    assert any("`reasoning_effort` changes nothing" in message for message in events)
+    checkpoint = next(iter(client.fine_tuning.jobs.checkpoints.list(job.id)))
+    assert checkpoint.step_number == 3 and 0 < checkpoint.metrics.valid_reward_mean < 1  # type: ignore[attr-defined]
+    table = base64.b64decode(client.files.content(job.result_files[0]).read()).decode().splitlines()
+    assert table[0] == "step,train_loss,train_reward_mean,valid_reward_mean" and len(table) == 4
+    question: Any = [{"role": "user", "content": "what is the capital of france"}]
+    answer = client.chat.completions.create(model=job.fine_tuned_model, messages=question, max_tokens=3)
+    assert answer.usage.completion_tokens <= 3
+
+
+def test_prompts_that_end_with_an_answer_are_refused_by_line(client: OpenAI, finished: Any) -> None:
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": NEAR}}
+    error = failure(client, jsonl(chat_rows(12)), method=method)
+    assert error.code == "invalid_file_format" and "training_file.jsonl:1: the last message must be the user's" in (
+        error.message
+    )
+
+
+def test_graders_can_be_tried(client: OpenAI) -> None:
+    graders = client.fine_tuning.alpha.graders
+    assert graders.validate(grader=NEAR).grader.name == "near"  # type: ignore[union-attr]
+    tried = graders.run(grader=NEAR, model_sample="paris", item={"capital": "paris"})
+    assert tried.reward == 1.0 and tried.metadata.scores == {"near": 1.0} and not tried.metadata.errors.other_error
+    tried = graders.run(grader=BOTH, model_sample="Paris", item={"capital": "paris"})
+    assert tried.sub_rewards["exact"] == 0.0 and tried.reward == tried.sub_rewards["near"] / 2 > 0.3
+    json_part = EXACT | {"input": "{{ sample.output_json.city }}"}
+    assert graders.run(grader=json_part, model_sample='{"city": "rome"}', item={"capital": "rome"}).reward == 1.0
+    assert graders.run(grader=json_part, model_sample="rome", item={"capital": "rome"}).reward == 0.0
+    tried = graders.run(grader=NEAR, model_sample="paris", item={})
+    assert tried.reward == 0.0 and tried.metadata.errors.invalid_variable_error
+
+
+@pytest.mark.parametrize(
+    ("grader", "code", "words"),
+    [
+        (
+            {"type": "python", "name": "p", "source": "def grade(sample, item): return 1"},
+            "unsupported_grader",
+            "trusted",
+        ),
+        (
+            {"type": "score_model", "name": "s", "model": "gpt-4.1", "input": []},
+            "unsupported_grader",
+            "no model judges",
+        ),
+        (NEAR | {"evaluation_metric": "cosine"}, "invalid_grader", "fuzzy_match, bleu"),
+        (BOTH | {"calculate_output": "exact + nobody"}, "invalid_grader", "nobody"),
+        (NEAR | {"weight": 1}, "unknown_parameter", "grader.weight"),
+    ],
+)
+def test_graders_that_cannot_run(client: OpenAI, grader: Any, code: str, words: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=words) as refused:
+        client.fine_tuning.alpha.graders.validate(grader=grader)
+    assert refused.value.code == code
+
+
 # --- files -------------------------------------------------------------------------------------
 
 
@@ -304,7 +392,7 @@ def test_mixed_formats(client: OpenAI, finished: Any) -> None:
         ({"metadata": {"k" * 65: "v"}}, 400, "invalid_value", None),
         ({"metadata": {str(n): "v" for n in range(17)}}, 400, "invalid_value", "metadata"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1}}}}, 400, "invalid_value", None),
-        ({"method": {"type": "reinforcement"}}, 400, "unsupported_method", "method.type"),
+        ({"method": {"type": "reinforcement"}}, 400, "missing_parameter", "method.reinforcement.grader"),
         ({"method": {"type": "supervised"}, "hyperparameters": {"n_epochs": 1}}, 400, "invalid_value", None),
         ({"hyperparameters": {"n_epochs": 0}}, 400, "invalid_value", "hyperparameters.n_epochs"),
         ({"extra_body": {"trust_remote_code": True}}, 400, "unknown_parameter", "trust_remote_code"),

@@ -362,3 +362,35 @@ def test_no_request_field_turns_remote_code_on(client: TestClient, tokens: dict[
         assert not re.search(r"shell=True|pickle\.|torch\.load|\beval\(|\bexec\(|os\.system|trust_remote_code", text), (
             source
         )
+
+
+def test_code_of_a_request_runs_only_where_the_server_was_told_so(tmp_path: Path, tiny_decoder: Path) -> None:
+    """And then without files, network or other programs."""
+    path = "/v1/fine_tuning/alpha/graders/run"
+    wrote = tmp_path / "written"
+    sources = {
+        "good": "def grade(sample, item): return len(sample['output_text']) / item['n']",
+        "writes": f"def grade(sample, item): open({str(wrote)!r}, 'w'); return 1",
+        "shell": "import os\ndef grade(sample, item): return os.system('true')",
+        "network": "import socket\ndef grade(sample, item): socket.create_connection(('127.0.0.1', 1)); return 1",
+    }
+
+    def body(name: str) -> dict[str, Any]:
+        grader = {"type": "python", "name": name, "source": sources[name]}
+        return {"grader": grader, "model_sample": "four", "item": {"n": 8}}
+
+    with TestClient(make(tmp_path / "closed", tiny_decoder), base_url=HERE) as client:
+        answer = client.post(path, json=body("good"))
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported_grader"
+        multi = {"type": "multi", "name": "m", "graders": {"a": body("good")["grader"]}, "calculate_output": "a"}
+        method = {"type": "reinforcement", "reinforcement": {"grader": multi}}
+        job = {"model": "gpt-tiny", "training_file": "file-0", "method": method}
+        assert client.post("/v1/fine_tuning/jobs", json=job).json()["error"]["code"] == "unsupported_grader"
+    with TestClient(make(tmp_path / "open", tiny_decoder, python_graders=True), base_url=HERE) as client:
+        assert client.post(path, json=body("good")).json()["reward"] == 0.5
+        for name in ("writes", "shell", "network"):
+            answer = client.post(path, json=body(name)).json()
+            errors = answer["metadata"]["errors"]
+            assert answer["reward"] == 0 and errors["python_grader_runtime_error"], name
+            assert "may not" in errors["python_grader_runtime_error_details"]
+        assert not wrote.exists()

@@ -185,3 +185,19 @@ def test_a_python_grader() -> None:
 def test_a_python_grader_that_does_what_it_must_not(body: str, words: str) -> None:
     with pytest.raises(RewardError, match=words):
         call_grade(f"def grade(sample, item):\n    {body}", {"output_text": ""}, {}, timeout=1.5)
+
+
+def test_graders_look_at_parts_of_json_and_at_what_came_with_the_prompt() -> None:
+    check = {
+        "type": "string_check",
+        "operation": "eq",
+        "input": "{{sample.output_json.a.b}}",
+        "reference": "{{item.n}}",
+    }
+    given = ['{"a": {"b": 3}}', '{"a": {"b": [3]}}', '{"a": 3}', "no json"]
+    assert grade(check, *given, item={"n": 3}) == [1, 0, 0, 0]
+    assert grade(check | {"reference": ""}, *given) == [0, 0, 1, 1]  # what is not there is empty
+    source = "def grade(sample, item): return sample['output_json']['a'] * item['n']"
+    assert grade({"type": "python", "source": source}, '{"a": 2}', item={"n": 3}) == [6]
+    with pytest.raises(RewardError, match=r"sample\.reasoning"):
+        grade(check | {"input": "{{sample.reasoning}}"}, "x", item={"n": 3})

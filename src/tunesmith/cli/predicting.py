@@ -153,7 +153,7 @@ def chat(
     from tunesmith.tasks import TASKS
 
     opened = open_run(run)
-    generates = TASKS[opened.recipe.task].answer == "text"
+    generates = TASKS[opened.recipe.task].answer in ("text", "open")
     start = [{"role": "system", "content": system}] if system else []
     turns = list(start)
     while (line := _read_line()) is not None:

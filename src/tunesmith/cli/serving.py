@@ -40,6 +40,9 @@ def serve(
         float | None,
         typer.Option(min=0.1, metavar="GB", help="Memory for the models that answer; default: half of what is free."),
     ] = None,
+    python_graders: Annotated[
+        bool, typer.Option(help="Let `reinforcement` jobs bring graders of Python: code of whoever may tune runs here.")
+    ] = False,
     data: Data = HOME,
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A further host name to answer to; may be repeated.")
@@ -69,6 +72,7 @@ def serve(
         workers=workers,
         models=models,
         model_memory_bytes=int(model_memory * 2**30) if model_memory else None,
+        python_graders=python_graders,
         allowed_hosts=tuple(name.lower() for name in allowed_host or ()),
     )
     run_server(settings, rebuild=rebuild_index)

@@ -92,7 +92,11 @@ def choose_columns(
             failures.append(failure)
         else:
             taken = {name for column in chosen for name in column.several or (column.column,)}
-            return Choice(chosen, tuple(name for name in columns if name not in taken))
+            aside = tuple(name for name in columns if name not in taken)
+            rest = next((field for field in form if field.kind == "rest"), None)
+            if rest is not None and aside and rest not in [column.field for column in chosen]:
+                return Choice((*chosen, Column(rest, ", ".join(aside), "exact", aside)), ())
+            return Choice(chosen, aside)
     nearest = next((f for f in failures if f.near), failures[-1])
     found = ", ".join(f"`{name}`" for name in columns) or "none"
     return _fault(f"{nearest}; columns found: {found}", nearest.fix + _separator_hint(columns), origin)

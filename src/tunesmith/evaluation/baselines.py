@@ -61,6 +61,8 @@ def run_baselines(
     """
     shots = next((b.shots for b in wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
     kinds: set[str] = {baseline.kind for baseline in wanted}
+    if setting.task.answer == "open":
+        kinds.discard("few-shot")  # there are no answers to show
     right = truth(setting.task, [setting.task.reference(row) for row in rows], setting.labels, settings)
 
     def system(name: str, title: str, what: str, outputs: Outputs, parameters: int) -> System:

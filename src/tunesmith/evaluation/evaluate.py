@@ -162,7 +162,7 @@ def _test_rows(recipe: Recipe, data: PreparedData, tell: Listener) -> list[Row]:
         rows, part = data.validation, "validation"
         message = "there are no test rows: measuring on the validation rows, on which the checkpoint was chosen"
         tell(Notice(level="warning", message=message, fix="give `data.test` a share or a file"))
-    limit = recipe.evaluate.limit or (WRITTEN_LIMIT if TASKS[recipe.task].answer == "text" else None)
+    limit = recipe.evaluate.limit or (WRITTEN_LIMIT if TASKS[recipe.task].answer in ("text", "open") else None)
     if limit is None or len(rows) <= limit:
         return list(rows)
     tell(Notice(level="info", message=f"measuring on {limit} of {len(rows)} {part} rows (`evaluate.limit`)"))

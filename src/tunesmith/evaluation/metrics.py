@@ -82,6 +82,7 @@ KINDS: dict[Answer, str] = {
     "text": "tunesmith.evaluation.text_metrics",
     "pair": "tunesmith.evaluation.pair_metrics",
     "likelihood": "tunesmith.evaluation.likelihood_metrics",
+    "open": "tunesmith.evaluation.open_metrics",
 }
 """Kind of answer -> the module that knows it. Each has ``PRIMARY``, names of metrics by which systems are compared (the
 first that all of them have is taken), ``VALIDATION``, the metric of validations that is drawn beside the loss,

@@ -48,7 +48,7 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
     if answer in _BY_HEAD and stage.objective != "supervised" and natural != "seq2seq":
         objective = stage.objective or HEADS[recipe.task][0]
         return _FORMS.get(objective, "classify"), objective
-    if answer == "text":
+    if answer in ("text", "open"):
         if natural == "classify":
             raise UsageError(
                 f"{recipe.model} is an encoder: it cannot write text, which the task `{recipe.task}` wants",

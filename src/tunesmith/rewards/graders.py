@@ -1,11 +1,13 @@
 """OpenAI's grader objects: string_check, text_similarity, python and multi, on one's own machine.
 
-Templates name the row's fields as ``{{item.x}}`` and the answer as ``{{sample.output_text}}``.
+Templates name the row's fields as ``{{item.x}}``, the answer as ``{{sample.output_text}}``, and, where it is JSON, what
+is in it as ``{{sample.output_json.x}}``.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from tunesmith.errors import RecipeError, RewardError
 from tunesmith.recipe import RewardSource
 from tunesmith.rewards import Answered
 
+_ABSENT = object()
 _SLOT = re.compile(r"{{\s*(item|sample)\.([\w.]+)\s*}}")
 _OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": operator.eq,
@@ -31,6 +34,10 @@ _ARITHMETIC: dict[type, Callable[..., float]] = {
     ast.USub: operator.neg,
 }
 _FUNCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max, "abs": abs}
+
+
+class NoSuchFieldError(RewardError):
+    """A template names something that neither the row nor the answer has."""
 
 
 class Grader:
@@ -70,27 +77,60 @@ def filled(template: str, answer: Answered) -> str:
     """A template with the row's fields and the answer in it.
 
     Raises:
-        RewardError: It names a field that the row has not.
+        NoSuchFieldError: It names a field that the row has not.
     """
 
     def value(match: re.Match[str]) -> str:
         place, path = match.groups()
         if place == "sample":
-            if path != "output_text":
-                raise RewardError(f"the grader asks for `sample.{path}`, which is not known here", fix="output_text")
-            return answer.text
-        found: Any = {**answer.row.fields, "reference": answer.reference}
-        for step in path.split("."):
-            if not isinstance(found, dict) or step not in found:
-                raise RewardError(
-                    f"the grader asks for `item.{path}`, which the row has not",
-                    where=str(answer.row.origin),
-                    fix=f"fields of the row: {', '.join(answer.row.fields)}",
-                )
-            found = found[step]
+            return _of_sample(path, answer.text)
+        fields = {**item_of(answer), "reference": answer.reference}
+        found = _at(path, fields)
+        if found is _ABSENT:
+            raise NoSuchFieldError(
+                f"the grader asks for `item.{path}`, which the row has not",
+                where=str(answer.row.origin),
+                fix=f"fields of the row: {', '.join(fields)}",
+            )
         return str(found)
 
     return _SLOT.sub(value, template)
+
+
+def item_of(answer: Answered) -> dict[str, Any]:
+    """What a grader may look at: the fields of the row, and all that came with it beside the prompt."""
+    fields = dict(answer.row.fields)
+    return fields | fields.pop("item", {})
+
+
+def _of_sample(path: str, text: str) -> str:
+    """The answer, or a part of an answer in JSON; empty where the answer is no JSON or has no such part."""
+    if path == "output_text":
+        return text
+    first, _, below = path.partition(".")
+    if first != "output_json":
+        raise NoSuchFieldError(
+            f"the grader asks for `sample.{path}`, which is not known here", fix="output_text, or output_json.FIELD"
+        )
+    value = _json(text)
+    found = _at(below, value) if below else value
+    return "" if found is _ABSENT or found is None else found if isinstance(found, str) else json.dumps(found)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return _ABSENT
+
+
+def _at(path: str, value: Any) -> Any:
+    """What lies at a path of names, or ``_ABSENT``."""
+    for step in path.split("."):
+        if not isinstance(value, dict) or step not in value:
+            return _ABSENT
+        value = value[step]
+    return value
 
 
 def _string_check(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float]:
@@ -139,7 +179,13 @@ def _python(grader: dict[str, Any], timeout: float) -> Callable[[Answered], floa
     from tunesmith.rewards.sandbox import call_grade
 
     source = str(grader.get("source", ""))
-    return lambda answer: call_grade(source, {"output_text": answer.text}, dict(answer.row.fields), timeout)
+
+    def grade(answer: Answered) -> float:
+        value = _json(answer.text)
+        sample = {"output_text": answer.text, "output_json": None if value is _ABSENT else value}
+        return call_grade(source, sample, item_of(answer), timeout)
+
+    return grade
 
 
 def _multi(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float]:

@@ -11,7 +11,18 @@ from starlette.concurrency import run_in_threadpool
 
 from tunesmith.server import errors
 from tunesmith.server.gate import Gate
-from tunesmith.server.routes import chat, completions, embeddings, files, health, jobs, models, responses, uploads
+from tunesmith.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    files,
+    graders,
+    health,
+    jobs,
+    models,
+    responses,
+    uploads,
+)
 from tunesmith.server.services import Services, open_services
 from tunesmith.server.settings import Settings
 from tunesmith.server.worker import Workers
@@ -34,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     errors.add_handlers(app)
-    for module in (health, files, uploads, jobs, models, chat, completions, embeddings, responses):
+    for module in (health, files, uploads, jobs, graders, models, chat, completions, embeddings, responses):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=settings, tokens=services.tokens, observe=services.metrics.observe)
     return app

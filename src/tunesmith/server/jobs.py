@@ -22,12 +22,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from tunesmith import runs
-from tunesmith.server import storage
+from tunesmith.server import graders, storage
 from tunesmith.server.auth import Principal
 from tunesmith.server.database import EventRow, FileRow, IdempotencyRow, JobRow, LabelRow
 from tunesmith.server.errors import ApiError, not_found
 from tunesmith.server.folders import Folders, new_id
-from tunesmith.server.schemas import DpoHyperparameters, Hyperparameters, JobObject, JobRequest
+from tunesmith.server.schemas import (
+    DpoHyperparameters,
+    Hyperparameters,
+    JobObject,
+    JobRequest,
+    Method,
+    ReinforcementHyperparameters,
+)
 from tunesmith.server.services import Services
 from tunesmith.server.words import JobEvent
 
@@ -36,10 +43,6 @@ ENDED = ("succeeded", "failed", "cancelled")
 STORED = tuple(column.key for column in JobRow.__mapper__.column_attrs if column.key != "number")
 """What ``job.json`` holds: everything but the row's number."""
 log = logging.getLogger("tunesmith.server")
-
-MISSING_METHODS = {
-    "reinforcement": "this server has no graders and no policy-gradient objective yet",
-}
 
 
 def create(server: Services, who: Principal, body: JobRequest, key: str | None = None) -> JobRow:
@@ -58,7 +61,7 @@ def create(server: Services, who: Principal, body: JobRequest, key: str | None =
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     if key is not None and (known := _replayed(server, who, key, digest)) is not None:
         return known
-    method = _method(body)
+    method = _method(body, python=server.settings.python_graders)
     server.registry.base(body.model)
     row = JobRow(
         id=new_id("ftjob-"),
@@ -94,6 +97,9 @@ def create(server: Services, who: Principal, body: JobRequest, key: str | None =
                     )
                 )
             log_event(session, server.folders, row.id, f"Created fine-tuning job: {row.id}")
+            if method[method["type"]]["hyperparameters"].get("reasoning_effort", "default") != "default":
+                text = "`reasoning_effort` changes nothing here: local models have no levels of it"
+                log_event(session, server.folders, row.id, text, level="warn")
             if body.integrations:
                 text = "This server sends nothing to Weights & Biases: `wandb sync` reads the results file of the job"
                 log_event(session, server.folders, row.id, text, level="warn")
@@ -222,20 +228,24 @@ def forget_data(folders: Folders, job_id: str) -> None:
     shutil.rmtree(folders.job(job_id) / "data", ignore_errors=True)
 
 
-def _method(body: JobRequest) -> dict[str, Any]:
-    """The method with its hyper-parameters, wherever the client gave them."""
-    kind = body.method.type if body.method else "supervised"
-    if kind in MISSING_METHODS:
-        message = f"The method '{kind}' is not supported: {MISSING_METHODS[kind]}. Use 'supervised' or 'dpo'."
-        raise ApiError(400, message, code="unsupported_method", param="method.type")
+def _method(body: JobRequest, *, python: bool) -> dict[str, Any]:
+    """The method with its hyper-parameters, wherever the client gave them; ``python``: whether such graders may run."""
+    method = body.method or Method(type="supervised")
+    more: dict[str, Any] = {}
     asked: Hyperparameters
-    if kind == "dpo":
-        given = body.method.dpo if body.method else None
-        asked = (given.hyperparameters if given else None) or DpoHyperparameters()
+    if method.type == "reinforcement":
+        given = method.reinforcement
+        if given is None:
+            name = "method.reinforcement.grader"
+            raise ApiError(400, f"Missing required parameter: '{name}'.", code="missing_parameter", param=name)
+        more = {"grader": graders.accepted(given.grader, python=python, param="method.reinforcement.grader")}
+        asked = given.hyperparameters or ReinforcementHyperparameters()
+    elif method.type == "dpo":
+        asked = (method.dpo.hyperparameters if method.dpo else None) or DpoHyperparameters()
     else:
-        inner = body.method.supervised if body.method else None
-        asked = (inner.hyperparameters if inner else None) or body.hyperparameters or Hyperparameters()
-    return {"type": kind, kind: {"hyperparameters": asked.model_dump()}}
+        inner = method.supervised.hyperparameters if method.supervised else None
+        asked = inner or body.hyperparameters or Hyperparameters()
+    return {"type": method.type, method.type: {**more, "hyperparameters": asked.model_dump(exclude_none=True)}}
 
 
 def _training_file(session: Session, file_id: str, who: Principal, param: str) -> FileRow:

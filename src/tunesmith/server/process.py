@@ -123,7 +123,7 @@ def _validate(place: Path, options: dict[str, Any]) -> dict[str, Any]:
         if report.errors:
             raise _Refused("invalid_file_format", *_of_problems(report.errors, place))
         prepared = prepare(recipe)
-        chosen = resolve(asked, len(prepared.train))
+        chosen = resolve(asked, len(prepared.train), len(prepared.validation))
         recipe = _recipe(place, job, options, chosen).resolved()
         plan = planning.forecast(recipe, catalog.model_folder(recipe.model), [prepared])
     except DataError as error:
@@ -212,10 +212,12 @@ def _recipe(place: Path, job: dict[str, Any], options: dict[str, Any], chosen: d
     training = files["training_file"]
     if training is None:
         raise _Refused("invalid_file", "The training file is gone.", "training_file")
+    kind = job["method"]["type"]
     return job_recipe(
         options["model"],
         options["recipe"],
-        method=job["method"]["type"],
+        method=kind,
+        grader=job["method"][kind].get("grader"),
         training=training,
         validation=files["validation_file"],
         seed=job["seed"],

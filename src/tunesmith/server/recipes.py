@@ -6,6 +6,7 @@ the recipe's default, or what ``models.yaml`` sets for the base.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from tunesmith.recipe import Recipe
 TARGET_EPOCHS, MOST_EPOCHS = 3, 25
 FEW_EXAMPLES, MANY_EXAMPLES = 100, 25_000
 """OpenAI's documented rule for ``n_epochs: auto``: three, more for so few examples, fewer for so many."""
-METHODS = ("supervised", "dpo")
+METHODS = ("supervised", "dpo", "reinforcement")
+GROUP = 8
+"""Answers to each prompt at ``compute_multiplier: 1``: the recipe's default."""
+_METHODS = {
+    "supervised": ("text-generation", "instruction"),
+    "dpo": ("preference", "preference"),
+    "reinforcement": ("prompts", "verifiable-reward"),
+}
+"""Task and method of ours."""
 AUTO_BETA = 0.1
 """As in the paper on DPO (arXiv 2305.18290), and what OpenAI starts from."""
 KEPT_CHECKPOINTS = 3
@@ -38,16 +47,23 @@ def auto_batch_size(examples: int) -> int:
     return max(4, min(BATCH_SIZE["generate"], examples // 20))
 
 
-def resolve(asked: dict[str, Any], examples: int) -> dict[str, Any]:
+def resolve(asked: dict[str, Any], examples: int, validation_examples: int = 0) -> dict[str, Any]:
     """The hyper-parameters with numbers in place of ``auto``."""
-    auto = {
+    auto: dict[str, Any] = {
         "n_epochs": auto_epochs(examples),
         "batch_size": min(examples, auto_batch_size(examples)),
         "learning_rate_multiplier": 1.0,
     }
     if "beta" in asked:
         auto["beta"] = AUTO_BETA
-    return {name: auto[name] if asked.get(name, "auto") == "auto" else asked[name] for name in auto}
+    if "compute_multiplier" in asked:
+        batch_size = auto["batch_size"] if asked["batch_size"] == "auto" else asked["batch_size"]
+        auto |= {
+            "compute_multiplier": 1.0,
+            "eval_interval": math.ceil(examples / batch_size),  # once an epoch
+            "eval_samples": max(1, min(64, validation_examples)),
+        }
+    return asked | {name: value for name, value in auto.items() if asked.get(name, "auto") == "auto"}
 
 
 def job_recipe(
@@ -59,25 +75,29 @@ def job_recipe(
     validation: Path | None,
     seed: int,
     hyperparameters: dict[str, Any],
+    grader: dict[str, Any] | None = None,
 ) -> Recipe:
     """The recipe of a job.
 
     Args:
         model: The base, as a recipe calls it.
         more: The base's ``recipe`` in ``models.yaml``; it may set anything that the client does not.
-        method: ``supervised``, or ``dpo``.
-        training: Rows of ``messages``, or of ``prompt`` and ``completion``; for ``dpo`` of two outputs to one input.
+        method: One of :data:`METHODS`.
+        training: Rows of ``messages``, or of ``prompt`` and ``completion``; for ``dpo`` of two outputs to one input;
+            for ``reinforcement`` of ``messages`` up to the answer, and whatever the grader looks at.
         validation: The same, to validate on after each epoch.
         seed: Of the order of the rows and of dropout.
         hyperparameters: Numbers, as :func:`resolve` gives them; ``auto`` leaves the recipe's defaults.
+        grader: Of ``reinforcement``.
 
     Raises:
         RecipeError: ``models.yaml`` asks for something impossible.
     """
     chosen = {name: value for name, value in hyperparameters.items() if value != "auto"}
+    task, ours_method = _METHODS[method]
     base: dict[str, Any] = {
-        "task": "preference" if method == "dpo" else "text-generation",
-        "method": "preference" if method == "dpo" else "instruction",
+        "task": task,
+        "method": ours_method,
         "data": {"validation": 0.0, "test": 0.0},
         "training": {"keep_checkpoints": KEPT_CHECKPOINTS},
         "evaluate": {"baselines": ["base"]},
@@ -95,6 +115,14 @@ def job_recipe(
         ours["training"] |= {"batch_size": chosen["batch_size"], "batch_tokens": None}
     if "beta" in chosen:
         ours["training"]["preference"] = {"beta": chosen["beta"]}
+    if "compute_multiplier" in chosen:
+        ours["training"]["grpo"] = {"group": max(2, round(GROUP * chosen["compute_multiplier"]))}
+    if "eval_interval" in chosen:
+        ours["training"]["eval_steps"] = chosen["eval_interval"]
+    if "eval_samples" in chosen:
+        ours["training"]["rollouts"] = {"validation_prompts": chosen["eval_samples"]}
+    if grader is not None:
+        ours["training"]["rewards"] = [{"kind": "grader", "grader": grader}]
     recipe = recipe_file.parse(_merged(_merged(base, more), ours), source="models.yaml")
     multiplier = chosen.get("learning_rate_multiplier", 1.0)
     if multiplier != 1.0:

@@ -104,6 +104,67 @@ class CompleteRequest(Request):
     md5: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{32}$")
 
 
+# --- graders ----------------------------------------------------------------------------------
+
+Template = Annotated[str, StringConstraints(max_length=100_000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class StringCheck(Request):
+    """Compares two texts: 1 or 0."""
+
+    type: Literal["string_check"]
+    name: Name
+    input: Template
+    reference: Template
+    operation: Literal["eq", "ne", "like", "ilike"]
+
+
+class TextSimilarity(Request):
+    """How alike two texts are, 0 to 1."""
+
+    type: Literal["text_similarity"]
+    name: Name
+    input: Template
+    reference: Template
+    evaluation_metric: Literal[
+        "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5",
+        "rouge_l",
+    ]  # fmt: skip
+
+
+class PythonGrader(Request):
+    """``grade(sample, item)`` of a script."""
+
+    type: Literal["python"]
+    name: Name
+    source: Annotated[str, StringConstraints(max_length=256_000)]
+    image_tag: str | None = None
+
+
+class ModelGrader(BaseModel):
+    """A model as the judge; known so that it can be refused in plain words."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["score_model", "label_model"]
+    name: Name
+
+
+Single = Annotated[StringCheck | TextSimilarity | PythonGrader | ModelGrader, Field(discriminator="type")]
+
+
+class Multi(Request):
+    """A formula over the grades of others; OpenAI's documents name each, its client's types have a single one."""
+
+    type: Literal["multi"]
+    name: Name
+    graders: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], Single] | Single
+    calculate_output: Annotated[str, StringConstraints(max_length=1000)]
+
+
+Grader = Annotated[StringCheck | TextSimilarity | PythonGrader | ModelGrader | Multi, Field(discriminator="type")]
+
+
 # --- fine-tuning jobs -------------------------------------------------------------------------
 
 
@@ -133,13 +194,30 @@ class Dpo(Request):
     hyperparameters: DpoHyperparameters | None = None
 
 
+class ReinforcementHyperparameters(Hyperparameters):
+    """The same for rewards: ``compute_multiplier`` is about the number of answers to each prompt."""
+
+    compute_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] = "auto"
+    eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
+    eval_samples: Auto | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
+
+
+class Reinforcement(Request):
+    """Learn from what a grader thinks of the model's own answers."""
+
+    grader: Grader
+    hyperparameters: ReinforcementHyperparameters | None = None
+    response_format: None = None
+
+
 class Method(Request):
     """How to tune."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
     dpo: Dpo | None = None
-    reinforcement: dict[str, Any] | None = None
+    reinforcement: Reinforcement | None = None
 
 
 class WandbIntegration(Request):

@@ -38,6 +38,7 @@ class Settings:
         max_attempts: How often a job may die without having got further.
         max_failures: Wrong tokens from one address within a minute, before it has to wait.
         min_examples: Fewest rows of a training file.
+        python_graders: Whether jobs may bring graders of Python, which run here in processes of their own.
         model_memory_bytes: What models that answer may take, with their caches; default: half of what is free.
         max_rows: Answers that one model writes at a time.
         queue_limit: Requests that may wait for one model; a further one gets 429.
@@ -63,6 +64,7 @@ class Settings:
     max_attempts: int = 3
     max_failures: int = 10
     min_examples: int = 10
+    python_graders: bool = False
     model_memory_bytes: int | None = None
     max_rows: int = 64
     queue_limit: int = 256

@@ -63,15 +63,18 @@ class Translator:
             "total_steps": event["steps"],
             "learning_rate": event["learning_rate"],
         }
-        if "token_accuracy" in event["metrics"]:
-            data["train_mean_token_accuracy"] = event["metrics"]["token_accuracy"]
+        data |= _train_metrics(event["metrics"])
         message = f"Step {event['step']}/{event['steps']}: training loss={event['loss']:.2f}"
+        if "train_reward_mean" in data:
+            message = f"Step {event['step']}/{event['steps']} , train mean reward={data['train_reward_mean']:.2f}"
         return self._event(event, message, type="metrics", data=data)
 
     def _validated(self, event: dict[str, Any]) -> JobEvent:
         data = {"step": event["step"]} | valid_metrics(event["metrics"])
         steps = self.steps.get(event["stage"], event["step"])
         message = f"Step {event['step']}/{steps}: full validation loss={event['metrics']['loss']:.2f}"
+        if "valid_reward_mean" in data:
+            message = f"Step {event['step']}/{steps} , full validation mean reward={data['valid_reward_mean']:.2f}"
         return self._event(event, message, type="metrics", data=data)
 
     def _event(
@@ -86,11 +89,19 @@ class Translator:
 
 def valid_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """Our names of what was measured on the whole validation file, in OpenAI's."""
-    names = {"loss": ("valid_loss", "full_valid_loss"), "token_accuracy": _ACCURACY}
+    names: dict[str, tuple[str, ...]] = {
+        "loss": ("valid_loss", "full_valid_loss"),
+        "token_accuracy": ("valid_mean_token_accuracy", "full_valid_mean_token_accuracy"),
+    }
+    if "reward" in metrics:  # of reinforcement; its loss is the same with the sign turned round
+        names = {"reward": ("valid_reward_mean",)}
     return {name: metrics[ours] for ours, theirs in names.items() if ours in metrics for name in theirs}
 
 
-_ACCURACY = ("valid_mean_token_accuracy", "full_valid_mean_token_accuracy")
+def _train_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """The same of a step of the training."""
+    names = {"token_accuracy": "train_mean_token_accuracy", "reward": "train_reward_mean"}
+    return {theirs: metrics[ours] for ours, theirs in names.items() if ours in metrics}
 
 
 def results_csv(events: Iterable[dict[str, Any]]) -> str:
@@ -103,15 +114,13 @@ def results_csv(events: Iterable[dict[str, Any]]) -> str:
         elif event["type"] == "validated":
             valid[event["step"]] = valid_metrics(event["metrics"])
     columns = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    if any("reward" in event["metrics"] for event in trained.values()):
+        columns = ["step", "train_loss", "train_reward_mean", "valid_reward_mean"]
     lines = [",".join(columns)]
     for step, event in sorted(trained.items()):
-        found = valid.get(step, {})
-        cells = [
-            step,
-            event["loss"],
-            event["metrics"].get("token_accuracy"),
-            *(found.get(name) for name in columns[3:]),
-        ]
+        known = _train_metrics(event["metrics"]) | valid.get(step, {}) | {"step": step, "train_loss": event["loss"]}
+        known["train_accuracy"] = known.get("train_mean_token_accuracy")
+        cells = [known.get(name) for name in columns]
         lines.append(",".join("" if cell is None else str(cell) for cell in cells))
     return "\n".join(lines) + "\n"
 
@@ -122,9 +131,7 @@ def checkpoint_metrics(events: Iterable[dict[str, Any]]) -> dict[int, dict[str, 
     for event in events:
         if event["type"] == "step":
             known = {"step": float(event["step"]), "train_loss": event["loss"]}
-            if "token_accuracy" in event["metrics"]:
-                known["train_mean_token_accuracy"] = event["metrics"]["token_accuracy"]
-            found[event["step"]] = known
+            found[event["step"]] = known | _train_metrics(event["metrics"])
         elif event["type"] == "validated":
             found.setdefault(event["step"], {"step": float(event["step"])}).update(valid_metrics(event["metrics"]))
     return found

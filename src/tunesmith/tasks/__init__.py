@@ -7,6 +7,7 @@ from tunesmith.tasks.image_classification import ImageClassification
 from tunesmith.tasks.language_modeling import LanguageModeling
 from tunesmith.tasks.multi_label import MultiLabelClassification
 from tunesmith.tasks.preference import Preference
+from tunesmith.tasks.prompts import Prompts
 from tunesmith.tasks.summarization import Summarization
 from tunesmith.tasks.text_classification import TextClassification
 from tunesmith.tasks.text_generation import Chat, TextGeneration
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
         Chat(),
         Summarization(),
         Preference(),
+        Prompts(),
         LanguageModeling(),
         ImageClassification(),
     )

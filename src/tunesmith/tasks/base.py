@@ -16,8 +16,8 @@ Message = dict[str, Any]
 """One turn of a conversation: ``{"role": "system"|"user"|"assistant"|"tool", "content": str, ...}``."""
 
 
-Answer = Literal["label", "labels", "score", "spans", "text", "pair", "likelihood"]
-"""Kinds of answers. The kind decides which metrics, tables and charts there are."""
+Answer = Literal["label", "labels", "score", "spans", "text", "pair", "likelihood", "open"]
+"""Kinds of answers: which metrics, tables and charts there are. ``open`` is text to which no right answer is known."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Field:
         name: The task's name for it.
         what: For help texts and errors.
         aliases: Column names that are taken for it when no column is named (lower case).
-        kind: ``text`` and ``label`` are checked as such, ``turns`` unless it is a list (of messages); values of other
-            kinds are the task's business.
+        kind: ``text`` and ``label`` are checked as such, ``turns`` unless it is a list (of messages); ``rest`` takes
+            all columns that no other field takes; values of other kinds are the task's business.
         required: Whether every row must have it.
         unasked: What stands for it in a row whose answer is still to be found.
     """
