@@ -162,6 +162,14 @@ METHODS: dict[str, Method] = {
             lambda recipe: LoRA(),
         ),
         Method(
+            "distillation",
+            "teach a smaller model what a larger one knows",
+            "a good model is too slow or too large: the student is given, or cut from the teacher by `student`",
+            "distill",
+            "full, or lora for a given model that writes",
+            lambda recipe: Full() if recipe.task in HEADS or recipe.student else LoRA(),
+        ),
+        Method(
             "reward",
             "learn to score answers from pairs: a reward model, or a judge",
             "you want to rank answers, or to train another model by reinforcement",
@@ -190,7 +198,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-_OBJECTIVES: dict[str, ObjectiveName] = {"preference": "dpo", "verifiable-reward": "grpo", "reward": "reward"}
+_OBJECTIVES: dict[str, ObjectiveName] = {
+    "preference": "dpo",
+    "verifiable-reward": "grpo",
+    "reward": "reward",
+    "distillation": "distill",
+}
 """What a method teaches where the task alone does not say."""
 
 
@@ -216,10 +229,21 @@ def fill_in(recipe: Recipe) -> Recipe:
             for stage, view in zip(stages, views, strict=True)
         ]
     evaluate = recipe.evaluate
-    if recipe.method == "domain" and "baselines" not in evaluate.model_fields_set:
-        baselines = [*evaluate.baselines, Baseline(kind="without-domain")]
+    if recipe.method in _BASELINES and "baselines" not in evaluate.model_fields_set:
+        baselines = _BASELINES[recipe.method](evaluate.baselines)
         evaluate = Evaluate.model_validate({**evaluate.model_dump(exclude_unset=True), "baselines": baselines})
     return recipe.model_copy(update={"stages": stages, "task": last.task, "data": last.data, "evaluate": evaluate})
+
+
+_BASELINES: dict[str, Callable[[list[Baseline]], list[Baseline]]] = {
+    "domain": lambda usual: [*usual, Baseline(kind="without-domain")],
+    "distillation": lambda usual: [
+        *(baseline for baseline in usual if baseline.kind in ("majority", "base")),
+        Baseline(kind="teacher"),
+        Baseline(kind="without-teacher"),
+    ],
+}
+"""What a method is compared with, where the recipe does not say."""
 
 
 def _merged(shared: Training, own: Training | None) -> Training:

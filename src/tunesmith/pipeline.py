@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 
-from tunesmith import catalog, environment, lineage, runs
+from tunesmith import environment, lineage, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
@@ -103,9 +103,12 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
     tell = _both(log, on_event)
     with _only_process(folder), _told_of_failure(tell, folder), _terminated_like_interrupted():
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
+        from tunesmith.models.cutting import base_folder
+
         prepared = _prepare_stages(recipe, folder, tell)
         tell(Phase(step="model", message=f"base model {recipe.model}"))
-        base = catalog.model_folder(recipe.model, on_event=tell)
+        base = base_folder(recipe, tell)
+        _refuse_foreign_teachers(recipe, base)
         planned = _plan(folder, recipe, base, prepared, tell)
         from tunesmith.evaluation.evaluate import evaluate_run
         from tunesmith.training.stages import tune_stages
@@ -151,6 +154,15 @@ def _refuse_trained_on(prepared: PreparedData) -> None:
                 where=", ".join(str(place) for place in problem.where),
                 fix="leave them out of the file: a model is flattered by what it has seen",
             )
+
+
+def _refuse_foreign_teachers(recipe: Recipe, base: Path) -> None:
+    """A teacher that cannot teach this student is found out before anything is trained."""
+    for stage in recipe.stages:
+        if stage.objective == "distill" and stage.training is not None:
+            from tunesmith.objectives.teacher import refuse_other_tokens
+
+            refuse_other_tokens(recipe.of_stage(stage), stage.training, base)
 
 
 def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedData], tell: Listener) -> dict[str, Any]:

@@ -17,13 +17,16 @@ from tunesmith.data.settings import LossOn as LossOn
 from tunesmith.evaluation.settings import Baseline as Baseline
 from tunesmith.evaluation.settings import Evaluate as Evaluate
 from tunesmith.evaluation.settings import Generation as Generation
+from tunesmith.models.settings import Student as Student
 from tunesmith.objectives.settings import ContrastiveLoss as ContrastiveLoss
+from tunesmith.objectives.settings import Distillation as Distillation
 from tunesmith.objectives.settings import GRPOLoss as GRPOLoss
 from tunesmith.objectives.settings import PPOLoss as PPOLoss
 from tunesmith.objectives.settings import PreferenceLoss as PreferenceLoss
 from tunesmith.objectives.settings import RewardLoss as RewardLoss
 from tunesmith.objectives.settings import RewardSource as RewardSource
 from tunesmith.objectives.settings import Rollouts as Rollouts
+from tunesmith.objectives.settings import TeacherAnswers as TeacherAnswers
 from tunesmith.parameters.settings import Adapter as Adapter
 from tunesmith.parameters.settings import Full as Full
 from tunesmith.parameters.settings import Head as Head
@@ -64,6 +67,7 @@ ObjectiveName = Literal[
     "dpo",
     "ppo",
     "grpo",
+    "distill",
     "causal-lm",
     "masked-lm",
 ]
@@ -92,6 +96,7 @@ MethodName = Literal[
     "self-supervised",
     "domain",
     "sequential",
+    "distillation",
 ]
 LANGUAGE_OBJECTIVES = ("causal-lm", "masked-lm")
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
@@ -142,6 +147,7 @@ class Recipe(Part):
 
     task: TaskName = Field(description="Step 1: what the model shall do.")
     model: str = Field(description="Step 3: hub id, folder, `.gguf` file, or a name of `tunesmith catalog`.")
+    student: Student | None = Field(default=None, description="Cut the model to a smaller one before it is tuned.")
     method: MethodName = Field(default="supervised", description="A named way to fine-tune: see `tunesmith methods`.")
     data: Data = Data()
     objective: ObjectiveName | None = Field(default=None, description="For all stages that name none.")
@@ -215,7 +221,8 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         parameters = stage.parameters or recipe.parameters
         kind = parameters.kind if parameters else None
         task = task_of(recipe, stage)
-        if (objective in LANGUAGE_OBJECTIVES) != (task == "language-modeling") and objective is not None:
+        bare = objective in LANGUAGE_OBJECTIVES or (objective == "distill" and task == "language-modeling")
+        if bare != (task == "language-modeling") and objective is not None:
             problems.append(
                 f"the objective `{objective}` does not belong to the task `{task}`: `causal-lm` and `masked-lm` learn "
                 "from bare text, so they want `task: language-modeling`, and it wants one of them"
@@ -255,6 +262,7 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         if kind == "none" and task not in CLASSICAL:
             problems.append(f"`parameters: {{kind: none}}` fits a classifier; `{task}` has no labels: use `kind: lora`")
         problems += _of_few_shot(recipe, task, objective, kind, len(stages))
+        problems += _of_distillation(recipe, stage, task, objective, kind)
     if recipe.task == "image-classification" and recipe.method != "features":
         problems.append("pictures are learned from by the features of a frozen model: use `method: features`")
     if recipe.method == "domain" and not recipe.stages and not recipe.data.corpus:
@@ -264,6 +272,7 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         )
     if recipe.method != "domain" and any(baseline.kind == "without-domain" for baseline in recipe.evaluate.baselines):
         problems.append("the baseline `without-domain` leaves out the first stage of `method: domain`: use that method")
+    problems += _of_student(recipe)
     several = [stage.parameters or recipe.parameters for stage in stages]
     if recipe.sequence.adapters != "chain":
         if any(p is None or p.kind != "lora" for p in several):
@@ -313,4 +322,76 @@ def _of_few_shot(
         problems.append(
             "`parameters: in-context` asks a model that writes: leave out `objective`, or choose other `parameters`"
         )
+    return problems
+
+
+TAUGHT: tuple[TaskName, ...] = (
+    "text-classification",
+    "token-classification",
+    "text-generation",
+    "chat",
+    "summarization",
+    "language-modeling",
+)
+"""Tasks that a student can learn from a teacher."""
+WRITTEN: tuple[TaskName, ...] = ("text-generation", "chat", "summarization")
+"""Those whose answers are texts."""
+
+
+def _of_distillation(
+    recipe: Recipe, stage: Stage, task: TaskName, objective: ObjectiveName | None, kind: str | None
+) -> list[str]:
+    """The same for a stage that learns from a teacher."""
+    training = recipe.training if stage.training is None else stage.training
+    said_here = "distillation" in training.model_fields_set
+    own = training.distillation if said_here else recipe.training.distillation
+    distils = objective == "distill" or (objective is None and recipe.method == "distillation")
+    if not distils or kind in ("none", "in-context"):  # a fit of the head, say, before the stage that distils
+        return []
+    problems = []
+    if task not in TAUGHT:
+        problems.append(f"`objective: distill` cannot teach the task `{task}`: it can {', '.join(TAUGHT)}")
+    if own.teacher is None and recipe.student is None:
+        problems.append(
+            "there is no teacher: name a run or a model (`training: {distillation: {teacher: runs/NAME}}`), or cut the "
+            "student from `model` (`student: {layers: 6}`), which is then the teacher"
+        )
+    if own.answers != "data" and task not in WRITTEN:
+        problems.append(
+            f"`distillation.answers: {own.answers}` needs a task whose answers are texts, and `{task}` has none: leave "
+            "it out, and the student learns what the teacher thinks of the data's own"
+        )
+    if own.unlabelled and (task != "text-classification" or own.share_of_labels == 1):
+        problems.append(
+            "`distillation.unlabelled` is text for which the teacher says how likely each label is: use it with "
+            "`task: text-classification` and a `label_weight` below 1"
+        )
+    if (own.hidden_weight or own.attention_weight) and task != "text-classification":
+        problems.append(
+            "`distillation.hidden_weight` and `attention_weight` are for encoders that classify texts: leave them out; "
+            f"for `{task}` the teacher's distributions are learned"
+        )
+    if (training.class_weights or recipe.training.class_weights) is not None:
+        problems.append("`objective: distill` knows no `class_weights`: leave them out")
+    if own.written.keep == "reward" and not (training.rewards or recipe.training.rewards):
+        problems.append(
+            "`distillation.written.keep: reward` needs something that scores the answers: `training: {rewards: [...]}`"
+        )
+    if recipe.sequence.replay:
+        problems.append("`sequence.replay` does not replay what a teacher taught: leave it out, or use `hold: l2`")
+    return problems
+
+
+def _of_student(recipe: Recipe) -> list[str]:
+    """What does not go with a cut model, and baselines of distillation without any."""
+    problems = []
+    if recipe.student is not None and recipe.task == "image-classification":
+        problems.append("`student` cuts models of text: leave it out for pictures")
+    objectives = [stage.objective for stage in recipe.stages] + [recipe.objective]
+    distils = recipe.method == "distillation" or "distill" in objectives
+    if recipe.training.distillation.teacher is not None and not distils:
+        problems.append("`distillation.teacher` is read by `objective: distill`: use it, or `method: distillation`")
+    for baseline in recipe.evaluate.baselines:
+        if baseline.kind in ("teacher", "without-teacher") and not distils:
+            problems.append(f"the baseline `{baseline.kind}` belongs to a teacher: use `method: distillation`")
     return problems

@@ -117,12 +117,17 @@ class EventLog:
         if isinstance(event, Progress):
             return
         line = event.as_dict()
-        _append(self._events, line)
+        append_line(self._events, line)
         if line["type"] in ("step", "validated"):
-            _append(self._metrics, line)
+            append_line(self._metrics, line)
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON to a log; a kill may cut it.
+
+    Raises:
+        ResourceError: The disk is full or not writable.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

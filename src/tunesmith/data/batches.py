@@ -5,6 +5,7 @@ The order is a function of (seed, epoch) alone, so a data position is two number
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,14 @@ class TokenFile:
         """Give every example further values, (N, W): a column of :attr:`Batch.extra` that is kept in memory."""
         offsets = np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]
         self.extra[name] = Ragged(offsets, values.reshape(-1))
+
+    @property
+    def digest(self) -> str:
+        """Hash of the examples' tokens and loss weights."""
+        digest = hashlib.sha256()
+        for array in (self._offsets, self._tokens, self._weights):
+            digest.update(np.ascontiguousarray(array).view(np.uint8))
+        return digest.hexdigest()[:16]
 
     def tokens(self, index: int) -> np.ndarray:
         """Token ids of one example, (S,) int32."""

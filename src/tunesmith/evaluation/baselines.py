@@ -89,7 +89,7 @@ def run_baselines(
         if "oracle" in kinds:
             what = "a ceiling, not a rival: the document's own sentences, chosen with the right answer in sight"
             ceiling = system("oracle", "Best extract", what, extractive.oracle(rows, setting.task, "rouge1"), 0)
-            yield replace(ceiling, knows_answers=True)
+            yield replace(ceiling, is_ceiling=True)
     if "majority" in kinds and setting.task.answer in _ALWAYS:
         yield system(
             "majority",

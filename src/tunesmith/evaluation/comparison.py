@@ -33,7 +33,7 @@ class System:
         parameters: Number of parameters, all told.
         trainable_parameters: How many of them were tuned.
         training_seconds: Wall-clock time of tuning.
-        knows_answers: Whether it was told the right answers: a ceiling, with which nothing is compared.
+        is_ceiling: Whether it was told the right answers, or is the teacher: nothing is compared with it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class System:
     parameters: int = 0
     trainable_parameters: int = 0
     training_seconds: float = 0.0
-    knows_answers: bool = False
+    is_ceiling: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
-from tunesmith.evaluation import answering, comparison, report
+from tunesmith.evaluation import answering, comparison, distillation, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.general import measure_general
@@ -60,6 +60,7 @@ def evaluate_run(
     Returns:
         The verdict.
     """
+    from tunesmith.models.cutting import base_folder, base_title
     from tunesmith.models.precision import choose_dtype, default_device
 
     if not (len(data.test) or len(data.validation)):  # as the recipe wants it: else the checks of the data stopped it
@@ -85,12 +86,13 @@ def evaluate_run(
         training_seconds=trained.seconds,
     )
     larger = {b.model: catalog.model_folder(b.model, on_event=tell) for b in _larger(settings.baselines)}
+    base = base_folder(recipe, tell)
     device = default_device()
     others = list(
         run_baselines(
             # A fit on frozen features needs no comparison with itself.
             [b for b in settings.baselines if (b.kind, recipe.method) != ("features", "features")],
-            (recipe.model, catalog.model_folder(recipe.model, on_event=tell)),
+            (base_title(recipe), base),
             larger,
             data,
             rows,
@@ -102,16 +104,19 @@ def evaluate_run(
     )
     if stages and any(b.kind == "without-domain" for b in settings.baselines):
         others.append(without_domain(folder, recipe, data, rows, right, setting, tell))
-    rivals = [other for other in others if not other.knows_answers]
+    lesson = distillation.measure_lesson(folder, recipe, trained.model, stages, rows, right, setting, tell)
+    others += lesson.systems if lesson else []
+    rivals = [other for other in others if not other.is_ceiling]
     comparisons = comparison.compare(tuned, rivals, right, settings)
     verdict = comparison.verdict(tuned, rivals, comparisons, right)
     _keep_answers(folder, task, rows, tuned, right)
     sections: list[report.Section] = []
-    base = catalog.model_folder(recipe.model, on_event=tell)
     if recipe.method == "sequential" and stages and (known := measure_sequence(folder, recipe, stages, tell)):
         sections.append(sequence_section(known))
     if behind := lineage.ancestors(recipe.model):
         sections.append(_lineage_section(behind, recipe, metrics))
+    if lesson:
+        sections.append(distillation.section(distillation.results(lesson, tuned, others, right, settings)))
     if gains := stage_gains(folder, recipe, base, stages, tell):
         sections.append(gains_section(gains))
     if task.answer == "likelihood" and (general := measure_general(recipe, base, trained.model, tell)):

@@ -12,7 +12,18 @@ from tunesmith.strict import Part
 class Baseline(Part):
     """One thing to compare the tuned model with, on the same test rows."""
 
-    kind: Literal["majority", "base", "few-shot", "features", "larger", "without-domain", "lead", "oracle"]
+    kind: Literal[
+        "majority",
+        "base",
+        "few-shot",
+        "features",
+        "larger",
+        "without-domain",
+        "teacher",
+        "without-teacher",
+        "lead",
+        "oracle",
+    ]
     shots: int | None = Field(default=None, ge=1, le=100, description="Examples in the prompt (`few-shot`).")
     model: str | None = Field(default=None, description="The other model (`larger`).")
     sentences: int | None = Field(default=None, ge=1, le=100, description="How many stand for the document (`lead`).")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tunesmith import catalog
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering
@@ -17,6 +16,7 @@ from tunesmith.evaluation.metrics import METRICS, evaluated, measure
 from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Listener, Phase
+from tunesmith.models.cutting import base_folder
 from tunesmith.models.precision import default_device
 from tunesmith.models.saving import load_artefact
 from tunesmith.recipe import Recipe
@@ -77,23 +77,53 @@ def without_domain(
     setting: Setting,
     tell: Listener,
 ) -> System:
-    """Train the last stage from the plain base, with the same data, seed and settings, and measure it.
-
-    Its checkpoints lie in a folder of the run, so that a resume goes on with it too.
-    """
-    from tunesmith.training.stages import tune_stages
-
+    """Train the last stage from the plain base, with the same data, seed and settings, and measure it."""
     stage = recipe.stages[-1].model_copy(update={"name": WITHOUT_DOMAIN})
     alone = recipe.of_stage(recipe.stages[-1]).model_copy(update={"stages": [stage]})
     tell(Phase(step="evaluate", message="the task without the domain stage: tuning it from the plain base"))
-    trained = tune_stages(folder / WITHOUT_DOMAIN, alone, catalog.model_folder(recipe.model), [data], tell)
-    outputs: Outputs = answering.answer(trained.model, rows, replace(setting, on_event=tell))
-    metrics = measure(outputs, right, recipe.evaluate)
-    tell(evaluated(WITHOUT_DOMAIN, outputs, metrics))
-    return System(
+    named = (
         WITHOUT_DOMAIN,
         f"{recipe.model}, without the domain stage",
         "the same task stage, begun from the plain base",
+    )
+    return trained_otherwise(folder, alone, [data], named, rows, right, setting, tell)
+
+
+def trained_otherwise(
+    folder: Path,
+    recipe: Recipe,
+    data: Sequence[PreparedData],
+    named: tuple[str, str, str],
+    rows: Sequence[Row],
+    right: Truth,
+    setting: Setting,
+    tell: Listener,
+) -> System:
+    """What the run's model would be, had it been trained in another way.
+
+    Its checkpoints lie in a folder of the run, so that a resume goes on with it too.
+
+    Args:
+        folder: The run's.
+        recipe: Resolved, with the other stages.
+        data: Of each stage.
+        named: Name, title and description of the system.
+        rows: To measure on.
+        right: Their right answers.
+        setting: What all systems share.
+        tell: Told everything that happens.
+    """
+    from tunesmith.training.stages import tune_stages
+
+    name, title, what = named
+    trained = tune_stages(folder / name, recipe, base_folder(recipe, tell), data, tell)
+    outputs: Outputs = answering.answer(trained.model, rows, replace(setting, on_event=tell))
+    metrics = measure(outputs, right, recipe.evaluate)
+    tell(evaluated(name, outputs, metrics))
+    return System(
+        name,
+        title,
+        what,
         outputs,
         metrics,
         parameters=trained.facts["total_parameters"],

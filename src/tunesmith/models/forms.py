@@ -31,6 +31,9 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
     Raises:
         UsageError: The model cannot do the task.
     """
+    if stage.objective == "distill":  # the student answers as it would without a teacher
+        form, _ = answer_form(recipe, stage.model_copy(update={"objective": None}), config)
+        return form, "distill"
     natural = natural_form(config)
     answer = TASKS[recipe.task].answer
     if answer == "pair":

@@ -212,7 +212,7 @@ def _build(
                 if labels and head_labels(folder, form) == list(labels):  # an earlier stage's result: its head is kept
                     classifier.load_head(folder)
                 return classifier, ("classifier",)
-            known = _trained_labels(config)
+            known = trained_labels(config)
             _name_outputs(config, names)
             if form in PROBLEM_TYPES:
                 config.problem_type = PROBLEM_TYPES[form]
@@ -248,7 +248,7 @@ def _heads(network: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in ("classifier", "score") if hasattr(network, name))
 
 
-def _trained_labels(config: Any) -> list[str] | None:
+def trained_labels(config: Any) -> list[str] | None:
     """Labels of the classification head that a stock model comes with; ``None`` if it comes without."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if not architecture.endswith("ForSequenceClassification"):

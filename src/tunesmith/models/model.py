@@ -135,8 +135,8 @@ class Model:
         """The transformer's layers, from input to output; those of an encoder come before its decoder's."""
         network: Any = self.transformer()
         if self.form == "seq2seq":
-            return _layers(network.get_encoder()) + _layers(network.get_decoder())
-        return _layers(network)
+            return layers_of(network.get_encoder()) + layers_of(network.get_decoder())
+        return layers_of(network)
 
     def packs(self, longest: int) -> bool:
         """Whether a batch whose longest row has so many tokens is computed without padding."""
@@ -254,7 +254,7 @@ class Model:
         return not scaled and type(head) is nn.Linear and head.bias is None
 
 
-def _layers(network: nn.Module) -> list[nn.Module]:
+def layers_of(network: nn.Module) -> list[nn.Module]:
     """The largest list of modules of one class in a network."""
     lists = [
         list(module)

@@ -23,6 +23,7 @@ OBJECTIVES = {
     "ordinal": "tunesmith.objectives.score:Ordinal",
     "contrastive": "tunesmith.objectives.contrastive:Contrastive",
     "dpo": "tunesmith.objectives.preference:Preference",
+    "distill": "tunesmith.objectives.distill:distill",
     "grpo": "tunesmith.objectives.grpo:GRPO",
     "ppo": "tunesmith.objectives.ppo:PPO",
     "reward": "tunesmith.objectives.reward:Reward",

@@ -63,6 +63,9 @@ class Objective(Protocol):
     reads_prompts: bool = False
     """Whether it wants the prompts alone, because the model writes the answers that it learns from."""
 
+    compiles: bool = True
+    """Whether the model's layers may be compiled while it is learned by this."""
+
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Called once, before any update and before a checkpoint is read.
 

@@ -41,12 +41,15 @@ class Classify(Objective):
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Weighted sum over B examples; each weighs 1 without class weights. Metric: ``accuracy``."""
         assert batch.labels is not None, "the data were rendered for another objective"
-        logits_BC = model.class_logits(batch)
+        return self.of_logits(model, model.class_logits(batch), batch.labels)
+
+    def of_logits(self, model: Model, logits_BC: torch.Tensor, labels_B: torch.Tensor) -> LossSum:
+        """The same from scores that the head gave already."""
         weights_C = class_weights(self.class_weights, model, logits_BC)
-        weights_B = logits_BC.new_ones(len(batch.labels)) if weights_C is None else weights_C[batch.labels]
-        correct_B = logits_BC.detach().argmax(-1) == batch.labels
+        weights_B = logits_BC.new_ones(len(labels_B)) if weights_C is None else weights_C[labels_B]
+        correct_B = logits_BC.detach().argmax(-1) == labels_B
         return LossSum(
-            self.total(logits_BC, batch.labels, weights_C),
+            self.total(logits_BC, labels_B, weights_C),
             float(weights_B.sum()),
             {"accuracy": torch.dot(correct_B.to(weights_B.dtype), weights_B)},
         )

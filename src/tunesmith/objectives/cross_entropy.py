@@ -122,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_Nd = torch.empty_like(hidden_Nd) if ctx.needs_input_grad[0] else None
         # Chunks are added up in the wide type: a sum of many bf16 terms loses the small ones.
         grad_Vd = torch.zeros_like(weight_Vd, dtype=wide) if ctx.needs_input_grad[1] else None
-        for part in _chunks(len(targets_N), weight_Vd.shape[0]):
+        for part in chunks(len(targets_N), weight_Vd.shape[0]):
             scores = (hidden_Nd[part] @ weight_Vd.T).to(wide)
             losses_N[part], correct_N[part] = _loss(scores, targets_N[part], label_smoothing)
             if grad_Nd is None and grad_Vd is None:
@@ -160,7 +160,7 @@ class _LinearTokenNats(torch.autograd.Function):
         wide = torch.promote_types(hidden_Nd.dtype, torch.float32)
         nats_N = torch.empty(len(targets_N), dtype=wide, device=hidden_Nd.device)
         entropy_N = torch.empty_like(nats_N)
-        for part in _chunks(len(targets_N), weight_Vd.shape[0]):
+        for part in chunks(len(targets_N), weight_Vd.shape[0]):
             log_p_NV = torch.log_softmax((hidden_Nd[part] @ weight_Vd.T).to(wide) / temperature, dim=-1)
             nats_N[part] = -log_p_NV.gather(1, targets_N[part].unsqueeze(1)).squeeze(1)
             entropy_N[part] = -(log_p_NV.exp() * log_p_NV).sum(-1)
@@ -175,7 +175,7 @@ class _LinearTokenNats(torch.autograd.Function):
         wide = of_nats_N.dtype
         grad_Nd = torch.empty_like(hidden_Nd) if ctx.needs_input_grad[0] else None
         grad_Vd = torch.zeros_like(weight_Vd, dtype=wide) if ctx.needs_input_grad[1] else None
-        for part in _chunks(len(targets_N), weight_Vd.shape[0]):
+        for part in chunks(len(targets_N), weight_Vd.shape[0]):
             log_p_NV = torch.log_softmax((hidden_Nd[part] @ weight_Vd.T).to(wide) / ctx.temperature, dim=-1)
             p_NV = log_p_NV.exp()
             scores_NV = p_NV * of_nats_N[part].unsqueeze(1)  # d nats / d scores = p - onehot
@@ -191,7 +191,8 @@ class _LinearTokenNats(torch.autograd.Function):
         return grad_Nd, None if grad_Vd is None else grad_Vd.to(weight_Vd.dtype), None, None
 
 
-def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Parts of so many positions whose scores may exist at one time."""
     size = max(1, CHUNK_SCORES // vocabulary)
     return (slice(start, start + size) for start in range(0, positions, size))
 

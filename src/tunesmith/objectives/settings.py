@@ -134,3 +134,132 @@ class GRPOLoss(Part):
     dynamic_sampling: bool = Field(
         default=True, description="Leave out groups whose answers are all worth the same: they teach nothing (DAPO)."
     )
+
+
+class TeacherAnswers(Part):
+    """How the teacher writes the answers that are learned (`answers: teacher`)."""
+
+    per_prompt: int = Field(default=1, ge=1, description="Answers to each prompt, of which `keep` chooses one.")
+    temperature: float | None = Field(
+        default=None, ge=0, description="Of sampling; default: 0 (the likeliest) for one answer to a prompt, else 0.8."
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="Longest answer, in tokens.")
+    keep: Literal["all", "reward", "agreement"] = Field(
+        default="all",
+        description="`reward`: the answer that `training.rewards` score highest. `agreement`: one that most of the "
+        "answers to the prompt agree with. Prompts whose answer does not reach `least` are left out.",
+    )
+    least: float = Field(default=0.5, description="The lowest reward, or share of agreeing answers, that is kept.")
+    agree_on: Literal["text", "number"] = Field(
+        default="text", description="Answers agree whose words are the same, or whose last numbers are."
+    )
+
+    @model_validator(mode="after")
+    def _enough_to_agree(self) -> TeacherAnswers:
+        if self.keep == "agreement" and self.per_prompt < 2:
+            raise ValueError("`keep: agreement` compares answers to one prompt: set `per_prompt: 3` or more")
+        if self.per_prompt > 1 and self.temperature == 0:
+            raise ValueError("several answers to a prompt at `temperature: 0` are all the same: raise it")
+        if self.per_prompt > 1 and self.keep == "all":
+            raise ValueError("of several answers to a prompt one is learned: set `keep: reward` or `keep: agreement`")
+        return self
+
+
+class Distillation(Part):
+    """How a student learns from a teacher: whose answers, and what the teacher says of them."""
+
+    teacher: str | None = Field(
+        default=None,
+        description="A run (`runs/NAME`), whatever `model` takes, or the address of an OpenAI-compatible server "
+        "(`https://host/v1`). Default: the model that `student` cuts.",
+    )
+    teacher_model: str | None = Field(default=None, description="Of a server: the model's name there.")
+    key_variable: str = Field(
+        default="OPENAI_API_KEY", description="Of a server: the environment variable that holds its key."
+    )
+    answers: Literal["data", "teacher", "student"] = Field(
+        default="data",
+        description="Whose answers are learned from: those of the data, answers that the teacher writes first "
+        "(sequence-level, arXiv 1606.07947), or answers that the student writes as it learns (on-policy, GKD, arXiv "
+        "2306.13649; `rollouts` says how).",
+    )
+    label_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the answers' own loss; the rest is the divergence from the teacher. Default: 0.5; 1 with "
+        "`answers: teacher` (then any tokenizer will do), 0 with `answers: student`.",
+    )
+    divergence: Literal["forward-kl", "reverse-kl", "jensen-shannon"] = Field(
+        default="forward-kl",
+        description="From the teacher's distribution: `forward-kl` covers all that the teacher finds likely, "
+        "`reverse-kl` keeps to what it finds likeliest.",
+    )
+    beta: float = Field(
+        default=0.5, gt=0, lt=1, description="Of `jensen-shannon`: the teacher's share in the mixture (2306.13649)."
+    )
+    temperature: float | None = Field(
+        default=None,
+        gt=0,
+        description="Both models' scores are divided by it, and the divergence is multiplied by its square (arXiv "
+        "1503.02531). Default: 2 for labels, 1 for text.",
+    )
+    cache: Literal["off", "top-k", "sampled"] = Field(
+        default="off",
+        description="Ask the teacher once for the distribution of each token and keep it on disk: the likeliest words "
+        "and the mass of the rest (`top-k`), or words drawn from it, which is unbiased (`sampled`, arXiv 2503.16870). "
+        "`off`: the teacher stays in memory. Scores of labels are always kept.",
+    )
+    kept_tokens: int = Field(default=64, ge=1, description="Of `cache`: words kept or drawn for each token.")
+    hidden_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the distance between hidden states, layer by layer, of an encoder (arXiv 1909.10351).",
+    )
+    attention_weight: float = Field(
+        default=0.0, ge=0, description="The same of attention scores; both models need as many heads."
+    )
+    unlabelled: list[str] = Field(
+        default=[],
+        description="Files of bare text to learn from too (text classification): the teacher says what they are.",
+    )
+    written: TeacherAnswers = Field(default=TeacherAnswers(), description="For `answers: teacher`.")
+
+    @property
+    def share_of_labels(self) -> float:
+        """``label_weight``, or its default."""
+        if self.label_weight is not None:
+            return self.label_weight
+        return {"data": 0.5, "teacher": 1.0, "student": 0.0}[self.answers]
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the teacher is asked over the network."""
+        return self.teacher is not None and self.teacher.startswith(("http://", "https://"))
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether what the teacher thinks of tokens or labels is learned, or only what it wrote."""
+        return self.share_of_labels < 1 or self.hidden_weight > 0 or self.attention_weight > 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Distillation:
+        if self.answers == "student" and self.share_of_labels:
+            raise ValueError("with `answers: student` there is no right answer to weigh: leave out `label_weight`")
+        if self.is_server and self.teacher_model is None:
+            raise ValueError("a server has many models: name one by `teacher_model`")
+        if self.is_server and (self.answers != "teacher" or self.needs_scores):
+            raise ValueError(
+                "a server gives its answers and not the distributions behind them: use `answers: teacher`, and leave "
+                "out `label_weight`, `hidden_weight` and `attention_weight`"
+            )
+        if self.cache == "sampled" and self.divergence != "forward-kl":
+            raise ValueError(
+                "words drawn from the teacher estimate the forward divergence alone: use `divergence: forward-kl`, or "
+                "`cache: top-k`"
+            )
+        if self.cache != "off" and self.answers == "student":
+            raise ValueError("what the student will write cannot be asked about beforehand: use `cache: off`")
+        if self.answers == "data" and self.share_of_labels == 1 and not self.needs_scores:
+            raise ValueError("with `label_weight: 1` nothing is learned from the teacher: lower it")
+        return self

@@ -29,10 +29,13 @@ class Tag(Objective):
         tags_BS = batch.extra["tags"]
         rows, columns = (tags_BS != IGNORED).nonzero(as_tuple=True)
         tags_N = tags_BS[rows, columns]
-        logits_NC = model.token_logits(batch, rows, columns)
+        return self.of_logits(model.token_logits(batch, rows, columns), tags_N, rows)
+
+    def of_logits(self, logits_NC: torch.Tensor, tags_N: torch.Tensor, rows_N: torch.Tensor) -> LossSum:
+        """The same from scores that the head gave already, with the batch row that each token belongs to."""
         total = functional.cross_entropy(logits_NC, tags_N, reduction="sum", label_smoothing=self.label_smoothing)
         chosen_N = logits_NC.detach().argmax(-1)
-        row_N, tag_N, chose_N = (values.cpu().numpy() for values in (rows, tags_N, chosen_N))
+        row_N, tag_N, chose_N = (values.cpu().numpy() for values in (rows_N, tags_N, chosen_N))
         counts = dict(zip(COUNTS, span_counts(chose_N, tag_N, row_N), strict=True))
         sums = {"token_accuracy": (chosen_N == tags_N).sum()} | {n: torch.tensor(c) for n, c in counts.items()}
         return LossSum(total, float(len(tags_N)), sums)

@@ -23,6 +23,7 @@ class Wrapped(Objective):
         self.inner = inner
         self.name = inner.name
         self.reads_prompts = inner.reads_prompts
+        self.compiles = inner.compiles
 
     def prepare(self, batch: Batch, sampler: Any) -> Batch:
         """As the inner one."""

@@ -92,11 +92,11 @@ def plan(recipe: Recipe, on_event: Listener = nobody) -> Plan:
         DataError: The data have errors that would stop the run as well.
         ResourceError: The model cannot be had.
     """
-    from tunesmith import catalog
     from tunesmith.data.prepare import of_stages, prepare
+    from tunesmith.models.cutting import base_folder
 
     recipe = recipe.resolved()
-    folder = catalog.model_folder(recipe.model, on_event=on_event)
+    folder = base_folder(recipe, on_event)
     data = of_stages(recipe, lambda view, number: prepare(view, on_event=on_event))
     return forecast(recipe, folder, data, on_event)
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tunesmith.objectives.settings import (
     ContrastiveLoss,
+    Distillation,
     GRPOLoss,
     PPOLoss,
     PreferenceLoss,
@@ -80,9 +81,12 @@ class Training(Part):
     )
     reward: RewardLoss = Field(default=RewardLoss(), description="For `objective: reward`.")
     rewards: list[RewardSource] = Field(default=[], description="What scores the answers (`objective: ppo` or `grpo`).")
-    rollouts: Rollouts = Field(default=Rollouts(), description="For `objective: ppo` and `grpo`.")
+    rollouts: Rollouts = Field(
+        default=Rollouts(), description="For `objective: ppo` and `grpo`, and for `distill` with `answers: student`."
+    )
     ppo: PPOLoss = Field(default=PPOLoss(), description="For `objective: ppo`.")
     grpo: GRPOLoss = Field(default=GRPOLoss(), description="For `objective: grpo`.")
+    distillation: Distillation = Field(default=Distillation(), description="For `objective: distill`.")
     contrastive: ContrastiveLoss = Field(default=ContrastiveLoss(), description="For `objective: contrastive`.")
     preference: PreferenceLoss = Field(default=PreferenceLoss(), description="For `objective: dpo`.")
     mask_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that `masked-lm` asks for.")

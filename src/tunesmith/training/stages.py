@@ -41,6 +41,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import StageResult, Trainer
 from tunesmith.training.remedies import Earlier, against_forgetting, keep_fisher
+from tunesmith.training.teaching import taught
 
 if TYPE_CHECKING:
     from tunesmith.evaluation.answering import Setting
@@ -128,6 +129,7 @@ def _train_stage(
     if form == "score" and recipe.precision == "auto" and pooling_of(base) is None:
         dtype = torch.float32  # a stock head has the type of the base, and 56.4 in bf16 is 56.5
     tell(Phase(step="tune", message=f"stage {stage.name}: {objective_name}, {stage.parameters.kind}, {dtype}"))
+    prepared = taught(prepared, recipe, stage, place, tell)
     settings = with_defaults(
         stage.training,
         kind=stage.parameters.kind,
@@ -180,7 +182,7 @@ def _train_stage(
         name=stage.name,
         on_event=tell,
     )
-    compile_if_worthwhile(model, settings.compile, trainer.steps, tell)
+    compile_if_worthwhile(model, settings.compile if objective.compiles else "off", trainer.steps, tell)
     result = trainer.run()
     objective.finish(model)
     if recipe.sequence.hold == "ewc" and not last:
