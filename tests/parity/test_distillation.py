@@ -209,7 +209,9 @@ def test_what_was_kept_of_the_teacher_gives_the_loss_of_the_whole(
     for cache, words in (("top-k", size), ("sampled", 4000)):
         kept, other = started(model, tmp_path / cache, teacher, cache=cache, kept_tokens=words)
         assert kept.teacher is None, "a teacher that was asked about everything need not stay in memory"
-        losses[cache] = [float(kept.loss(model, collate(other, [row], model.pad_id)).total.detach()) for row in range(3)]
+        losses[cache] = [
+            float(kept.loss(model, collate(other, [row], model.pad_id)).total.detach()) for row in range(3)
+        ]
         together = kept.loss(model, collate(other, [2, 0, 1], model.pad_id)).total.detach()
         assert float(together) == pytest.approx(sum(losses[cache]))
     expected = [float(whole.loss(model, collate(data, [row], model.pad_id)).total.detach()) for row in range(3)]
