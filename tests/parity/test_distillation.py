@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import build, documents, gradients
 
+from tiny import build, documents, gradients
 from tunesmith import objectives
 from tunesmith.data.batches import TokenFile, collate
 from tunesmith.events import nobody

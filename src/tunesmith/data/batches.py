@@ -71,7 +71,7 @@ class TokenFile:
         """Hash of the examples' tokens and loss weights."""
         digest = hashlib.sha256()
         for array in (self._offsets, self._tokens, self._weights):
-            digest.update(np.ascontiguousarray(array).view(np.uint8))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
     def tokens(self, index: int) -> np.ndarray:

@@ -75,9 +75,11 @@ class Objective(Protocol):
             folder: For files of its own.
             tell: Told about progress.
         """
+        return None
 
     def finish(self, model: Model) -> None:
         """Called once at the end: takes away what ``start`` added to the model."""
+        return None
 
     def experience(self, model: Model, data: TokenFile, rows: np.ndarray, step: int) -> Experience:
         """What a step learns from, given the global batch that is due. The same for the same step, model and state."""
@@ -97,6 +99,7 @@ class Objective(Protocol):
 
     def load_state(self, state: dict[str, float]) -> None:
         """Take back what :meth:`state` gave."""
+        return None
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """The summed loss of a micro-batch, differentiable in the model's trainable parameters."""

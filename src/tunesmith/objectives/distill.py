@@ -184,7 +184,7 @@ class Distill(Objective):
     def _target(self, model: Model, batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> tuple[Target, int]:
         """What the teacher thinks of the tokens that carry loss, and how many words both models know."""
         if self.teacher is None:
-            return kept_target(batch, self.own, self.temperature), model.vocabulary_head().weight.shape[0]
+            return kept_target(batch, self.own, self.temperature), _words(model)
         teacher = self.teacher.model
         with torch.no_grad():
             hidden_Nd = teacher.hidden_states(batch)[rows, columns]
@@ -275,4 +275,9 @@ class OnPolicy(Distill):
 
 def _vocabulary(model: Model, teacher: Model) -> int:
     """Words that both know: matrices are often padded to a round number of rows."""
-    return min(int(one.vocabulary_head().weight.shape[0]) for one in (model, teacher))  # type: ignore[arg-type, union-attr]
+    return min(_words(model), _words(teacher))
+
+
+def _words(model: Model) -> int:
+    head: Any = model.vocabulary_head()
+    return int(head.weight.shape[0])

@@ -55,12 +55,12 @@ class Layers:
         self.pairs = [(number, (2 * (number + 1) * theirs + ours) // (2 * ours) - 1) for number in range(ours)]
         self.heads = int(cast(Any, model.transformer()).config.num_attention_heads)
         model.packable_length = teacher.packable_length = 0  # layers are compared token by token of one rectangle
-        widths = [int(cast(Any, one.transformer()).config.hidden_size) for one in (model, teacher)]
+        own, other = (int(cast(Any, one.transformer()).config.hidden_size) for one in (model, teacher))
         if attention_weight:
             self._refuse_other_attention(model, teacher)
-        if hidden_weight and widths[0] != widths[1]:
+        if hidden_weight and own != other:
             torch.manual_seed(seed)
-            model.network.add_module(PROJECTION, nn.Linear(*widths).to(model.device, torch.float32))
+            model.network.add_module(PROJECTION, nn.Linear(own, other).to(model.device, torch.float32))
 
     def finish(self, model: Model) -> None:
         """Take the projection away again."""
