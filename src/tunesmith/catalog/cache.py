@@ -60,6 +60,7 @@ def ensure(
     key: dict[str, Any],
     on_event: Listener = nobody,
     deep: bool = True,
+    lock: str | None = None,
 ) -> Path:
     """Return ``folder`` complete and undamaged, building it first if it is not.
 
@@ -69,11 +70,12 @@ def ensure(
         key: What the folder was made from; another key in the manifest means it is out of date.
         on_event: Hears about damage and waiting.
         deep: Compare every file's sha256 (once a process), not only sizes.
+        lock: Its name, where the folder is not the cache's own.
 
     Raises:
         ResourceError: The folder cannot be written (disk full, no permission).
     """
-    with locked(f"{folder.parent.name}-{folder.name}", on_event):
+    with locked(lock or f"{folder.parent.name}-{folder.name}", on_event):
         if folder.exists():
             fault = damage(folder, key=key, deep=deep)
             if fault is None:

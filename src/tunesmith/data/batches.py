@@ -33,12 +33,14 @@ class TokenFile:
     """Rendered examples as flat arrays in a folder, memory-mapped: the set may be larger than memory.
 
     Attributes:
+        offsets: (N + 1,) where each example's tokens begin, and where the last one's end.
         lengths: (N,) tokens of each example.
         has_weights: Whether tokens of the input are predicted.
         loss_weight: (N,) total loss weight of each example (1 for a class label).
         extra: Name -> what the renderer gave besides, a ragged column each.
         rows: What each example was rendered from.
         origins: Where each example came from.
+        states: What the frozen layers of the model make of each token, where that is known.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
@@ -47,7 +49,7 @@ class TokenFile:
         self.cut_examples = int(meta["cut_examples"])
         self.rows = rows
         self.origins: Sequence[Origin] = _Origins(rows)
-        self._offsets = np.fromfile(folder / "offsets.bin", dtype=np.int64)
+        self.offsets = np.fromfile(folder / "offsets.bin", dtype=np.int64)
         self._labels = np.fromfile(folder / "labels.bin", dtype=np.int32)
         self._tokens = _map(folder / "tokens.bin", np.int32)
         self._weights = _map(folder / "weights.bin", np.float32)
@@ -55,8 +57,9 @@ class TokenFile:
         self.extra = {
             name: Ragged.read(folder, f"extra.{name}", np.dtype(kind)) for name, kind in meta["extra"].items()
         }
-        self.lengths = np.diff(self._offsets)
+        self.lengths = np.diff(self.offsets)
         self.loss_weight = np.fromfile(folder / "loss_weight.bin", dtype=np.float64)
+        self.states: States | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,19 +71,20 @@ class TokenFile:
 
     @property
     def digest(self) -> str:
-        """Hash of the examples' tokens and loss weights."""
+        """Hash of the examples' tokens, of their loss weights, and of which tokens see each other."""
         digest = hashlib.sha256()
-        for array in (self._offsets, self._tokens, self._weights):
+        seen = [self.extra["segments"].values] if "segments" in self.extra else []
+        for array in (self.offsets, self._tokens, self._weights, *seen):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
     def tokens(self, index: int) -> np.ndarray:
         """Token ids of one example, (S,) int32."""
-        return self._tokens[self._offsets[index] : self._offsets[index + 1]]
+        return self._tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def weights(self, index: int) -> np.ndarray:
         """Loss weights of one example's tokens, (S,) float32."""
-        return self._weights[self._offsets[index] : self._offsets[index + 1]]
+        return self._weights[self.offsets[index] : self.offsets[index + 1]]
 
     def label(self, index: int) -> int:
         """Class index of one example."""
@@ -89,7 +93,28 @@ class TokenFile:
     @property
     def total_tokens(self) -> int:
         """Tokens of all examples, without padding."""
-        return int(self._offsets[-1])
+        return int(self.offsets[-1])
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states of all tokens of a :class:`TokenFile`: one after the other, mapped from a file.
+
+    Attributes:
+        offsets: (N + 1,) where each example's tokens begin.
+        values_Td: Of all its T tokens.
+    """
+
+    offsets: np.ndarray
+    values_Td: torch.Tensor
+
+    def rectangle(self, rows: Sequence[int], width: int) -> torch.Tensor:
+        """Those of some examples, (B, S, d), zero on padding."""
+        result_BSd = self.values_Td.new_zeros(len(rows), width, self.values_Td.shape[1])
+        for states_Sd, row in zip(result_BSd, rows, strict=True):
+            begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
+            states_Sd[: end - begin] = self.values_Td[begin:end]
+        return result_BSd
 
 
 @dataclass(frozen=True)
@@ -249,6 +274,7 @@ class Batch:
             with 0.
         epoch: In which it is learned from; ``None`` if it is only measured on. Objectives that draw at random draw
             from (seed, epoch, row), so that neither a resume nor the size of a forward pass changes what is drawn.
+        states: What the frozen layers make of these very ``input_ids``, see :attr:`known_states`.
     """
 
     input_ids: torch.Tensor
@@ -259,11 +285,21 @@ class Batch:
     tokens: int
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     epoch: int | None = None
+    states: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def known_states(self) -> torch.Tensor | None:
+        """(B, S, d) of the frozen layers; ``None`` if not known, or if the tokens are others than those of the set.
+
+        Whoever makes another batch of this one (hides words, takes texts apart) makes other ``input_ids``.
+        """
+        return self.states[1] if self.states is not None and self.states[0] is self.input_ids else None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
+        input_ids, known = self.input_ids.to(device, non_blocking=True), self.known_states
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
+            input_ids,
             self.attention_mask.to(device, non_blocking=True),
             None if self.loss_weights is None else self.loss_weights.to(device, non_blocking=True),
             None if self.labels is None else self.labels.to(device, non_blocking=True),
@@ -271,6 +307,7 @@ class Batch:
             self.tokens,
             {name: values.to(device, non_blocking=True) for name, values in self.extra.items()},
             self.epoch,
+            None if known is None else (input_ids, known.to(device, non_blocking=True)),
         )
 
 
@@ -297,8 +334,9 @@ def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int 
             weights[n, :length] = data.weights(row)
     lengths = data.lengths[list(rows)]
     mask = np.arange(width)[None, :] < lengths[:, None]
+    ids = torch.from_numpy(input_ids)
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
+        input_ids=ids,
         attention_mask=torch.from_numpy(mask),
         loss_weights=None if weights is None else torch.from_numpy(weights),
         labels=torch.tensor([data.label(row) for row in rows]) if data.has_labels else None,
@@ -306,6 +344,7 @@ def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int 
         tokens=int(lengths.sum()),
         extra={name: torch.from_numpy(_rectangle(column, rows)) for name, column in data.extra.items()},
         epoch=epoch,
+        states=None if data.states is None else (ids, data.states.rectangle(rows, width)),
     )
 
 

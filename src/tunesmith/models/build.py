@@ -1,4 +1,4 @@
-"""The one order of transforms: load, head, quantize the base, parameters, compile.
+"""The one order of transforms: load, head, quantize the base, parameters, frozen layers, compile.
 
 Nothing else puts a model together for training.
 """
@@ -13,7 +13,7 @@ import torch
 from tunesmith import parameters
 from tunesmith.allocator import keep_freed_memory
 from tunesmith.errors import RecipeError
-from tunesmith.models import attention, packing
+from tunesmith.models import attention, frozen, packing
 from tunesmith.models.heads import Pooling
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
@@ -64,4 +64,5 @@ def build_for_training(
     parameters.apply(model, choice)
     if not model.virtual_tokens:
         model.packable_length = packing.longest_row(decoder_of(model.transformer()), attention.NAME)
+    model.prefix = frozen.find(model)
     return model

@@ -33,7 +33,8 @@ def compile_if_worthwhile(model: Model, switch: Switch, steps: int, on_event: Li
     # One graph a width would pass the default limit of 8 with long texts and fall back to eager without a word.
     torch._dynamo.config.recompile_limit = 64
     attention.register(torch.compiler.disable(attention.batched_attention))
-    for block in model.blocks():
+    frozen = [] if model.prefix is None else model.prefix.blocks
+    for block in model.blocks()[len(frozen) :]:  # frozen ones give the same bits whether the run computes them or not
         block.compile(dynamic=True)
     on_event(Notice(level="info", message="the layers are being compiled: the first updates are slow"))
     return True

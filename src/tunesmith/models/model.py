@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +14,7 @@ from torch import nn
 from tunesmith.data.batches import Batch
 from tunesmith.data.shots import Shown
 from tunesmith.models import packing, virtual_tokens, visibility
+from tunesmith.models.frozen import WIDTH_MULTIPLE, FrozenPrefix
 from tunesmith.models.heads import SentenceClassifier, pool
 from tunesmith.parameters.settings import Quantization
 
@@ -55,6 +57,7 @@ class Model:
         quantization: How the weights of the frozen base are kept.
         first_weights: What an adapter began with, where the base had to give it away
             (:mod:`tunesmith.models.plain_lora`).
+        prefix: The frozen layers below all that trains, while it is trained.
     """
 
     network: nn.Module
@@ -73,6 +76,7 @@ class Model:
     rates: dict[str, float] = field(default_factory=dict)
     quantization: Quantization = "none"
     first_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    prefix: FrozenPrefix | None = None
 
     @property
     def device(self) -> torch.device:
@@ -142,24 +146,57 @@ class Model:
         """Whether a batch whose longest row has so many tokens is computed without padding."""
         return longest <= self.packable_length
 
+    def train(self) -> None:
+        """Go into training mode, except for the frozen layers at the input."""
+        self.network.train()
+        if self.prefix is not None:
+            self.prefix.rest()
+
+    def run(self, network: nn.Module, batch: Batch, **inputs: Any) -> Any:
+        """Call the network, or a part of it, on a batch: frozen layers are passed over if it brings their states."""
+        with self._beginning_with(batch.known_states):
+            return network(**inputs)
+
+    def packed(self, body: nn.Module, batch: Batch) -> torch.Tensor:
+        """Last hidden states of a batch, (B, S, d), computed without most of its padding; likewise."""
+        width = 1 if self.prefix is None else WIDTH_MULTIPLE
+        with self._beginning_with(batch.known_states):
+            return packing.hidden_states(body, batch.input_ids, batch.attention_mask, width)
+
+    def _beginning_with(self, states_BSd: torch.Tensor | None) -> AbstractContextManager[None]:
+        return nullcontext() if self.prefix is None or states_BSd is None else self.prefix.passed_over(states_BSd)
+
+    def read(self, batch: Batch) -> torch.Tensor:
+        """Run the model on a batch in the way in which it answers. What comes out begins with a dimension of B or N."""
+        if self.form == "generate":
+            if self.scores_are_plain():
+                return self.hidden_states(batch)
+            return cast(torch.Tensor, self.run(self.network, batch, **self.causal_inputs(batch)).logits)
+        if self.form == "tag":
+            return self.token_logits(batch, *batch.attention_mask.nonzero(as_tuple=True))
+        if self.form == "mask":
+            return self.encoded(batch)
+        return self.class_logits(batch)
+
+    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
     def class_logits(self, batch: Batch) -> torch.Tensor:
         """Scores of the classes, (B, C) in at least fp32."""
         network: Any = self.network
         if self.packs(batch.input_ids.shape[1]) and isinstance(network, SentenceClassifier):
-            hidden_BSd = packing.hidden_states(self.transformer(), batch.input_ids, batch.attention_mask)
-            logits: torch.Tensor = network.head(hidden_BSd, batch.attention_mask)
+            logits: torch.Tensor = network.head(self.packed(self.transformer(), batch), batch.attention_mask)
         else:
-            output = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            output = self.run(network, batch, **self._inputs(batch))
             logits = output if isinstance(output, torch.Tensor) else output.logits
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def sentence_vectors(self, batch: Batch) -> torch.Tensor:
         """One vector a text, (B, d): the sentence encoder's own pooling, else the mean over the tokens."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        inputs = self._inputs(batch)
         if isinstance(self.network, SentenceClassifier):
             if self.packs(batch.input_ids.shape[1]):
-                hidden_BSd = packing.hidden_states(self.transformer(), batch.input_ids, batch.attention_mask)
-                return pool(hidden_BSd, batch.attention_mask, self.network.pooling)
+                return pool(self.packed(self.transformer(), batch), batch.attention_mask, self.network.pooling)
             return self.network.embed(**inputs)
         network: Any = self.transformer()
         reader = network.get_encoder() if self.form == "seq2seq" else decoder_of(network)
@@ -195,10 +232,10 @@ class Model:
         parts = {name for name, _ in network.named_children()} - {network.base_model_prefix}
         plain = parts <= {"dropout", *self.head_names}  # of other heads (ModernBERT's) we do not know what they compute
         if plain and self.packs(batch.input_ids.shape[1]):
-            hidden_BSd = packing.hidden_states(decoder_of(network), batch.input_ids, batch.attention_mask)
+            hidden_BSd = self.packed(decoder_of(network), batch)
             logits = network.get_submodule(*self.head_names)(network.dropout(hidden_BSd[rows_N, columns_N]))
         else:
-            output = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            output = self.run(self.network, batch, **self._inputs(batch))
             logits = output.logits[rows_N, columns_N]
         return cast(torch.Tensor, logits if logits.dtype == torch.float64 else logits.float())
 
@@ -223,8 +260,15 @@ class Model:
         """Last hidden states of a causal model, (B, S, d)."""
         decoder = decoder_of(self.transformer())
         if self.packs(batch.input_ids.shape[1]) and "segments" not in batch.extra:
-            return packing.hidden_states(decoder, batch.input_ids, batch.attention_mask)
-        return cast(torch.Tensor, decoder(**self.causal_inputs(batch)).last_hidden_state)
+            return self.packed(decoder, batch)
+        return cast(torch.Tensor, self.run(decoder, batch, **self.causal_inputs(batch)).last_hidden_state)
+
+    def encoded(self, batch: Batch) -> torch.Tensor:
+        """Last hidden states of an encoder, (B, S, d)."""
+        encoder = decoder_of(self.transformer())
+        if self.packs(batch.input_ids.shape[1]):
+            return self.packed(encoder, batch)
+        return cast(torch.Tensor, self.run(encoder, batch, **self._inputs(batch)).last_hidden_state)
 
     def vocabulary_head(self) -> nn.Module:
         """The module that maps hidden states to scores of the vocabulary."""

@@ -48,37 +48,70 @@ class Rectangle:
         return slice(self.start, self.start + self.rows * self.width)
 
 
-_active: list[Rectangle] | None = None  # what the attention of the forward pass that runs now works on
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a padded batch stand in the long row.
+
+    Attributes:
+        rectangles: Which cover the long row.
+        source_T: Index in the flat batch of each of its T tokens.
+        mask_BS: False on padding.
+    """
+
+    rectangles: list[Rectangle]
+    source_T: torch.Tensor
+    mask_BS: torch.Tensor
+
+    def packed(self, states_BSd: torch.Tensor) -> torch.Tensor:
+        """States of a padded batch in one long row, (1, T, d)."""
+        return states_BSd.flatten(0, 1)[self.source_T][None]
+
+    def padded(self, states_1Td: torch.Tensor) -> torch.Tensor:
+        """States of the long row as a padded batch, (B, S, d); zero on padding."""
+        states_Td = states_1Td[0]
+        real_T = self.mask_BS.flatten()[self.source_T]
+        states_Nd = states_Td.new_zeros(self.mask_BS.numel(), states_Td.shape[-1])
+        return states_Nd.index_copy(0, self.source_T[real_T], states_Td[real_T]).view(*self.mask_BS.shape, -1)
+
+
+_layout: Layout | None = None  # of the forward pass that runs now
+
+
+def layout() -> Layout | None:
+    """The layout of the forward pass that runs now; ``None`` if it is an ordinary one."""
+    return _layout
 
 
 def active() -> list[Rectangle] | None:
     """The rectangles of the forward pass that runs now; ``None`` if it is an ordinary one."""
-    return _active
+    return None if _layout is None else _layout.rectangles
 
 
-def hidden_states(network: nn.Module, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+def hidden_states(
+    network: nn.Module, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, multiple_of: int = 1
+) -> torch.Tensor:
     """Last hidden states (B, S, d) of a padded batch, computed without most of the padding; zero on padding.
 
     Args:
         network: A transformers model without a head, with :mod:`tunesmith.models.attention` as its attention.
         input_ids_BS: Token ids, padded on the right.
         mask_BS: False on padding.
+        multiple_of: Rectangles are as wide as a multiple of this, see :data:`tunesmith.models.frozen.WIDTH_MULTIPLE`.
     """
     lengths, order = mask_BS.sum(1).sort(descending=True, stable=True)
-    rectangles, source_T, position_T = _lay_out(lengths, order, mask_BS)
-    with _packed(rectangles):
-        hidden_Td = network(
+    rectangles, source_T, position_T = _lay_out(lengths, order, mask_BS, multiple_of)
+    where = Layout(rectangles, source_T, mask_BS)
+    with _packed(where):
+        hidden_1Td = network(
             input_ids=input_ids_BS.flatten()[source_T][None],
             position_ids=(position_T + _first_position(network))[None],
             use_cache=False,
-        ).last_hidden_state[0]
-    real_T = mask_BS.flatten()[source_T]
-    hidden_Nd = hidden_Td.new_zeros(mask_BS.numel(), hidden_Td.shape[-1])
-    return hidden_Nd.index_copy(0, source_T[real_T], hidden_Td[real_T]).view(*mask_BS.shape, -1)
+        ).last_hidden_state
+    return where.padded(hidden_1Td)
 
 
 def _lay_out(
-    lengths: torch.Tensor, order: torch.Tensor, mask_BS: torch.Tensor
+    lengths: torch.Tensor, order: torch.Tensor, mask_BS: torch.Tensor, multiple_of: int = 1
 ) -> tuple[list[Rectangle], torch.Tensor, torch.Tensor]:
     """Rectangles of a batch, and for each of the T tokens of the long row its index in the flat batch and its position.
 
@@ -86,13 +119,15 @@ def _lay_out(
         lengths: (B,) falling.
         order: (B,) which row of the batch has each length.
         mask_BS: As for :func:`hidden_states`.
+        multiple_of: As for :func:`hidden_states`; no row gets wider than the batch.
     """
+    widths = (-(-lengths // multiple_of) * multiple_of).clamp(max=mask_BS.shape[1])
     rectangles: list[Rectangle] = []
     sources: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
     begin = start = 0
-    for end in cheapest_cuts(lengths.cpu().numpy(), None, RECTANGLE_COST):
-        width, rows = int(lengths[begin]), end - begin
+    for end in cheapest_cuts(widths.cpu().numpy(), None, RECTANGLE_COST):
+        width, rows = int(widths[begin]), end - begin
         column_W = torch.arange(width, device=order.device)
         even = int(lengths[end - 1]) == width
         rectangles.append(Rectangle(start, rows, width, None if even else mask_BS[order[begin:end], :width]))
@@ -103,13 +138,13 @@ def _lay_out(
 
 
 @contextmanager
-def _packed(rectangles: list[Rectangle]) -> Iterator[None]:
-    global _active
-    _active = rectangles
+def _packed(where: Layout) -> Iterator[None]:
+    global _layout
+    _layout = where
     try:
         yield
     finally:
-        _active = None
+        _layout = None
 
 
 def _first_position(network: nn.Module) -> int:

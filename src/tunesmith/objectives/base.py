@@ -60,6 +60,10 @@ class Objective(Protocol):
         """What is learned from, and how it is rendered: the rows themselves, unless an example is made of several."""
         return rows, render
 
+    skips_frozen: bool = True
+    """Whether frozen layers may be passed over: the model gets the tokens of an example as they are in the data set,
+    each time again, and nothing looks inside its layers."""
+
     reads_prompts: bool = False
     """Whether it wants the prompts alone, because the model writes the answers that it learns from."""
 

@@ -31,6 +31,7 @@ class Contrastive(Objective):
     """
 
     name = "contrastive"
+    skips_frozen = False
 
     def __init__(self, settings: Training) -> None:
         self.size, self.rounds = settings.contrastive.group_size, settings.contrastive.rounds

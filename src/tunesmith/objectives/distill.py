@@ -67,6 +67,7 @@ class Distill(Objective):
         self.temperature = 1.0
         # What passes through the layers is looked at, if they are compared.
         self.compiles = not (self.own.hidden_weight or self.own.attention_weight)
+        self.skips_frozen = self.compiles
 
     def examples_of(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
         """The rows; those without a label are rendered without one."""

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.batches import Batch
-from tunesmith.models import packing
-from tunesmith.models.model import Model, decoder_of
+from tunesmith.models.model import Model
 from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.objectives.cross_entropy import TokenLosses, token_cross_entropy
 from tunesmith.objectives.supervised import Supervised
@@ -34,6 +33,7 @@ class MaskedLM(Objective):
     """
 
     name = "masked-lm"
+    skips_frozen = False
 
     def __init__(self, settings: Training) -> None:
         self.share = settings.mask_share
@@ -124,13 +124,8 @@ def masked_losses(
 def _scores(model: Model, batch: Batch, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Scores of the vocabulary at N places, (N, V); at these alone where the model's head stands by itself."""
     network: Any = model.transformer()
-    encoder: Any = decoder_of(network)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     head = next((getattr(network, name) for name in ("cls", "lm_head") if hasattr(network, name)), None)
     if head is None:
-        return cast(torch.Tensor, network(**inputs).logits[rows, columns])
-    if model.packs(batch.input_ids.shape[1]):
-        hidden_BSd = packing.hidden_states(encoder, batch.input_ids, batch.attention_mask)
-    else:
-        hidden_BSd = encoder(**inputs).last_hidden_state
-    return cast(torch.Tensor, head(hidden_BSd[rows, columns]))
+        found = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return cast(torch.Tensor, found.logits[rows, columns])
+    return cast(torch.Tensor, head(model.encoded(batch)[rows, columns]))

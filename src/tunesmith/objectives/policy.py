@@ -40,6 +40,7 @@ class Policy(Objective):
     """
 
     reads_prompts = True
+    skips_frozen = False
 
     def __init__(self, settings: Training) -> None:
         self.settings = settings

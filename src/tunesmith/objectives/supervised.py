@@ -56,8 +56,7 @@ def token_nats(model: Model, batch: Batch, temperature: float = 1.0) -> tuple[To
         hidden_Nd = model.hidden_states(batch)[rows, columns]
         weight_Vd: Any = model.vocabulary_head().weight
         return linear_token_nats(hidden_Nd, weight_Vd, targets_N, temperature), rows, columns + 1
-    network: Any = model.network
-    logits_NV = network(**model.causal_inputs(batch)).logits[rows, columns]
+    logits_NV = model.run(model.network, batch, **model.causal_inputs(batch)).logits[rows, columns]
     return scored_token_nats(logits_NV, targets_N, temperature), rows, columns + 1
 
 
@@ -82,8 +81,7 @@ def token_losses(
         hidden_Nd = model.hidden_states(batch)[rows, columns]
         weight_Vd: Any = model.vocabulary_head().weight
         return linear_cross_entropy(hidden_Nd, weight_Vd, targets_N, weights_N, label_smoothing), weights_N, rows
-    network: Any = model.transformer()
-    logits_NV = network(**model.causal_inputs(batch)).logits[rows, columns]
+    logits_NV = model.run(model.transformer(), batch, **model.causal_inputs(batch)).logits[rows, columns]
     return token_cross_entropy(logits_NV, targets_N, weights_N, label_smoothing), weights_N, rows
 
 

@@ -24,6 +24,7 @@ class Wrapped(Objective):
         self.name = inner.name
         self.reads_prompts = inner.reads_prompts
         self.compiles = inner.compiles
+        self.skips_frozen = inner.skips_frozen
 
     def prepare(self, batch: Batch, sampler: Any) -> Batch:
         """As the inner one."""

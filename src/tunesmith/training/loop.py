@@ -224,7 +224,7 @@ class Trainer:
         started = time.perf_counter()
         rate = self.schedule.at(self.position.step)
         experience = self.objective.experience(self.model, self.train, rows, self.position.step)
-        self.model.network.train()
+        self.model.train()
         self._unfreeze(self.position.step)
         changes = []
         for part in experience.batches:

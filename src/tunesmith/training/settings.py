@@ -103,6 +103,18 @@ class Training(Part):
     compile: Switch = Field(
         default="auto", description="Compile the layers. `auto`: where the run is long enough to pay for it."
     )
+    cache: Switch = Field(
+        default="auto",
+        description="Compute the frozen layers below all that trains once, and read their output from disk in each "
+        "epoch. Never changes the result. `auto`: from the second epoch on it pays; `on`: or say why it cannot be.",
+    )
+    cache_gigabytes: float = Field(default=20.0, gt=0, description="The most that `cache` may take on disk.")
+    cache_folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Keep what `cache` wrote here, for further runs on the same data. `null`: with the run, until its "
+        "end.",
+    )
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> Training:

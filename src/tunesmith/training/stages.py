@@ -37,7 +37,7 @@ from tunesmith.models.vision import load_vision
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import InContext, NoParameters, Recipe, Stage
 from tunesmith.tasks import TASKS
-from tunesmith.training import checkpoint
+from tunesmith.training import checkpoint, frozen_cache
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import StageResult, Trainer
 from tunesmith.training.remedies import Earlier, against_forgetting, keep_fisher
@@ -181,6 +181,9 @@ def _train_stage(
         identity=identity,
         name=stage.name,
         on_event=tell,
+    )
+    frozen_cache.remember(
+        model, objective, {"train": train, "validation": validation}, settings, trainer.steps, tokens, tell
     )
     compile_if_worthwhile(model, settings.compile if objective.compiles else "off", trainer.steps, tell)
     result = trainer.run()
