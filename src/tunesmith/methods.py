@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tunesmith.recipe import (
     HEADS,
@@ -14,6 +15,7 @@ from tunesmith.recipe import (
     Data,
     Evaluate,
     Full,
+    Generation,
     Head,
     Layers,
     LoRA,
@@ -21,6 +23,7 @@ from tunesmith.recipe import (
     ObjectiveName,
     Parameters,
     Recipe,
+    Rollouts,
     Stage,
     Training,
     objective_of,
@@ -38,7 +41,7 @@ class Method:
     objective: str
     parameters: str
     choose: Callable[[Recipe], Parameters]
-    stages: Callable[[Recipe], list[Stage]] = lambda recipe: [Stage()]
+    stages: Callable[[Recipe], list[Stage]] = lambda recipe: recipe.stages or [Stage()]
 
     def as_dict(self) -> dict[str, str]:
         """The row without its function."""
@@ -54,9 +57,10 @@ def _all_or_adapter(recipe: Recipe) -> Parameters:
 
 def _corpus_then_task(recipe: Recipe) -> list[Stage]:
     """First the language of the corpus, by all parameters where the task's own are but a head; then the task."""
-    told = recipe.data.model_dump(include={"encoding", "seed", "max_length"}, exclude_unset=True)
+    if recipe.stages:
+        return recipe.stages
     head_only = recipe.parameters is not None and recipe.parameters.kind == "head"
-    corpus = Data(train=recipe.data.corpus, **told)
+    corpus = Data(train=recipe.data.corpus, **_told(recipe))
     return [
         Stage(name="domain", task="language-modeling", data=corpus, parameters=Full() if head_only else None),
         Stage(name="task"),
@@ -65,16 +69,56 @@ def _corpus_then_task(recipe: Recipe) -> list[Stage]:
 
 def _contrast_then_head(recipe: Recipe) -> list[Stage]:
     """SetFit's two phases (arXiv 2209.11055), with its learning rate; a batch is one group of 16 texts."""
+    if recipe.stages:
+        return recipe.stages
     if recipe.parameters is not None and recipe.parameters.kind == "in-context":
         return [Stage()]
     own = {"epochs": 1.0, "learning_rate": 2e-5}
     if recipe.training.batch_tokens is None:
         own["batch_size"] = 1
-    kept = {key: value for key, value in own.items() if key not in recipe.training.model_fields_set}
     return [
-        Stage(name="contrast", objective="contrastive", training=Training.model_validate(kept)),
+        Stage(name="contrast", objective="contrastive", training=_unless_said(recipe, own)),
         Stage(name="head", parameters=NoParameters()),
     ]
+
+
+def _show_judge_reinforce(recipe: Recipe) -> list[Stage]:
+    """The three stages of InstructGPT (arXiv 2203.02155), each with what the recipe says of the stage of its name.
+
+    A reward model learns for one pass: several overfit (appendix C.2 there). One with a base of its own, mostly an
+    encoder or a small model, trains whole, as in `method: reward`.
+    """
+    given = {stage.name: stage for stage in recipe.stages}
+    judge = given.get("reward")
+    pairs = Data(train=recipe.data.preferences, **_told(recipe))
+    whole = Full() if judge is not None and judge.model is not None and recipe.parameters is None else None
+    once = _unless_said(recipe, {"epochs": 1.0})
+    rewarded = _unless_said(recipe, {"epochs": 1.0, "rewards": [{"kind": "stage", "stage": "reward"}]})
+    stages = [
+        Stage(name="sft", objective="supervised"),
+        Stage(name="reward", task="preference", data=pairs, objective="reward", parameters=whole, training=once),
+        Stage(name="ppo", objective="ppo", training=rewarded),
+    ]
+    return [_over(stage, given[stage.name]) if stage.name in given else stage for stage in stages]
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says of its data that holds for other files as well."""
+    return recipe.data.model_dump(include={"encoding", "seed", "max_length"}, exclude_unset=True)
+
+
+def _unless_said(recipe: Recipe, own: dict[str, Any]) -> Training:
+    """A method's settings for one of its stages, without those that the recipe states for all stages."""
+    said = recipe.training.model_fields_set
+    return Training.model_validate({key: value for key, value in own.items() if key not in said})
+
+
+def _over(stage: Stage, given: Stage) -> Stage:
+    """A stage as the method has it, with what the recipe says of it on top."""
+    said = {name: value for name in given.model_fields_set if (value := getattr(given, name)) is not None}
+    if stage.training is not None:
+        said["training"] = _merged(stage.training, given.training)
+    return stage.model_copy(update=said)
 
 
 METHODS: dict[str, Method] = {
@@ -178,6 +222,15 @@ METHODS: dict[str, Method] = {
             lambda recipe: Full(),
         ),
         Method(
+            "rlhf",
+            "learn from demonstrations, then a judge from preferences, then by PPO to write what the judge likes",
+            "you can show good answers and say which of two is better, and want more than either gives alone",
+            "supervised, then reward, then ppo",
+            "lora",
+            lambda recipe: LoRA(),
+            _show_judge_reinforce,
+        ),
+        Method(
             "few-shot",
             "tune an encoder on pairs of the few examples and fit a head (SetFit), or show them in the prompt",
             "there are 1 to 64 examples of each label: set `data.shots`, or use all you have",
@@ -219,7 +272,7 @@ def fill_in(recipe: Recipe) -> Recipe:
                 "training": _merged(recipe.training, stage.training),
             }
         )
-        for stage in recipe.stages or METHODS[recipe.method].stages(recipe)
+        for stage in METHODS[recipe.method].stages(recipe)
     ]
     last = recipe.of_stage(stages[-1])  # the model is for what it learned last
     if (last.task, last.data) != (recipe.task, recipe.data):
@@ -232,6 +285,11 @@ def fill_in(recipe: Recipe) -> Recipe:
     if recipe.method in _BASELINES and "baselines" not in evaluate.model_fields_set:
         baselines = _BASELINES[recipe.method](evaluate.baselines)
         evaluate = Evaluate.model_validate({**evaluate.model_dump(exclude_unset=True), "baselines": baselines})
+    if recipe.method == "rlhf" and "generation" not in evaluate.model_fields_set:
+        # Reward and divergence are means over what the policy draws, so they are measured on that.
+        rollouts = stages[-1].training.rollouts if stages[-1].training is not None else Rollouts()
+        drawn = Generation(max_new_tokens=rollouts.max_new_tokens, temperature=rollouts.temperature)
+        evaluate = evaluate.model_copy(update={"generation": drawn})
     return recipe.model_copy(update={"stages": stages, "task": last.task, "data": last.data, "evaluate": evaluate})
 
 

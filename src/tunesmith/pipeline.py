@@ -105,6 +105,10 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
         from tunesmith.models.cutting import base_folder
 
+        if recipe.learns_from_rewards:
+            from tunesmith.evaluation.rewarded import check_judges
+
+            check_judges(recipe)
         prepared = _prepare_stages(recipe, folder, tell)
         tell(Phase(step="model", message=f"base model {recipe.model}"))
         base = base_folder(recipe, tell)

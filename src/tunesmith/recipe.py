@@ -93,6 +93,7 @@ MethodName = Literal[
     "preference",
     "reward",
     "verifiable-reward",
+    "rlhf",
     "self-supervised",
     "domain",
     "sequential",
@@ -107,6 +108,11 @@ class Stage(Part):
 
     name: str = Field(default="tune", pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$", description="Name of the stage's folder.")
     task: TaskName | None = Field(default=None, description="What this stage teaches; default: the recipe's task.")
+    model: str | None = Field(
+        default=None,
+        description="A base model of its own, for a stage that makes a judge for a later one (`rewards: [{kind: "
+        "stage}]`); default: the recipe's model, as the stages before left it.",
+    )
     data: Data | None = Field(default=None, description="What this stage learns from; default: the recipe's data.")
     objective: ObjectiveName | None = Field(
         default=None, description="What is minimised; default: what the task and the model call for."
@@ -174,10 +180,14 @@ class Recipe(Part):
         return fill_in(self)
 
     def of_stage(self, stage: Stage) -> Recipe:
-        """The recipe as one of its stages sees it: with the task and data of that stage, and with no other stage."""
-        return self.model_copy(
-            update={"task": stage.task or self.task, "data": stage.data or self.data, "stages": [stage]}
-        )
+        """The recipe as one of its stages sees it: its task, data and model, and no other stage."""
+        own = {"task": stage.task or self.task, "data": stage.data or self.data, "model": stage.model or self.model}
+        return self.model_copy(update={**own, "stages": [stage]})
+
+    @property
+    def learns_from_rewards(self) -> bool:
+        """Whether the last stage of a resolved recipe does: its answers are then measured by their reward."""
+        return bool(self.stages) and self.stages[-1].objective in ("ppo", "grpo")
 
     def to_yaml(self) -> str:
         """The recipe as YAML that :func:`tunesmith.recipe_file.load` reads back to an equal recipe."""
@@ -295,6 +305,7 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         unlearnt = [stage.name for stage in stages if objective_of(recipe, stage) not in ("ppo", "grpo")]
         if unlearnt:
             problems.append("`task: prompts` has no answers to learn from: use `method: verifiable-reward`")
+    problems += _of_rewards(recipe, stages)
     if recipe.method == "features" and recipe.task not in CLASSICAL:
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has
@@ -394,4 +405,62 @@ def _of_student(recipe: Recipe) -> list[str]:
     for baseline in recipe.evaluate.baselines:
         if baseline.kind in ("teacher", "without-teacher") and not distils:
             problems.append(f"the baseline `{baseline.kind}` belongs to a teacher: use `method: distillation`")
+    return problems
+
+
+ANSWERED = ("text-generation", "chat", "prompts")
+"""Tasks whose prompts a model can answer to learn from what its answers are worth."""
+RLHF_STAGES = ("sft", "reward", "ppo")
+"""Of `method: rlhf`, in their order."""
+
+
+def _of_rewards(recipe: Recipe, stages: list[Stage]) -> list[str]:
+    """The same for stages that learn from rewards, and for those that make a judge for them."""
+    problems = []
+    names = [stage.name for stage in stages]
+    judges = {"reward"} if recipe.method == "rlhf" else set()
+    for number, stage in enumerate(stages):
+        objective = objective_of(recipe, stage) or ("grpo" if recipe.method == "verifiable-reward" else None)
+        sources = (stage.training.rewards if stage.training is not None else []) or recipe.training.rewards
+        if objective in ("ppo", "grpo") and (task := task_of(recipe, stage)) not in ANSWERED:
+            problems.append(
+                f"the objective `{objective}` learns from answers to prompts, which the task `{task}` has not: write "
+                "the rows as prompts, and use `task: text-generation`"
+            )
+        before = RLHF_STAGES[:2] if recipe.method == "rlhf" else names[:number]
+        for name in [source.stage for source in sources if source.stage is not None]:
+            judges.add(name)
+            if name not in before and objective in ("ppo", "grpo", None):
+                known = f"one of {', '.join(before)}" if before else "a run (`kind: run`)"
+                problems.append(
+                    f"there is no stage {name!r} before `{stage.name}` that could be its reward: use {known}"
+                )
+    for stage in stages:
+        if stage.model is not None and stage.name not in judges:
+            problems.append(
+                f"the stage `{stage.name}` has a `model` of its own, and no later stage is rewarded by what it makes: "
+                f"name it there (`rewards: [{{kind: stage, stage: {stage.name}}}]`), or leave out `model`"
+            )
+    if judges and (recipe.sequence.adapters != "chain" or recipe.sequence.replay or recipe.sequence.hold != "none"):
+        problems.append("`sequence` is about tasks that one model learns in turn: leave it out beside a reward's stage")
+    if recipe.evaluate.judge is not None and recipe.evaluate.judge.kind == "stage":
+        problems.append("`evaluate.judge` must be a judge that nothing was learned from: name another run")
+    if recipe.method == "rlhf":
+        problems += _of_rlhf(recipe, names, {task_of(recipe, stage) for stage in stages if stage.name == "sft"})
+    elif recipe.data.preferences:
+        problems.append("`data.preferences` is read by `method: rlhf` alone: use it, or `task: preference`")
+    return problems
+
+
+def _of_rlhf(recipe: Recipe, names: list[str], shown: set[TaskName]) -> list[str]:
+    """The same for `method: rlhf`; ``shown`` is the task of its first stage, where the recipe has that stage."""
+    problems = []
+    if "prompts" in (shown or {recipe.task}):
+        problems.append("the stage `sft` learns from answers, which `prompts` has not: give it `task` and `data`")
+    elif recipe.task not in ANSWERED:
+        problems.append(f"`method: rlhf` teaches to write, and `{recipe.task}` does not: use `task: text-generation`")
+    if recipe.stages and (len(set(names)) < len(names) or not set(names) <= set(RLHF_STAGES)):
+        problems.append(f"`method: rlhf` has the stages {', '.join(RLHF_STAGES)}, each once, not {', '.join(names)}")
+    if not recipe.data.preferences and not any(stage.name == "reward" and stage.data for stage in recipe.stages):
+        problems.append("`method: rlhf` needs pairs of answers to learn what to reward: `data: {preferences: FILE}`")
     return problems

@@ -318,6 +318,17 @@ def remove(run: Run) -> None:
     shutil.rmtree(run.path)
 
 
+def stage_models(folder: Path, recipe: Recipe) -> dict[str, Path]:
+    """Name of each stage of a resolved recipe -> where it leaves its model for later stages.
+
+    Args:
+        folder: The run's, or that of one of its evaluations.
+        recipe: Resolved.
+    """
+    run = folder.parents[1] if folder.parent.name == EVALUATIONS else folder
+    return {s.name: run / "stages" / f"{n}-{s.name}" / "merged" for n, s in enumerate(recipe.stages, 1)}
+
+
 @dataclass(frozen=True)
 class StoredAnswer:
     """One test row with what the tuned model said: a line of ``predictions.jsonl``."""

@@ -42,7 +42,9 @@ def test_a_perfect_score_is_not_certainty() -> None:
 
 def test_every_metric_is_described_and_lies_in_its_interval() -> None:
     outputs, references = binary([True, False, True, True, False, True, True])
-    texts = Outputs(texts=["a b", "", "c"], nats=np.array([1.0, 2.0, 3.0]), reference_bytes=np.array([3, 3, 1]))
+    worth = {"rewards": np.array([0.5, -1.0, 2.0]), "judged": np.array([0.0, 1.0, 1.0])}
+    nats, sizes = np.array([1.0, 2.0, 3.0]), np.array([3, 3, 1])
+    texts = Outputs(texts=["a b", "", "c"], nats=nats, reference_bytes=sizes, **worth)
     found = measure(outputs, Truth("label", references, LABELS), SETTINGS) | measure(
         texts, Truth("text", ["a c", "b b", ("c", "c\nd")]), SETTINGS
     )
@@ -145,7 +147,7 @@ def test_the_metric_that_decides_can_be_chosen() -> None:
 
     chosen = truth(TASKS["text-generation"], ["a"], None, Evaluate(metric="exact_match"))
     assert primary(chosen)[0] == "exact_match"
-    assert primary(truth(TASKS["text-generation"], ["a"], None, Evaluate()))[0] == "rougeL"
+    assert primary(truth(TASKS["text-generation"], ["a"], None, Evaluate()))[:3] == ("judge", "reward", "rougeL")
     with pytest.raises(UsageError, match="chfr") as refused:
         truth(TASKS["text-generation"], ["a"], None, Evaluate(metric="chfr"))
     assert "did you mean 'chrf'" in str(refused.value.fix)

@@ -21,6 +21,9 @@ class Data(Part):
     corpus: list[str] = Field(
         default=[], description="Bare text of the domain, which `method: domain` learns from before the task."
     )
+    preferences: list[str] = Field(
+        default=[], description="Pairs of a better and a worse answer, from which `method: rlhf` learns what to reward."
+    )
     validation: float | list[str] = Field(
         default=0.1, description="A share of the training data (0 to 0.5), or data of its own. Choices are made on it."
     )
@@ -81,7 +84,7 @@ class Data(Part):
     )
     seed: int = Field(default=0, description="Salt of the content hash that decides the splits.")
 
-    @field_validator("train", "corpus", mode="before")
+    @field_validator("train", "corpus", "preferences", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [str(value)] if isinstance(value, str | Path) else value

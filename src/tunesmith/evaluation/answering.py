@@ -20,6 +20,7 @@ from tunesmith.evaluation.features import LinearHead, fit_label_heads, fit_linea
 from tunesmith.evaluation.in_context import Shots, calibrated, shots_of
 from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
+from tunesmith.evaluation.rewarded import Judges
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference, vision
@@ -43,6 +44,7 @@ class Setting:
     generation: Generation
     seed: int = 0
     on_event: Listener = nobody
+    judges: Judges | None = None
 
 
 def answer(
@@ -97,14 +99,23 @@ def answer(
             for text, row in zip(texts, rows, strict=True)
         ]
         return Outputs(spans=named, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
+    seconds = time.perf_counter() - started  # what follows is our question, not the system's work
+    worth = setting.judges.score(rows, texts, written) if setting.judges is not None else {}
     if not score_references or setting.task.answer != "text":
-        seconds = time.perf_counter() - started
-        return Outputs(texts=texts, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
-    seconds = time.perf_counter() - started  # scoring the references is our question, not the system's work
+        return Outputs(
+            texts=texts,
+            rewards=worth.get("rewards"),
+            judged=worth.get("judged"),
+            prompt_tokens=read,
+            written_tokens=written_tokens,
+            seconds=seconds,
+        )
     nats = questions.reference_nats()
     sizes = np.asarray([max(1, len(setting.task.target_text(row).encode())) for row in rows], dtype=np.float64)
     return Outputs(
         texts=texts,
+        rewards=worth.get("rewards"),
+        judged=worth.get("judged"),
         nats=nats,
         reference_bytes=sizes,
         prompt_tokens=read,

@@ -13,7 +13,7 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
-from tunesmith.evaluation import answering, comparison, distillation, report
+from tunesmith.evaluation import answering, comparison, distillation, judge_stages, pairs, reinforcement, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.general import measure_general
@@ -21,6 +21,7 @@ from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, evaluated, kind, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
+from tunesmith.evaluation.rewarded import judges_of
 from tunesmith.evaluation.sequence import measure_sequence
 from tunesmith.evaluation.sequence import section as sequence_section
 from tunesmith.evaluation.stage_gains import gains_section, stage_gains, without_domain
@@ -70,7 +71,11 @@ def evaluate_run(
     rows = _test_rows(recipe, data, tell)
     settings = recipe.evaluate
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
-    setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    made = runs.stage_models(folder, recipe)
+    judges = judges_of(recipe, made)
+    setting = answering.Setting(
+        task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
+    )
     tell(Phase(step="evaluate", message=f"the tuned model on {len(rows)} test rows"))
     outputs = answering.answer(trained.model, rows, setting)
     metrics = measure(outputs, right, settings)
@@ -102,6 +107,11 @@ def evaluate_run(
             device,
         )
     )
+    base = catalog.model_folder(recipe.model, on_event=tell)
+    origin = None
+    if judges is not None:
+        origin = reinforcement.measure_origin(recipe, base, made, trained.model, rows, right, setting)
+        others += [origin.system] if origin.system is not None else []
     if stages and any(b.kind == "without-domain" for b in settings.baselines):
         others.append(without_domain(folder, recipe, data, rows, right, setting, tell))
     lesson = distillation.measure_lesson(folder, recipe, trained.model, stages, rows, right, setting, tell)
@@ -111,6 +121,11 @@ def evaluate_run(
     verdict = comparison.verdict(tuned, rivals, comparisons, right)
     _keep_answers(folder, task, rows, tuned, right)
     sections: list[report.Section] = []
+    if origin is not None:
+        sections += reinforcement.sections(reinforcement.summarised(tuned, others, rows, origin, settings))
+    sections += [judge_stages.section(one) for one in judge_stages.stage_judges(recipe, made, stages, tell)]
+    if task.answer == "pair":
+        sections.append(judge_stages.length_section(pairs.by_length(rows, outputs, settings)))
     if recipe.method == "sequential" and stages and (known := measure_sequence(folder, recipe, stages, tell)):
         sections.append(sequence_section(known))
     if behind := lineage.ancestors(recipe.model):

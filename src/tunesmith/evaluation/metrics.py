@@ -59,6 +59,8 @@ METRICS: dict[str, Metric] = {
         Metric("span_precision", "Span precision", "Share of the spans found that are right."),
         Metric("span_recall", "Span recall", "Share of the true spans that were found."),
         Metric("span_macro_f1", "Span macro F1", "Span F1 averaged over labels, however often each occurs."),
+        Metric("judge", "Second judge", "Score of the answers by a judge from which nothing was learned."),
+        Metric("reward", "Reward", "What the answers are worth by the reward that was learned from."),
         Metric("rougeL", "ROUGE-L", "Words shared with the reference answer in the same order, 0 to 1."),
         Metric("rouge1", "ROUGE-1", "Words shared with the reference answer, 0 to 1."),
         Metric("rouge2", "ROUGE-2", "Pairs of neighbouring words shared with the reference answer, 0 to 1."),
@@ -173,13 +175,19 @@ def change(after: Outputs, before: Outputs, right: Truth, settings: Evaluate) ->
     )[0]
 
 
+_BY_ROW = (
+    *("probabilities", "scores", "texts", "spans", "nats", "reference_bytes"),
+    *("gaps", "rewards", "judged", "tokens", "correct"),
+)
+
+
 def _check_shapes(outputs: Outputs, rows: int) -> None:
     """Refuse outputs that do not fit the rows, and numbers that are none."""
     if rows == 0:
         raise DataError(
             "there are no test rows to measure on", fix="give `data.test` a file with rows, or a share above 0"
         )
-    for name in ("probabilities", "scores", "texts", "spans", "nats", "reference_bytes", "gaps", "tokens", "correct"):
+    for name in _BY_ROW:
         values = getattr(outputs, name)
         if values is not None and len(values) != rows:
             raise DataError(f"the outputs hold {len(values)} {name} for {rows} test rows")

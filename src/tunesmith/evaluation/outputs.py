@@ -31,6 +31,9 @@ class Outputs:
         nats: (N,) negative log likelihood of each reference answer, in nats.
         reference_bytes: (N,) length of each reference answer in UTF-8 bytes: with ``nats`` it gives bits per byte.
         gaps: (N,) score of the better answer minus that of the worse one.
+        log_odds: Whether ``gaps`` are log odds that the better answer is the better one, as a reward model's are.
+        rewards: (N,) what each answer is worth by the reward that was learned from.
+        judged: (N,) the same by a second judge.
         tokens: (N,) tokens of each text behind ``nats`` and ``correct``.
         correct: (N,) how many of those were the likeliest by the model.
         prompt_tokens: Tokens that the system read, summed over the N rows.
@@ -46,6 +49,9 @@ class Outputs:
     nats: FloatArray | None = None
     reference_bytes: FloatArray | IntArray | None = None
     gaps: FloatArray | None = None
+    log_odds: bool = False
+    rewards: FloatArray | None = None
+    judged: FloatArray | None = None
     tokens: FloatArray | None = None
     correct: FloatArray | None = None
     prompt_tokens: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tunesmith.evaluation.calibration import expected_calibration_error
 from tunesmith.evaluation.intervals import Statistic, mean
 from tunesmith.evaluation.outputs import Outputs, Truth
 
@@ -19,7 +20,11 @@ def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statist
     if gaps is None:
         return {}
     hits = (gaps > 0) + 0.5 * (gaps == 0)
-    return {"pair_accuracy": lambda: mean(hits, proportion=not bool((gaps == 0).any()))}
+    makers = {"pair_accuracy": lambda: mean(hits, proportion=not bool((gaps == 0).any()))}
+    if outputs.log_odds:  # the model of Bradley and Terry: P(better) = sigmoid(gap)
+        makers["ece"] = lambda: expected_calibration_error(1 / (1 + np.exp(-np.abs(gaps))), gaps > 0)
+        makers["log_loss"] = lambda: mean(np.logaddexp(0.0, -gaps), higher_is_better=False)
+    return makers
 
 
 def texts(outputs: Outputs, right: Truth) -> list[str]:

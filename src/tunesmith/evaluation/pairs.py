@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,16 +12,21 @@ import numpy as np
 from tunesmith.data.render import ConversationRenderer, encode_text
 from tunesmith.data.render_pairs import plain_text, score_reader
 from tunesmith.data.rows import Row
+from tunesmith.evaluation.intervals import Interval, bootstrap, mean
 from tunesmith.evaluation.outputs import FloatArray, Outputs
 from tunesmith.events import Listener
 from tunesmith.models import inference
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.model import Model
+from tunesmith.recipe import Evaluate
 from tunesmith.tasks.base import Message
 from tunesmith.tasks.preference import conversations
 
 if TYPE_CHECKING:
     from tunesmith.evaluation.answering import Setting
+
+ALIKE = 0.2
+"""Two answers are about as long if they differ by at most this share of the longer one's characters."""
 
 Found = tuple[str, str, str, Outputs, int]
 """Name, title and description of a system, its outputs, and its parameters."""
@@ -36,13 +42,13 @@ def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
     if model.form == "classify":
         examples = _read(model, pairs)
         scores = inference.head_scores(model, examples, on_event=setting.on_event)[:, 0]
-    else:
-        renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
-        rendered = [renderer(turns) for turns in pairs]
-        examples = [r.input_ids for r in rendered]
-        weights = [r.loss_weights or [] for r in rendered]
-        sizes = np.asarray([sum(w > 0 for w in line) for line in weights])
-        scores = -inference.answer_nats(model, examples, weights, on_event=setting.on_event) / sizes
+        return replace(_outputs(scores, sum(len(ids) for ids in examples), started), log_odds=True)
+    renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
+    rendered = [renderer(turns) for turns in pairs]
+    examples = [r.input_ids for r in rendered]
+    weights = [r.loss_weights or [] for r in rendered]
+    sizes = np.asarray([sum(w > 0 for w in line) for line in weights])
+    scores = -inference.answer_nats(model, examples, weights, on_event=setting.on_event) / sizes
     return _outputs(scores, sum(len(ids) for ids in examples), started)
 
 
@@ -80,7 +86,51 @@ def by_features(model: Model, train: Sequence[Row], rows: Sequence[Row], setting
     known = differences(train)
     head = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=1000))
     head.fit(np.concatenate([known, -known]), np.repeat([1, 0], len(known)))
-    return Outputs(gaps=head.decision_function(differences(rows)), seconds=time.perf_counter() - started)
+    gaps = head.decision_function(differences(rows))
+    return Outputs(gaps=gaps, log_odds=True, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class LengthBand:
+    """Pairs whose better answer is shorter, about as long, or longer than the worse one: how many are told apart."""
+
+    what: str
+    pairs: int
+    accuracy: Interval
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"what": self.what, "pairs": self.pairs, "accuracy": self.accuracy.as_dict()}
+
+
+def by_length(rows: Sequence[Row], outputs: Outputs, settings: Evaluate) -> list[LengthBand]:
+    """Pair accuracy by the difference in length: a judge that goes by length is right in one band and wrong in another.
+
+    Bands without pairs are left out.
+    """
+    assert outputs.gaps is not None
+    sizes = np.asarray([[len(plain_text(turns)) for turns in conversations(row, None)] for row in rows])
+    share = (sizes[:, 0] - sizes[:, 1]) / np.maximum(1, sizes.max(axis=1))
+    hits = (outputs.gaps > 0) + 0.5 * (outputs.gaps == 0)
+    bands = {
+        "the better one is shorter": share < -ALIKE,
+        "about as long": np.abs(share) <= ALIKE,
+        "the better one is longer": share > ALIKE,
+    }
+    return [
+        LengthBand(what, int(inside.sum()), _accuracy(hits[inside], settings))
+        for what, inside in bands.items()
+        if inside.any()
+    ]
+
+
+def _accuracy(hits: FloatArray, settings: Evaluate) -> Interval:
+    return bootstrap(
+        mean(hits, proportion=not bool((hits == 0.5).any())),
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
 
 
 def baselines(

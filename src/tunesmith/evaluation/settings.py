@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from tunesmith.objectives.settings import RewardSource
 from tunesmith.strict import Part
 
 
@@ -111,4 +113,14 @@ class Evaluate(Part):
         description="Text of another kind, on which `language-modeling` is measured before and after, to show what was "
         "lost. `null` leaves that out.",
     )
+    judge: RewardSource | None = Field(
+        default=None,
+        description="For `ppo` and `grpo`: a second judge of the answers, from which nothing is learned, so that it "
+        "shows whether the reward was earned. One text is the run of a reward model; else as in `training.rewards`.",
+    )
     generation: Generation = Generation()
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _one_is_a_run(cls, value: object) -> object:
+        return {"kind": "run", "run": str(value)} if isinstance(value, str | Path) else value

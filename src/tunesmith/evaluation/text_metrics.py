@@ -8,10 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tunesmith.evaluation import text_scores
-from tunesmith.evaluation.intervals import Statistic
+from tunesmith.evaluation.intervals import Statistic, mean
 from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
 
-PRIMARY = ("rougeL", "bits_per_byte")
+PRIMARY = ("judge", "reward", "rougeL", "bits_per_byte")
+"""What was learned from a reward is measured by it, or better by a judge that was not learned from."""
 VALIDATION = None
 
 
@@ -23,6 +24,9 @@ def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statist
     references = [[one] if isinstance(one, str) else list(one) for one in right.references]
     makers: dict[str, Callable[[], Statistic]] = {}
     texts, nats, sizes = outputs.texts, outputs.nats, outputs.reference_bytes
+    for name, worth in (("judge", outputs.judged), ("reward", outputs.rewards)):
+        if worth is not None:
+            makers[name] = functools.partial(mean, worth)
     if texts is not None:
         makers["exact_match"] = lambda: text_scores.exact_match(texts, references)
         lines = any("\n" in one.strip() for several in references for one in several)

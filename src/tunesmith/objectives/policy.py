@@ -17,7 +17,6 @@ from tunesmith.models.model import Model
 from tunesmith.objectives.base import Objective
 from tunesmith.objectives.rollouts import Reference, Sample, log_likelihoods, to_examples, write
 from tunesmith.recipe import Training
-from tunesmith.tasks import TASKS
 
 BLOWN_UP = 50.0
 """Nats of divergence of a whole answer beyond which a policy probably writes for its judge rather than for people. A
@@ -80,7 +79,7 @@ class Policy(Objective):
 
     def scored(self, samples: Sequence[Sample]) -> FloatArray:
         """The reward of each answer, (N,)."""
-        return np.asarray(self.reward([answered(sample) for sample in samples]), dtype=np.float64)
+        return np.asarray(self.reward([rewards.answered(s.row, s.text, s.tokens) for s in samples]), dtype=np.float64)
 
     def examples(self, samples: Sequence[Sample], extra: Sequence[dict[str, list[float]]] | None = None) -> TokenFile:
         """Answers as examples, with further columns."""
@@ -150,13 +149,6 @@ class Policy(Objective):
         if key not in self._told:
             self._told.add(key)
             self.tell(Notice(level="warning", message=message, fix=fix))
-
-
-def answered(sample: Sample) -> rewards.Answered:
-    """An answer as rewards see it."""
-    task = TASKS["text-generation"]
-    turns = task.conversation(sample.row, None, None)
-    return rewards.Answered(turns[:-1], sample.text, str(turns[-1].get("content") or ""), sample.row, sample.tokens)
 
 
 def _mean_length(samples: Sequence[Sample]) -> float:

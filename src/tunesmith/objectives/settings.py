@@ -53,15 +53,18 @@ class PreferenceLoss(Part):
 class RewardSource(Part):
     """One thing that scores what the model writes; several are added up."""
 
-    kind: Literal["exact", "number", "regex", "json", "run", "python", "http", "grader"] = Field(
-        description="`exact`, `number`, `regex`, `json`: rules. `run`: a tuned judge. `python`: your own function. "
-        "`http`: an address. `grader`: an object of OpenAI's graders."
+    kind: Literal["exact", "number", "regex", "json", "run", "stage", "python", "http", "grader"] = Field(
+        description="`exact`, `number`, `regex`, `json`: rules. `run`: a tuned judge. `stage`: what an earlier stage "
+        "of this run made. `python`: your own function. `http`: an address. `grader`: an object of OpenAI's graders."
     )
     weight: float = Field(default=1.0, description="Its share in the sum.")
     pattern: str | None = Field(default=None, description="Of `regex`.")
     json_schema: dict[str, Any] | None = Field(default=None, description="Of `json`: what the answer must fit.")
     run: str | None = Field(default=None, description="Of `run`: a reward model's run, or a classifier's.")
-    label: str | None = Field(default=None, description="Of `run`: the classifier's label whose probability counts.")
+    stage: str | None = Field(default=None, description="Of `stage`: its name.")
+    label: str | None = Field(
+        default=None, description="Of `run` and `stage`: the classifier's label whose probability counts."
+    )
     function: str | None = Field(default=None, description="Of `python`: `file.py:name`. It runs with your rights.")
     url: str | None = Field(default=None, description="Of `http`.")
     grader: dict[str, Any] | None = Field(default=None, description="Of `grader`.")
@@ -71,9 +74,10 @@ class RewardSource(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> RewardSource:
-        needs = {"regex": "pattern", "run": "run", "python": "function", "http": "url", "grader": "grader"}
-        if self.kind in needs and getattr(self, needs[self.kind]) is None:
-            raise ValueError(f"the reward `{self.kind}` needs `{needs[self.kind]}`")
+        needs = {"regex": "pattern", "python": "function", "http": "url"}
+        needed = needs.get(self.kind, self.kind)
+        if needed in ("pattern", "run", "stage", "function", "url", "grader") and getattr(self, needed) is None:
+            raise ValueError(f"the reward `{self.kind}` needs `{needed}`")
         return self
 
 

@@ -103,6 +103,7 @@ def plan(recipe: Recipe, on_event: Listener = nobody) -> Plan:
 
 def forecast(recipe: Recipe, folder: Path, data: Sequence[PreparedData], on_event: Listener = nobody) -> Plan:
     """The same for a resolved recipe whose model and data (of each stage) are at hand."""
+    from tunesmith import catalog
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import load_config, load_tokenizer
     from tunesmith.models.precision import choose_dtype, default_device
@@ -111,19 +112,19 @@ def forecast(recipe: Recipe, folder: Path, data: Sequence[PreparedData], on_even
         return _of_pictures(recipe, folder, data[-1])
     device = default_device()
     dtype = choose_dtype(recipe.precision, device)
-    tokenizer = load_tokenizer(folder)
     on_event(Phase(step="model", message="measuring this machine"))
     machine = speed(device)
     stages, samples = [], []
     for stage, prepared in zip(recipe.stages, data, strict=True):
         view = recipe.of_stage(stage)
         assert stage.parameters is not None and stage.training is not None, "the recipe is resolved"
-        config = load_config(folder)
+        base = catalog.model_folder(stage.model, on_event=on_event) if stage.model is not None else folder
+        config, tokenizer = load_config(base), load_tokenizer(base)
         form, objective = answer_form(view, stage, config)
-        sample = _render(view, prepared, tokenizer, folder, config, form, stage.training)
+        sample = _render(view, prepared, tokenizer, base, config, form, stage.training)
         if objective == "contrastive":
             sample = _grouped(sample, stage.training)
-        model = skeleton(folder, config, tokenizer, form, prepared.labels, stage.parameters)
+        model = skeleton(base, config, tokenizer, form, prepared.labels, stage.parameters)
         shape = shape_of(model, config)
         training = _filled_in(stage.training, stage.parameters, form, device, len(sample.lengths))
         stages.append(_forecast(model, shape, sample, stage.parameters, training, machine, device.type, dtype.itemsize))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tunesmith.errors import RewardError
+from tunesmith.tasks import TASKS
 from tunesmith.tasks.base import Message
 
 if TYPE_CHECKING:
@@ -52,6 +54,27 @@ class Reward(Protocol):
     def __call__(self, answers: Sequence[Answered]) -> Sequence[float]:
         """One number for each answer; the higher, the better."""
         ...
+
+
+def answered(row: Row, text: str, tokens: Sequence[int] = ()) -> Answered:
+    """An answer to the prompt of a row."""
+    turns = TASKS["text-generation"].conversation(row, None, None)
+    return Answered(turns[:-1], text, str(turns[-1].get("content") or ""), row, tokens)
+
+
+def of_stages(sources: Sequence[RewardSource], made: Mapping[str, Path]) -> list[RewardSource]:
+    """The sources with the models that stages of the run made in the place of the stages' names.
+
+    Args:
+        sources: As the recipe has them.
+        made: Name of each stage -> the folder of its model.
+    """
+    return [
+        source.model_copy(update={"kind": "run", "run": str(made[source.stage])})
+        if source.stage is not None
+        else source
+        for source in sources
+    ]
 
 
 def make(sources: Sequence[RewardSource]) -> Reward:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,21 +24,23 @@ class OfRun:
 
     def __init__(self, source: RewardSource) -> None:
         from tunesmith.models.precision import default_device
-        from tunesmith.models.saving import load_artefact
+        from tunesmith.models.saving import NOTES, load_artefact
 
-        opened = runs.open_run(source.run or "")
-        self.model, notes = load_artefact(opened.model_folder, device=default_device())
+        folder = Path(source.run or "")
+        if not (folder / NOTES).is_file():  # else it is what a stage left, or the model of a run
+            folder = runs.open_run(folder).model_folder
+        self.model, notes = load_artefact(folder, device=default_device())
         self.label: int | None = None
         if self.model.form != "classify":
             raise RecipeError(
-                f"the run {opened.id} writes; it cannot score",
+                f"the model of {folder.parent} writes; it cannot score",
                 where="rewards.run",
                 fix="name the run of a reward model (`method: reward`), or of a classifier with `label`",
             )
         if notes.labels:
             if source.label not in notes.labels:
                 raise RecipeError(
-                    f"the classifier {opened.id} has no label {source.label!r}",
+                    f"the classifier of {folder.parent} has no label {source.label!r}",
                     where="rewards.label",
                     fix=f"its labels: {', '.join(notes.labels[:10])}",
                 )

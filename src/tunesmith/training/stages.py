@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunesmith import environment, objectives, runs
+from tunesmith import catalog, environment, objectives, rewards, runs
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
 from tunesmith.data.prepare import PreparedData
@@ -81,26 +81,28 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         last = number == len(recipe.stages)
         apart = recipe.sequence.adapters != "chain"
         result = place / ("adapter" if apart else "merged")
+        aside = stage.model is not None  # a judge for a later stage, which does not begin from it
+        own_base = catalog.model_folder(view.model, on_event=tell) if aside else base
         if not last and result.is_dir():
-            base = base if apart else result
+            base = base if apart or aside else result
             earlier.append(Earlier(view, place, prepared))
             continue
         identity = _identity(recipe, prepared)
         _refuse_foreign_checkpoint(place, identity)
         if recipe.task == "image-classification":
-            trained = _fit_pictures(view, base, prepared, tell)
+            trained = _fit_pictures(view, own_base, prepared, tell)
         elif isinstance(stage.parameters, NoParameters):
-            trained = _fit(view, base, prepared, tell)
+            trained = _fit(view, own_base, prepared, tell)
         elif isinstance(stage.parameters, InContext):
-            trained = _show(view, stage, base, prepared, tell)
+            trained = _show(view, stage, own_base, prepared, tell)
         else:
-            trained = _train_stage(folder, place, view, stage, base, prepared, identity, earlier, last, tell)
+            trained = _train_stage(folder, place, view, stage, own_base, prepared, identity, earlier, last, tell)
         seconds += trained.seconds
         if apart:
             runs.write_folder(result, functools.partial(_save, trained.model, view))
         elif not last:
             runs.write_folder(result, functools.partial(_save_merged, trained.model, view))
-            base = result
+            base = base if aside else result
         earlier.append(Earlier(view, place, prepared))
     assert trained is not None
     if recipe.sequence.adapters in COMBINATIONS and len(earlier) > 1:
@@ -157,7 +159,9 @@ def _train_stage(
         message = f"{recipe.model} has no head that predicts words: it gets a new one, tied to its embeddings"
         tell(Notice(level="info", message=message))
     tokens = folder / "tokens" / place.name
-    objective = objectives.make(objective_name, settings)
+    made = {e.view.stages[0].name: e.place / "merged" for e in earlier}
+    sources = rewards.of_stages(settings.rewards, made)
+    objective = objectives.make(objective_name, settings.model_copy(update={"rewards": sources}))
     train, validation = (
         _rendered(model, recipe, prepared.labels, objective, rows, tokens / part, tell)
         for part, rows in (("train", prepared.train), ("validation", prepared.validation))

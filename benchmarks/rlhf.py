@@ -1,0 +1,218 @@
+"""Reinforcement learning from human feedback on real ratings: supervised tuning, a reward model, PPO, and two judges.
+
+    python benchmarks/rlhf.py --out runs/rlhf                 all of it; again, it goes on where it was stopped
+    python benchmarks/rlhf.py --out runs/rlhf --only judge    the second judge alone
+    python benchmarks/rlhf.py --out runs/rlhf --seconds 480   stop (at a checkpoint) after about so long
+
+Snippets of film reviews were rated by people from -4 to 4 (vaderSentiment, C. J. Hutto). Pairs of snippets rated at
+least 1.0 apart teach a reward model; the snippets are divided before they are paired. SmolLM2 learns to go on from
+the first words of snippets, good and bad ones, and then, by PPO, to write what the reward model likes. A second judge
+never saw a film review: it learned from the ratings of newspaper editorials. Ridge regression on TF-IDF, fitted to
+the ratings of the same training snippets, is what the reward model has to beat. Results go to `rlhf.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from tunesmith import environment, pipeline, recipe_file, runs  # noqa: E402
+from tunesmith.data.pairs import PairSet, Rated, make_pairs, split  # noqa: E402
+from tunesmith.evaluation.intervals import bootstrap, mean  # noqa: E402
+from tunesmith.progress import shown  # noqa: E402
+
+SOURCE = ROOT.parent / "shared" / "data" / "vader_ratings"
+RESULTS = HERE / "rlhf.json"
+MARGIN = 1.0
+CLEAR = 0.5
+"""Editorials rated nearer to 0 than this say little about what is good or bad."""
+PROMPT_WORDS = 4
+LONGEST_WORDS = 18
+"""Snippets up to this length are gone on from, so that most answers end by themselves within the limit of tokens."""
+CONTINUED = 400
+"""Training snippets that the model that writes sees; the reward model sees them all."""
+PAIRS = 4800
+"""Training pairs, of about 7,600."""
+ASKED = 100
+"""Held-out beginnings that are gone on from."""
+
+
+def read(name: str) -> list[Rated]:
+    """Snippets with their mean rating."""
+    lines = (SOURCE / f"{name}_GroundTruth.txt").read_text(encoding="utf-8").splitlines()
+    return [Rated(text.strip(), float(rating)) for _, rating, text in (line.split("\t", 2) for line in lines)]
+
+
+def divided(name: str) -> tuple[list[Rated], list[Rated], list[Rated]]:
+    """Snippets to learn from, to choose by, and to measure on."""
+    rest, test = split(read(name), 0.2)
+    train, validation = split(rest, 0.1, seed=1)
+    return train, validation, test
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    """A file of rows; its path."""
+    runs.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+def pair_files(name: str, folder: Path) -> dict[str, Any]:
+    """Pairs of each part, as the `data` of a recipe."""
+    files = {}
+    for part, rated in zip(("train", "validation", "test"), divided(name), strict=True):
+        made: PairSet = make_pairs(rated, margin=MARGIN, per_text=1)
+        files[part] = [write(folder / f"{name}-{part}.jsonl", made.pairs)]
+    return files
+
+
+def beginnings(folder: Path) -> dict[str, Any]:
+    """The first words of snippets, with how each goes on."""
+    files = {}
+    parts = zip(("train", "validation", "test"), divided("movieReviewSnippets"), (CONTINUED, 64, ASKED), strict=True)
+    for part, rated, limit in parts:
+        words = [item.text.split() for item in rated]
+        fitting = [line for line in words if 2 * PROMPT_WORDS <= len(line) <= LONGEST_WORDS][:limit]
+        rows = [{"prompt": " ".join(w[:PROMPT_WORDS]), "completion": " ".join(w[PROMPT_WORDS:])} for w in fitting]
+        files[part] = [write(folder / f"beginnings-{part}.jsonl", rows)]
+    return files
+
+
+def judge_recipe(folder: Path) -> dict[str, Any]:
+    """The second judge: a classifier of editorials rated clearly above or below 0, on frozen features."""
+    files = {}
+    for part, rated in zip(("train", "validation", "test"), divided("nytEditorialSnippets"), strict=True):
+        clear = [item for item in rated if abs(item.rating) >= CLEAR]
+        rows = [{"text": item.text, "label": "positive" if item.rating > 0 else "negative"} for item in clear]
+        files[part] = [write(folder / "data" / f"editorials-{part}.jsonl", rows)]
+    tree = {"task": "text-classification", "model": "minilm-l6", "method": "features", "data": files}
+    return tree | {"evaluate": {"baselines": ["majority"]}}
+
+
+def ridge() -> dict[str, float]:
+    """Pair accuracy of ridge regression on TF-IDF, fitted to the ratings of the training snippets."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+
+    train, _, test = divided("movieReviewSnippets")
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = Ridge().fit(words.fit_transform([item.text for item in train]), [item.rating for item in train])
+    pairs = make_pairs(test, margin=MARGIN, per_text=1).pairs
+    better, worse = (model.predict(words.transform([pair[key] for pair in pairs])) for key in ("chosen", "rejected"))
+    return bootstrap(mean(np.asarray(better > worse, dtype=np.float64), proportion=True)).as_dict()
+
+
+def rlhf_recipe(folder: Path) -> dict[str, Any]:
+    """The three stages. A short system prompt stands in the place of the template's own, which is longer."""
+    ppo = {
+        "max_steps": 40,
+        "batch_size": 16,
+        "learning_rate": 3e-4,
+        "schedule": "constant",
+        "warmup": 0.05,
+        "eval_steps": 40,
+        "checkpoint_steps": 4,
+        "rollouts": {"max_new_tokens": 20, "validation_prompts": 32},
+        "ppo": {"kl": 0.05, "epochs": 2, "minibatches": 2},
+    }
+    return {
+        "task": "text-generation",
+        "model": "smollm2-135m-instruct",
+        "method": "rlhf",
+        "system_prompt": "Film review.",
+        "data": beginnings(folder / "data"),
+        "parameters": {"kind": "lora", "rank": 16},
+        "training": {"dropout": 0},
+        "stages": [
+            {"name": "sft", "training": {"epochs": 1, "learning_rate": 5e-4, "checkpoint_steps": 10}},
+            {
+                "name": "reward",
+                "model": "minilm-l6",
+                "data": pair_files("movieReviewSnippets", folder / "data") | {"max_rows": PAIRS},
+                "parameters": {"kind": "full"},
+                "training": {"epochs": 1, "learning_rate": 1e-4, "checkpoint_steps": 20},
+            },
+            {"name": "ppo", "training": ppo},
+        ],
+        "evaluate": {
+            "baselines": ["base"],
+            "limit": ASKED,
+            "judge": {"kind": "run", "run": str(folder / "judge"), "label": "positive"},
+        },
+    }
+
+
+def run_one(tree: dict[str, Any], folder: Path) -> runs.Run:
+    """Begin a run, or go on with it."""
+    with shown() as on_event:
+        if (folder / "recipe.yaml").is_file():
+            return pipeline.resume(folder, on_event=on_event)
+        return pipeline.run(recipe_file.parse(tree), run_dir=folder, on_event=on_event)
+
+
+def stop_after(seconds: float) -> None:
+    """Ask this process to stop as Ctrl-C does: the update is finished, and a checkpoint written."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    timer.start()
+
+
+def curve(run: runs.Run) -> list[dict[str, float]]:
+    """What PPO logged at each step; a step done twice, after a stop, counts once."""
+    steps = {}
+    for event in runs.read_events(run.path):
+        if event["type"] == "step" and event["stage"] == "ppo":
+            steps[event["step"]] = {"step": event["step"], "seconds": event["seconds"], **event["metrics"]}
+    return [steps[step] for step in sorted(steps)]
+
+
+def main() -> None:
+    """Do what is not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=("judge", "rlhf"))
+    parser.add_argument("--seconds", type=float, default=None, help="stop at a checkpoint after about so many")
+    given = parser.parse_args()
+    if given.seconds is not None:
+        stop_after(given.seconds)
+    judge = run_one(judge_recipe(given.out), given.out / "judge")
+    if given.only == "judge":
+        return
+    run = run_one(rlhf_recipe(given.out), given.out / "rlhf")
+    summary = run.summary()
+    kept = (
+        "metrics",
+        "baselines",
+        "verdict",
+        "seconds",
+        "tuning_seconds",
+        "reinforcement",
+        "side_by_side",
+        "stage_reward",
+    )
+    result = {
+        "environment": environment.describe(),
+        "recipe": run.recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "evaluate"}),
+        "rlhf": {name: summary[name] for name in kept},
+        "judge": {name: judge.summary()[name] for name in ("metrics", "baselines")},
+        "ridge_pair_accuracy": ridge(),
+        "ppo": curve(run),
+    }
+    runs.write_json(RESULTS, result)
+    print(json.dumps(summary["reinforcement"]["systems"], indent=1))
+    print(summary["verdict"])
+
+
+if __name__ == "__main__":
+    main()
