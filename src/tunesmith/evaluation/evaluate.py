@@ -107,7 +107,6 @@ def evaluate_run(
             device,
         )
     )
-    base = catalog.model_folder(recipe.model, on_event=tell)
     origin = None
     if judges is not None:
         origin = reinforcement.measure_origin(recipe, base, made, trained.model, rows, right, setting)
