@@ -122,6 +122,10 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
         runs.write_json(folder / "plan.json", {"planned": planned, "measured": measured})
         verdict = evaluate_run(folder, recipe, prepared[-1], trained, tell, stages=prepared)
         shutil.rmtree(folder / "tokens", ignore_errors=True)
+        if recipe.quantize is not None:
+            from tunesmith.compression.quantize import quantize
+
+            quantize(Run(folder), recipe.quantize, on_event=tell)
         tell(RunFinished(verdict=verdict, seconds=time.time() - started))
     return Run(folder)
 

@@ -12,6 +12,8 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
+from tunesmith.compression.settings import Quantize as Quantize
+from tunesmith.compression.settings import QuantizeChoice as QuantizeChoice
 from tunesmith.data.settings import Data as Data
 from tunesmith.data.settings import LossOn as LossOn
 from tunesmith.evaluation.settings import Baseline as Baseline
@@ -162,6 +164,9 @@ class Recipe(Part):
     stages: list[Stage] = Field(default=[], description="Several rounds; default: one, as the method has it.")
     sequence: Sequence = Field(default=Sequence(), description="With several stages: what is done against forgetting.")
     evaluate: Evaluate = Evaluate()
+    quantize: QuantizeChoice | None = Field(
+        default=None, description="Quantize the finished model and measure that too, e.g. `int8`; the original stays."
+    )
     precision: Precision = Field(
         default="auto", description="`auto`: bf16 where the hardware multiplies it fast, else fp32."
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = Path("runs")
 EVALUATIONS = "evaluations"  # folder in a run's folder: what `tunesmith eval --data` measured, each in a folder below
+QUANTIZED = "quantized"  # the same of `tunesmith quantize`: each a run of its own
 
 
 def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
@@ -178,9 +179,10 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Name of the run's folder; an evaluation's begins with that of its run."""
+        """Name of the run's folder; that of an evaluation or a quantized model begins with that of its run."""
         path = self.path.resolve()
-        return f"{path.parents[1].name}/{path.name}" if path.parent.name == EVALUATIONS else path.name
+        inside = path.parent.name in (EVALUATIONS, QUANTIZED)
+        return f"{path.parents[1].name}/{path.name}" if inside else path.name
 
     @property
     def recipe(self) -> Recipe:

@@ -48,6 +48,9 @@ COMMANDS = {
     "predict": Command("tunesmith.cli.predicting:predict", "Apply a tuned model to a file or to stdin.", USE),
     "chat": Command("tunesmith.cli.predicting:chat", "Talk to a tuned model.", USE),
     "merge": Command("tunesmith.cli.merging:merge", "Write a run's adapter and its base as one whole model.", USE),
+    "quantize": Command(
+        "tunesmith.cli.compressing:quantize", "Make a run's model smaller and faster, and measure what that costs.", USE
+    ),
     "serve": Command(
         "tunesmith.cli.serving:app",
         "Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.",

@@ -124,6 +124,17 @@ def answer(
     )
 
 
+def reference_nats(model: Model, rows: Sequence[Row], setting: Setting) -> FloatArray:
+    """How unlikely a model that writes finds the right answers, (N,) in nats; nothing is written."""
+    questions = _sources(model, rows, setting) if model.form == "seq2seq" else _prompts(model, rows, setting, None)
+    return questions.reference_nats()
+
+
+def prompts(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
+    """What a model that writes is given for each row."""
+    return _asked(model, rows, setting, None, ())[1]
+
+
 def _likeliest_labels(
     model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None
 ) -> tuple[np.ndarray, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,25 @@ WRITTEN_LIMIT = 200
 """Test rows on which written answers are measured unless the recipe says otherwise: writing is slow."""
 
 
+@dataclass(frozen=True)
+class Remade:
+    """A model that was made from a tuned one (quantized, say) and is compared with it.
+
+    Attributes:
+        title: Of the new model, in tables.
+        original: The one that it was made from, which has answered the same rows.
+        judge: The verdict in a sentence, from the comparison with the original.
+        sections: Of the report.
+        facts: For ``summary.json``.
+    """
+
+    title: str
+    original: System
+    judge: Callable[[Comparison], str]
+    sections: Sequence[report.Section]
+    facts: Mapping[str, Any]
+
+
 def evaluate_run(
     folder: Path,
     recipe: Recipe,
@@ -47,6 +66,7 @@ def evaluate_run(
     tell: Listener,
     *,
     stages: Sequence[PreparedData] = (),
+    remade: Remade | None = None,
 ) -> str:
     """Measure, compare, and write ``summary.json``, ``predictions.jsonl``, ``report.json`` and ``report.html``.
 
@@ -57,6 +77,7 @@ def evaluate_run(
         trained: The tuned model.
         tell: Told everything that is measured.
         stages: Data of every stage, if it is also wanted what each gave.
+        remade: If the model was made from another one: what it is compared with.
 
     Returns:
         The verdict.
@@ -68,7 +89,7 @@ def evaluate_run(
         return _leave_unmeasured(folder, recipe, trained, tell)
     started = time.time()
     task = TASKS[recipe.task]
-    rows = _test_rows(recipe, data, tell)
+    rows = rows_to_measure(recipe, data, tell)
     settings = recipe.evaluate
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
     made = runs.stage_models(folder, recipe)
@@ -82,7 +103,7 @@ def evaluate_run(
     tell(evaluated("tuned", outputs, metrics))
     tuned = System(
         "tuned",
-        f"{recipe.model}, tuned ({recipe.method})",
+        remade.title if remade else f"{recipe.model}, tuned ({recipe.method})",
         "the model that this run made",
         outputs,
         metrics,
@@ -113,13 +134,16 @@ def evaluate_run(
         others += [origin.system] if origin.system is not None else []
     if stages and any(b.kind == "without-domain" for b in settings.baselines):
         others.append(without_domain(folder, recipe, data, rows, right, setting, tell))
-    lesson = distillation.measure_lesson(folder, recipe, trained.model, stages, rows, right, setting, tell)
+    lesson = None
+    if remade is None:
+        lesson = distillation.measure_lesson(folder, recipe, trained.model, stages, rows, right, setting, tell)
     others += lesson.systems if lesson else []
+    others += [remade.original] if remade else []
     rivals = [other for other in others if not other.is_ceiling]
     comparisons = comparison.compare(tuned, rivals, right, settings)
-    verdict = comparison.verdict(tuned, rivals, comparisons, right)
+    verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
     _keep_answers(folder, task, rows, tuned, right)
-    sections: list[report.Section] = []
+    sections = list(remade.sections) if remade else []
     if origin is not None:
         sections += reinforcement.sections(reinforcement.summarised(tuned, others, rows, origin, settings))
     sections += [judge_stages.section(one) for one in judge_stages.stage_judges(recipe, made, stages, tell)]
@@ -139,6 +163,7 @@ def evaluate_run(
     baselines = {other.name: other.metrics for other in others}
     summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))
     summary |= {section.name: section.data for section in sections}
+    summary |= remade.facts if remade else {}
     content = _content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
     learned_from = _learned_from(recipe, data, trained.model)
     report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
@@ -173,7 +198,7 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     return verdict
 
 
-def _test_rows(recipe: Recipe, data: PreparedData, tell: Listener) -> list[Row]:
+def rows_to_measure(recipe: Recipe, data: PreparedData, tell: Listener) -> list[Row]:
     """The rows to measure on: the test rows, or as many as the limit allows, chosen by their content."""
     rows: Sequence[Row] = data.test
     part = "test"

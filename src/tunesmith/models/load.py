@@ -6,6 +6,7 @@ Only safetensors are read, remote code stays off, and nothing is downloaded here
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -120,6 +121,7 @@ def load_model(
     max_length: int | None = None,
     seed: int = 0,
     pooling: Pooling | None = None,
+    empty: bool = False,
 ) -> Model:
     """Load a base model.
 
@@ -135,6 +137,7 @@ def load_model(
         seed: Decides the new head's weights.
         pooling: Read the head from tokens pooled in this way; default: as the encoder's own files say, else the
             classification class that transformers has for the model.
+        empty: Read no weights: somebody else fills the network.
 
     Raises:
         ResourceError: Files are missing or damaged.
@@ -147,7 +150,7 @@ def load_model(
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     pooling = pooling or pooling_of(folder)
-    network, heads = _build(folder, config, form, labels, dtype, tokenizer, pooling)
+    network, heads = _build(folder, config, form, labels, dtype, tokenizer, pooling, empty)
     network.to(device or torch.device("cpu"))
     network.eval()
     model = Model(
@@ -175,6 +178,7 @@ def _build(
     dtype: torch.dtype,
     tokenizer: Any,
     pooling: Pooling | None,
+    empty: bool,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     import transformers
 
@@ -188,25 +192,28 @@ def _build(
         "attn_implementation": implementation,
     }
     wide = torch.promote_types(dtype, torch.float32)
+    load = functools.partial(_without_weights if empty else _with_weights, folder)
     try:
         with quiet():
             if form == "seq2seq":  # relative positions come as an added bias, which the attention of ours knows not
                 options["attn_implementation"] = "sdpa"
-                return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, config=config, **options), ()
+                return load(transformers.AutoModelForSeq2SeqLM, config=config, **options), ()
             if form == "generate":
-                return transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, **options), ()
+                return load(transformers.AutoModelForCausalLM, config=config, **options), ()
             names = output_names(form, labels)
             if form == "tag":
                 _name_outputs(config, names)
                 # A base that was tagged before may have a head of another size: it gets a new one.
                 options |= {"config": config, "ignore_mismatched_sizes": True}
-                network = transformers.AutoModelForTokenClassification.from_pretrained(folder, **options)
+                network = load(transformers.AutoModelForTokenClassification, **options)
                 return network, _heads(network)
             if form == "mask":
+                if empty:
+                    return load(transformers.AutoModelForMaskedLM, config=config, **options), ()
                 return _masked_model(folder, config, options)
             if pooling:
                 pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
-                encoder = transformers.AutoModel.from_pretrained(folder, config=config, **options, **pooler)
+                encoder = load(transformers.AutoModel, config=config, **options, **pooler)
                 classifier = SentenceClassifier(encoder, pooling, config.hidden_size, len(names), _head_dropout(config))
                 classifier.classifier.to(wide)
                 if labels and head_labels(folder, form) == list(labels):  # an earlier stage's result: its head is kept
@@ -216,8 +223,8 @@ def _build(
             _name_outputs(config, names)
             if form in PROBLEM_TYPES:
                 config.problem_type = PROBLEM_TYPES[form]
-            network = transformers.AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, ignore_mismatched_sizes=True, **options
+            network = load(
+                transformers.AutoModelForSequenceClassification, config=config, ignore_mismatched_sizes=True, **options
             )
     except (OSError, ValueError) as error:
         raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error
@@ -225,6 +232,26 @@ def _build(
         for head in _heads(network):
             _begin_anew(network.get_submodule(head), float(getattr(config, "initializer_range", 0.02)))
     return network, _heads(network)
+
+
+def _with_weights(folder: Path, kind: Any, **options: Any) -> Any:
+    return kind.from_pretrained(folder, **options)
+
+
+_OF_FILES = ("local_files_only", "use_safetensors", "ignore_mismatched_sizes")
+
+
+def _without_weights(folder: Path, kind: Any, **options: Any) -> Any:
+    """The network that a configuration describes, with whatever memory held before as its weights."""
+    from transformers import GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    options = {key: value for key, value in options.items() if key not in _OF_FILES}
+    with no_init_weights():
+        network = kind.from_config(options.pop("config"), **options)
+    if (folder / "generation_config.json").is_file():
+        network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return network
 
 
 def output_names(form: Form, labels: Sequence[str] | None) -> list[str]:

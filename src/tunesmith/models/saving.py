@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
+from tunesmith.compression.modules import kept_kinds, load_narrow, save_narrow
 from tunesmith.data.shots import Shown
 from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of, save_pooling
@@ -27,6 +28,7 @@ from tunesmith.parameters.settings import Quantization
 
 NOTES = "tunesmith.json"
 SHOWN = "in_context.json"
+ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,13 @@ class ArtefactNotes:
     dtype: str
     quantization: Quantization = "none"
     thresholds: list[float] | None = None
+    narrow: dict[str, str] | None = None  # name of a quantized module -> its kind
 
 
-def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str | None) -> None:
-    """Write a tuned model to ``folder``, in the precision in which it was measured.
-
-    With adapters only these (and the head) are written, in PEFT's format; else the whole model in transformers'. A
-    sentence encoder gets its pooling and head as sentence-transformers modules.
-
-    Raises:
-        ResourceError: The disk is full or not writable.
-    """
+def notes_of(model: Model, *, task: str, system_prompt: str | None) -> ArtefactNotes:
+    """What is written beside the weights."""
     sentence = model.network if isinstance(model.network, SentenceClassifier) else None
-    notes = ArtefactNotes(
+    return ArtefactNotes(
         task=task,
         form=model.form,
         base=model.name,
@@ -70,11 +66,28 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization,
         thresholds=model.thresholds,
+        narrow=kept_kinds(model) or None,
     )
+
+
+def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str | None) -> None:
+    """Write a tuned model to ``folder``, in the precision in which it was measured.
+
+    With adapters only these (and the head) are written, in PEFT's format; else the whole model in transformers'. A
+    sentence encoder gets its pooling and head as sentence-transformers modules.
+
+    Raises:
+        ResourceError: The disk is full or not writable.
+    """
+    notes = notes_of(model, task=task, system_prompt=system_prompt)
+    sentence = model.network if isinstance(model.network, SentenceClassifier) else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(model.network, ImageClassifier):
             model.network.save(folder, model.folder)
+        elif notes.narrow:
+            save_narrow(model, folder)
+            model.tokenizer.save_pretrained(folder)
         else:
             with quiet():
                 cast(Any, model.wrapped).save_pretrained(folder)
@@ -87,11 +100,16 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
             save_pooling(folder, pooling, int(cast(Any, model.transformer()).config.hidden_size), model.max_length)
         if model.shown is not None:
             model.shown.save(folder / SHOWN)
-        (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")
+        write_notes(folder, notes)
     except (OSError, SafetensorError) as error:
         raise ResourceError(
             f"cannot write the model: {error}", where=str(folder), fix="free some disk space, then `tunesmith resume`"
         ) from error
+
+
+def write_notes(folder: Path, notes: ArtefactNotes) -> None:
+    """Write ``tunesmith.json``."""
+    (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def read_notes(folder: Path) -> ArtefactNotes:
@@ -120,6 +138,10 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
         labels = notes.labels or []
         network = load_vision(folder, name=notes.base, labels=labels, device=device)
         return Model(network, None, "classify", notes.base, folder, 0, labels), notes
+    if (folder / ONNX_FILE).is_file():
+        from tunesmith.compression.onnx_model import load_onnx
+
+        return load_onnx(folder, notes), notes
     base = Path(notes.base_folder) if notes.adapter else folder
     if not base.is_dir():
         raise ResourceError(
@@ -136,11 +158,14 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
         device=device,
         max_length=notes.max_length,
         pooling=notes.pooling,
+        empty=notes.narrow is not None,
     )
+    if notes.narrow is not None:
+        load_narrow(model, notes.narrow, folder)
     quantize_base(model, notes.quantization)  # as it was when the adapter learned beside it
     if notes.adapter:
         _add_adapter(model, folder)
-    if isinstance(model.network, SentenceClassifier):
+    if isinstance(model.network, SentenceClassifier) and notes.narrow is None:
         model.network.load_head(folder)
     model.thresholds = notes.thresholds
     if (folder / SHOWN).is_file():

@@ -341,7 +341,7 @@ def _save_merged(model: Model, recipe: Recipe, target: Path) -> None:
 
 def _identity(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
     """What must not change between the parts of one run. How it is evaluated may."""
-    asked = recipe.model_dump(mode="json", exclude={"evaluate"})
+    asked = recipe.model_dump(mode="json", exclude={"evaluate", "quantize"})
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return {"data": prepared.fingerprint, "recipe": digest[:16], **environment.versions()}
 

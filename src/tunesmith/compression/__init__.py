@@ -1,0 +1,1 @@
+"""Smaller and faster: quantization, its measurement, and export to what other programs read."""

@@ -1,0 +1,349 @@
+"""A finished run, quantized: a folder like a run's, measured beside the original on the same rows and machine."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from tunesmith import environment, runs
+from tunesmith.compression import sensitivity, speed
+from tunesmith.compression.modules import Layer, layers_of
+from tunesmith.compression.sensitivity import Bounds, Found
+from tunesmith.compression.settings import KINDS, Quantize
+from tunesmith.compression.words import changes_in_words, sections
+from tunesmith.data.prepare import PreparedData, prepare
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError, UsageError
+from tunesmith.evaluation import answering
+from tunesmith.evaluation.answering import Setting
+from tunesmith.evaluation.comparison import Comparison, System
+from tunesmith.evaluation.evaluate import Remade, evaluate_run, rows_to_measure
+from tunesmith.evaluation.metrics import measure, truth
+from tunesmith.events import Listener, Notice, Phase, RunFinished, RunStarted, nobody
+from tunesmith.models.merging import merge
+from tunesmith.models.model import Model
+from tunesmith.models.precision import default_device
+from tunesmith.models.quantized import weight_bytes
+from tunesmith.models.saving import ONNX_FILE, load_artefact, read_notes, save_artefact
+from tunesmith.models.vision import ImageClassifier
+from tunesmith.recipe import Data, Recipe
+from tunesmith.runs import EventLog, Run
+from tunesmith.tasks import TASKS
+from tunesmith.training.stages import Trained
+
+QUANTIZED = runs.QUANTIZED
+FP8_CAPABILITY = (8, 9)
+"""NVIDIA's compute capability from which on tensor cores multiply 8-bit floats (Ada, Hopper)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is quantized, and what led to it.
+
+    Attributes:
+        quantized: Layers that are.
+        kept: Names of those that are left as they are.
+        bounds: Of static activations.
+        sensitivity: Layer -> how far answers move when it alone is quantized; empty if that was not asked for.
+        search: What the search for a budget came to.
+    """
+
+    quantized: list[Layer]
+    kept: list[str]
+    bounds: Bounds
+    sensitivity: dict[str, float]
+    search: Found | None
+
+
+def quantize(opened: Run, choice: Quantize, *, target: Path | None = None, on_event: Listener = nobody) -> Run:
+    """Quantize a finished run's model and measure what came out; the original stays as it is.
+
+    Args:
+        opened: The run.
+        choice: The number format, calibration and budget.
+        target: Folder of the result; default: ``quantized/KIND`` in the run's.
+        on_event: Told everything that happens.
+
+    Raises:
+        UsageError: The run is not finished or quantized already, its model cannot be quantized, this machine lacks
+            what the format needs, or something is in the way.
+        DataError: The calibration data are not of the run's task.
+        ResourceError: The disk is full; nothing is left under the target's name then.
+    """
+    opened.summary()
+    target = target or opened.path / QUANTIZED / choice.to
+    if target.exists():
+        raise UsageError("there is something already", where=str(target), fix="remove it, or name another --run-dir")
+    refuse_impossible(opened, choice)
+    if choice.to == "onnx-int8":
+        from tunesmith.compression.onnx_model import require_onnx
+
+        require_onnx()
+        make: Make = _make_onnx
+    else:
+        make = _make_narrow
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(staging: Path) -> None:
+        _fill(staging, target, opened, choice, make, on_event)
+
+    runs.write_folder(target, fill)
+    return Run(target)
+
+
+def refuse_impossible(opened: Run, choice: Quantize) -> None:
+    """Say what cannot work before anything is loaded.
+
+    Raises:
+        UsageError: With the reason and what to do instead.
+    """
+    notes = read_notes(opened.model_folder)
+    if notes.narrow is not None or (opened.model_folder / ONNX_FILE).is_file():
+        raise UsageError(
+            "the model is quantized already: to narrow it again would add the errors of both",
+            where=str(opened.path),
+            fix="quantize the run that it was made from",
+        )
+    if notes.task == "image-classification":
+        raise UsageError("models of pictures are not quantized here", where=str(opened.path))
+    if choice.to == "onnx-int8" and notes.form not in ("classify", "multi-label", "score", "ordinal", "tag"):
+        raise UsageError(
+            f"only encoders with a head become ONNX graphs here, and this model's form is `{notes.form}`",
+            where="quantize.to",
+            fix="use `int8`",
+        )
+    if choice.to == "fp8":
+        refuse_without_fp8()
+
+
+def refuse_without_fp8() -> None:
+    """Raise where the hardware has no 8-bit floats."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= FP8_CAPABILITY:
+        return
+    has = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine has no GPU"
+    raise UsageError(
+        f"fp8 needs a GPU whose tensor cores multiply 8-bit floats (compute capability 8.9 or later); {has}",
+        where="quantize.to",
+        fix="use `int8`, which is as small",
+    )
+
+
+def _fill(staging: Path, target: Path, opened: Run, choice: Quantize, make: Make, on_event: Listener) -> None:
+    """Everything that a run's folder holds."""
+    started = time.time()
+    recipe = opened.recipe.model_copy(update={"quantize": choice})
+    log = EventLog(staging)
+
+    def tell(event: Any) -> None:
+        log(event)
+        on_event(event)
+
+    tell(RunStarted(run=target.name, task=recipe.task, model=recipe.model, method=recipe.method))
+    runs.write_text(staging / "recipe.yaml", recipe.to_yaml())
+    runs.write_json(staging / "environment.json", environment.describe())
+    data = prepare(recipe.of_stage(recipe.stages[-1]) if recipe.stages else recipe, on_event=tell)
+    runs.write_json(staging / "data.json", data.report.as_dict() | {"fingerprint": data.fingerprint})
+    tell(Phase(step="model", message=f"the model of {opened.id}"))
+    original = load_original(opened)
+    calibration = _calibration_rows(recipe, choice, data, original, tell)
+    setting = Setting(
+        TASKS[recipe.task], data.labels, recipe.system_prompt, recipe.evaluate.generation, recipe.evaluate.seed, tell
+    )
+    tell(Phase(step="tune", message=f"quantizing to {choice.to}: {KINDS[choice.to]}"))
+    plan = make(original, recipe, choice, calibration, data, setting, staging / "model")
+    remade, _ = load_artefact(staging / "model", device=default_device())
+    measured = _measure(original, remade, recipe, data, setting, staging / "model", plan)
+    _evaluate(staging, opened, recipe, choice, data, original, remade, measured, plan, tell)
+    summary = Run(staging).summary()
+    runs.write_json(staging / "summary.json", summary | {"run": str(target)})
+    tell(RunFinished(verdict=summary["verdict"], seconds=time.time() - started))
+
+
+def load_original(opened: Run) -> Model:
+    """The run's model, with its adapters in its weights: what would be deployed otherwise."""
+    model, _ = load_artefact(opened.model_folder, device=default_device())
+    if model.has_adapters:
+        merge(model)
+        cast(Any, model.network).eval()
+    if isinstance(model.network, ImageClassifier):
+        raise UsageError("models of pictures are not compressed here", where=str(opened.path))
+    return model
+
+
+def _make_narrow(
+    original: Model,
+    recipe: Recipe,
+    choice: Quantize,
+    calibration: Sequence[Row],
+    data: PreparedData,
+    setting: Setting,
+    folder: Path,
+) -> Plan:
+    """Calibrate, probe, search, and write the quantized model."""
+    layers = layers_of(original)
+    names = {layer.name for layer in layers}
+    if unknown := [name for name in choice.keep if name not in names]:
+        raise UsageError(
+            f"no layer is named {unknown[0]!r}",
+            where="quantize.keep",
+            fix=f"layers: {', '.join(layer.name for layer in layers)}",
+        )
+    needs_bounds = choice.to == "int8-static"
+    bounds = sensitivity.calibrate(original, layers, calibration, setting) if needs_bounds else {}
+    found = sensitivity.sensitivities(original, layers, choice.to, bounds, calibration, setting)
+    kept, search = list(choice.keep), None
+    if choice.budget is not None:
+        rows = list(data.validation) or list(calibration)
+        limited = sorted(rows, key=lambda row: row.key)[: max(choice.rows * 4, 200)]
+        right = truth(setting.task, [setting.task.reference(row) for row in limited], data.labels, recipe.evaluate)
+        search = sensitivity.search(
+            original, found, choice.to, bounds, limited, right, setting, budget=choice.budget, kept=choice.keep
+        )
+        kept = search.kept
+    quantized = [layer for layer in layers if layer.name not in kept]
+    if not quantized:
+        raise UsageError(
+            "the budget leaves no layer to quantize: each costs more than it allows",
+            where="quantize.budget",
+            fix="allow more, or use a format that keeps more (`int8-weights`)",
+        )
+    with sensitivity.narrowed(original, quantized, choice.to, bounds):
+        save_artefact(original, folder, task=recipe.task, system_prompt=recipe.system_prompt)
+    return Plan(quantized, kept, bounds, found, search)
+
+
+def _make_onnx(
+    original: Model,
+    recipe: Recipe,
+    choice: Quantize,
+    calibration: Sequence[Row],
+    data: PreparedData,
+    setting: Setting,
+    folder: Path,
+) -> Plan:
+    """Export the whole encoder and let ONNX Runtime quantize it, which knows no single layers."""
+    from tunesmith.compression.onnx_model import save_onnx_int8
+
+    if choice.budget is not None or choice.keep:
+        raise UsageError(
+            "an ONNX graph is quantized as a whole: `budget` and `keep` need another format",
+            where="quantize.to",
+            fix="use `int8`",
+        )
+    save_onnx_int8(original, folder, task=recipe.task, system_prompt=recipe.system_prompt)
+    return Plan([], [], {}, {}, None)
+
+
+Make = Callable[[Model, Recipe, Quantize, Sequence[Row], PreparedData, Setting, Path], Plan]
+"""Writes a quantized model into a folder."""
+
+
+def _calibration_rows(recipe: Recipe, choice: Quantize, data: PreparedData, model: Model, tell: Listener) -> list[Row]:
+    """Rows like those that the model will see: never the test rows."""
+    rows: Sequence[Row] = data.train
+    if choice.data:
+        own = Data(train=choice.data, validation=0.0, test=0.0, columns=recipe.data.columns, format=recipe.data.format)
+        try:
+            found = prepare(recipe.model_copy(update={"data": own, "stages": []}), on_event=tell)
+        except DataError as error:
+            raise DataError(
+                f"the calibration data are not of the task {recipe.task}: {error.what}",
+                where=error.where,
+                fix=error.fix or "give data with the fields that the model was tuned on",
+            ) from error
+        foreign = sorted(set(found.labels or []) - set(model.labels or found.labels or []))
+        if foreign:
+            raise DataError(
+                f"the calibration data are of another task: the model knows no label {foreign[0]!r}",
+                where=", ".join(choice.data),
+                fix="give data with the labels that the model was tuned on",
+            )
+        rows = found.train
+    if len(rows) < choice.rows:
+        tell(Notice(level="info", message=f"calibrating on {len(rows)} rows: there are no more"))
+    return sorted(rows, key=lambda row: row.key)[: choice.rows]
+
+
+def _measure(
+    original: Model, remade: Model, recipe: Recipe, data: PreparedData, setting: Setting, folder: Path, plan: Plan
+) -> dict[str, Any]:
+    """Bytes and speed of both, and of the original in bf16 where it computes in fp32."""
+    models = {"original": original, "quantized": remade}
+    if original.dtype == torch.float32:
+        narrow = copy.deepcopy(original.network).to(torch.bfloat16)
+        models["original in bf16"] = replace(original, network=narrow, packable_length=0)
+    rows = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:8]
+    speeds = speed.measure_in_turns(models, _tokens(original, rows, setting))
+    disk = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".safetensors", ".onnx"))
+    return {
+        "bytes": disk,
+        "original_bytes": weight_bytes(original.network),
+        "memory_bytes": speed.memory_bytes(remade.network),
+        "original_memory_bytes": speed.memory_bytes(original.network),
+        "speed": {name: speed.as_dict(found) for name, found in speeds.items()},
+        "original_dtype": str(original.dtype).removeprefix("torch."),
+        "ways": sensitivity.ways_of(remade),
+        "kept": plan.kept,
+        "sensitivity": plan.sensitivity,
+        "search": None if plan.search is None else plan.search.__dict__,
+    }
+
+
+def _tokens(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
+    if model.form in ("generate", "seq2seq") and setting.task.answer != "likelihood":
+        return answering.prompts(model, rows, setting)
+    return answering.encode_rows(model, rows, setting.task)
+
+
+def _evaluate(
+    staging: Path,
+    opened: Run,
+    recipe: Recipe,
+    choice: Quantize,
+    data: PreparedData,
+    original: Model,
+    remade: Model,
+    measured: dict[str, Any],
+    plan: Plan,
+    tell: Listener,
+) -> None:
+    """Both on the test rows, and all that is written about it."""
+    settings = recipe.evaluate
+    rows = rows_to_measure(recipe, data, nobody)
+    task = TASKS[recipe.task]
+    right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
+    setting = Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    tell(Phase(step="evaluate", message=f"the original on {len(rows)} test rows"))
+    outputs = answering.answer(original, rows, setting)
+    before = measure(outputs, right, settings)
+    system = System(
+        "original", f"{opened.id}, not quantized", "the model that was quantized", outputs, before,
+        parameters=original.total_parameters,
+    )  # fmt: skip
+
+    def judge(found: Comparison) -> str:
+        return changes_in_words(choice.to, measured, found)
+
+    facts = measured | {
+        "kind": choice.to,
+        "original": str(opened.path),
+        "original_metrics": {name: interval.as_dict() for name, interval in before.items()},
+        "tokens_per_second": measured["speed"]["quantized"][0]["tokens_per_second"],
+        "original_tokens_per_second": measured["speed"]["original"][0]["tokens_per_second"],
+    }
+    title = f"{recipe.model}, tuned ({recipe.method}), {choice.to}"
+    silent = settings.model_copy(update={"baselines": [], "general": None})
+    evaluate_run(
+        staging,
+        recipe.model_copy(update={"evaluate": silent}),
+        data,
+        Trained(remade, opened.summary(), opened.summary().get("tuning_seconds", 0.0)),
+        tell,
+        remade=Remade(title, system, judge, sections(measured), facts),
+    )
