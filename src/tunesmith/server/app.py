@@ -20,6 +20,7 @@ from tunesmith.server.routes import (
     health,
     jobs,
     models,
+    pages,
     responses,
     uploads,
 )
@@ -39,13 +40,14 @@ def create_app(settings: Settings) -> FastAPI:
         title="Tunesmith",
         summary="The OpenAI API on your own hardware",
         version=version("tunesmith"),
+        docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
         responses={"4XX": {"model": errors.ErrorBody, "description": "The request cannot be answered."}},
     )
     app.state.services = services
     errors.add_handlers(app)
-    for module in (health, files, uploads, jobs, graders, models, chat, completions, embeddings, responses):
+    for module in (health, pages, files, uploads, jobs, graders, models, chat, completions, embeddings, responses):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=settings, tokens=services.tokens, observe=services.metrics.observe)
     return app

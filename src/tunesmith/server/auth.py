@@ -30,8 +30,8 @@ from tunesmith.server.errors import ApiError
 
 Scope = Literal["admin", "tune", "infer"]
 SCOPES: tuple[Scope, ...] = ("admin", "tune", "infer")
-PUBLIC = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
-"""Paths without a token: a sign of life, and the description of an API whose source is public anyway."""
+PUBLIC = frozenset({"/health", "/", "/dashboard", "/docs", "/openapi.json"})
+"""Paths without a token: a sign of life, a description whose source is public anyway, and pages without data."""
 WINDOW_SECONDS = 60.0
 """How long a wrong token counts against the address that it came from."""
 
