@@ -298,6 +298,10 @@ def test_embeddings_as_numbers_and_base64(client: Any, lenient: Any, live: Simpl
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model="encoder", input="film " * 100)
     assert caught.value.code == "context_length_exceeded"
+    for nothing in ("", ["film", ""], [[]], []):
+        with pytest.raises(openai.BadRequestError, match=r"is empty|must hold 1") as caught:
+            client.embeddings.create(model="encoder", input=nothing)
+        assert (caught.value.code, caught.value.param) == ("invalid_value", "input")
 
 
 def test_responses_whole_and_as_events(client: Any) -> None:
@@ -319,6 +323,36 @@ def test_responses_whole_and_as_events(client: Any) -> None:
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
     form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"enum": ["film"]}}}
     assert client.responses.create(model="gpt-tiny", input="film?", text=form).output_text == '"film"'
+
+
+def test_responses_call_functions(client: Any) -> None:
+    tool: Any = {"type": "function", "strict": None, **TOOL["function"]}
+    asked: dict[str, Any] = dict(model="org/tools", input="weather", tools=[tool], max_output_tokens=180)
+    whole = client.responses.create(**asked, tool_choice="required")
+    (call,) = whole.output
+    assert whole.status == "completed" and (call.type, call.name) == ("function_call", "weather")
+    assert json.loads(call.arguments)["city"] in ("paris", "rome") and whole.tools[0].name == "weather"
+    events = list(client.responses.create(**asked, tool_choice={"type": "function", "name": "weather"}, stream=True))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert [e.type for e in events] == [
+        "response.created", "response.in_progress", "response.output_item.added",
+        "response.function_call_arguments.delta", "response.function_call_arguments.done",
+        "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    assert events[3].delta == events[4].arguments == events[-1].response.output[0].arguments
+    history = [{"role": "user", "content": "weather"}, call.model_dump(exclude_none=True),
+               {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]  # fmt: skip
+    again = client.responses.create(**{**asked, "input": history, "max_output_tokens": 3})
+    assert again.usage.input_tokens > whole.usage.input_tokens and again.output[0].type == "message"
+    plain = client.responses.create(**{**asked, "max_output_tokens": 3}, tool_choice="none")
+    assert plain.output[0].type == "message" and plain.usage.input_tokens < whole.usage.input_tokens
+    for change in (
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "function"}]},
+        {"tool_choice": "required", "tools": []},
+    ):
+        with pytest.raises(openai.BadRequestError, match="tool"):
+            client.responses.create(**{**asked, **change})
 
 
 def test_models_are_listed_shown_and_deleted(client: Any, live: SimpleNamespace) -> None:
@@ -357,6 +391,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 500}, "context_length_exceeded"),
     ({"messages": []}, "invalid_value"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "unsupported_content"),
+    ({"messages": [{"role": "user", "contents": "hi"}]}, "missing_parameter"),
+    ({"messages": [{"role": "user", "content": "hi", "weigth": 1}]}, "unknown_parameter"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "missing_parameter"),
     ({"temperature": 3}, "invalid_value"),
     ({"stop": list("abcde")}, "invalid_value"),
     ({"logit_bias": {"99999": 1}}, "invalid_value"),
@@ -372,6 +409,8 @@ def test_bad_requests_get_openais_errors(change: dict[str, Any], code: str, stre
     with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as caught:
         client.chat.completions.create(**asked, stream=stream)
     assert caught.value.code == code and caught.value.type == "invalid_request_error"
+    if "messages" in change and code.endswith("_parameter"):
+        assert caught.value.param.startswith("messages[0].")
 
 
 # --- load ------------------------------------------------------------------------------------------------------------

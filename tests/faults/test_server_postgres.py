@@ -1,7 +1,7 @@
 """A real PostgreSQL, two servers, four workers: each job is done once.
 
-``scripts/install_postgres.sh`` installs it on Debian. A few jobs here; ``TUNESMITH_POSTGRES_JOBS=50`` does as many as
-one likes.
+``scripts/install_test_programs.sh`` installs it on Debian. A few jobs here; ``TUNESMITH_POSTGRES_JOBS=50`` does as many
+as one likes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def address() -> Iterator[str]:
     """A server on a free port, by a user of its own where the tests run as root."""
     initdb, postgres = program("initdb"), program("postgres")
     if initdb is None or postgres is None:
-        pytest.skip("PostgreSQL is not installed: scripts/install_postgres.sh")
+        pytest.skip("PostgreSQL is not installed: scripts/install_test_programs.sh")
     user = {}
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root

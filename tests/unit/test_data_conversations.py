@@ -142,6 +142,7 @@ MALFORMED: dict[str, tuple[list[Any], str]] = {
     "image": ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "image-content"),
     "sound": ([{"role": "user", "content": [{"type": "input_audio"}]}], "content-part"),
     "number": ([{"role": "user", "content": 5}], "messages-shape"),
+    "misspelt": ([{"role": "user", "contents": "hi"}], "messages-shape"),
     "narrator": ([{"from": "narrator", "value": "once"}], "unknown-role"),
     "arguments": ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{a"}}]}],
                   "tool-arguments"),

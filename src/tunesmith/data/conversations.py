@@ -11,6 +11,7 @@ are objects, as chat templates want them, and everything else a message carries 
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -176,6 +177,10 @@ def _message(turn: Any, number: int) -> Message:
     value = given.pop("value", None)
     text = _text(given.pop("content", value), number)
     calls = given.pop("tool_calls", None) or given.pop("function_call", None) or []
+    if "content" not in turn and "value" not in turn and not calls:
+        near = difflib.get_close_matches("content", given, n=1)
+        fix = f"did you mean `content` by `{near[0]}`?" if near else None
+        raise MalformedError("messages-shape", f"message {number} has no `content`", fix)
     if key == "from" and name in _CALL_ROLES:
         calls, text = _parsed(text, f"the call in message {number}", "tool-arguments"), ""
     message = {"role": known[name], "content": text, **given}

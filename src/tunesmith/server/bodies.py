@@ -174,6 +174,18 @@ class ResponseText(Body):
     verbosity: Any = None
 
 
+class ResponseFunction(FunctionTool):
+    """The description of a function, in the shape of the Responses API."""
+
+    type: Literal["function"]
+
+
+class ChosenFunction(NamedFunction):
+    """The choice of one function, in the shape of the Responses API."""
+
+    type: Literal["function"]
+
+
 class ResponseBody(Sampled):
     """``POST /v1/responses``."""
 
@@ -182,8 +194,8 @@ class ResponseBody(Sampled):
     max_output_tokens: int | None = Field(default=None, ge=1)
     text: ResponseText | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=0)
-    tools: list[dict[str, Any]] | None = Field(default=None, max_length=0, description="None, in this version.")
-    tool_choice: Any = None
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=128, description="Functions alone.")
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["disabled"] | None = None
     include: list[Any] | None = Field(default=None, max_length=0)

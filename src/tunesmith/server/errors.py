@@ -117,7 +117,7 @@ def _from_validation(request: Request, error: Exception) -> JSONResponse:
     place = _place(problem, error.body)
     if problem["type"] == "json_invalid":
         return error_response(400, f"The body is not valid JSON: {problem['ctx']['error']}", "invalid_json")
-    name = ".".join(place) or "body"
+    name = _written(place) or "body"
     if problem["type"] == "missing":
         return error_response(400, f"Missing required parameter: '{name}'.", "missing_parameter", name)
     if problem["type"] == "extra_forbidden":
@@ -127,6 +127,11 @@ def _from_validation(request: Request, error: Exception) -> JSONResponse:
     reasons = list(dict.fromkeys(p["msg"] for p in problems if _place(p, error.body) == place))  # one per alternative
     reasons[1:] = [reason.removeprefix("Input should be ") for reason in reasons[1:]]
     return error_response(400, f"Invalid value: {' or '.join(reasons)}: '{name}'.", "invalid_value", name)
+
+
+def _written(place: list[str]) -> str:
+    """A path as OpenAI writes it: ``messages[0].content``."""
+    return "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in place).removeprefix(".")
 
 
 def _place(problem: dict[str, Any], body: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,28 @@ if TYPE_CHECKING:
     from tunesmith.generation.sampling import Sampling
 
 MAX_STOPS = 4
+OPENAIS_KEYS = frozenset(
+    {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio", "function_call"}
+)
+"""Keys of messages in OpenAI's API; answers come back with all of them."""
 
 
 def plain_message(message: ChatMessage, number: int) -> dict[str, Any]:
     """A message with its parts of text joined.
 
     Raises:
-        ApiError: 400: a part is no text.
+        ApiError: 400: there is nothing to read, or a part is no text.
     """
     content = message.content
+    if content is None and message.role != "assistant":
+        near = difflib.get_close_matches("content", message.model_extra or {}, n=1)
+        hint = f" Did you mean that by '{near[0]}'?" if near else ""
+        raise _missing(f"messages[{number}].content", hint)
     if isinstance(content, list):
-        for part in content:
-            if part.type != "text" or part.text is None:
+        for index, part in enumerate(content):
+            if part.type == "text" and part.text is None:
+                raise _missing(f"messages[{number}].content[{index}].text")
+            if part.type != "text":
                 raise ApiError(
                     400,
                     f"Message {number} has a part of the type '{part.type}'; this server reads text only.",
@@ -39,6 +50,19 @@ def plain_message(message: ChatMessage, number: int) -> dict[str, Any]:
         content = "".join(part.text or "" for part in content)
     values = message.model_dump(exclude_none=True)
     return calls.for_template({**values, "content": content or ""})
+
+
+def _missing(param: str, hint: str = "") -> ApiError:
+    return ApiError(400, f"Missing required parameter: '{param}'.{hint}", code="missing_parameter", param=param)
+
+
+def _refuse_unread(messages: list[dict[str, Any]], template: str) -> None:
+    """A key that neither OpenAI nor the model's template knows would be dropped in silence."""
+    for number, message in enumerate(messages):
+        for key in message:
+            if key not in OPENAIS_KEYS and key not in template:
+                param = f"messages[{number}].{key}"
+                raise ApiError(400, f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
 
 
 async def chat_prompt(
@@ -56,6 +80,7 @@ async def chat_prompt(
         raise ApiError(
             400, f"The chat template of '{loaded.id}' knows no tools.", code="unsupported_parameter", param="tools"
         )
+    _refuse_unread(messages, str(renderer.tokenizer.chat_template))
     system = loaded.notes.system_prompt if loaded.notes else None
     if system and messages[0]["role"] not in ("system", "developer"):  # it stood there in training
         messages = [{"role": "system", "content": system}, *messages]
@@ -134,23 +159,7 @@ async def chat_constraint(loaded: Loaded, body: ChatBody) -> Any:
             )
         schema = form.json_schema.schema_ or {}
         return await json_constraint(loaded, schema, param="response_format.json_schema.schema")
-    wanted = required_tools(body)
-    return await json_constraint(loaded, calls.call_schema(wanted), param="tools") if wanted else None
-
-
-def required_tools(body: ChatBody) -> list[dict[str, Any]]:
-    """Tools one of which must be called.
-
-    Raises:
-        ApiError: 400: none of that name was given.
-    """
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
-    if body.tool_choice == "required":
-        named = tools
-    elif isinstance(body.tool_choice, NamedTool):
-        named = [tool for tool in tools if tool["function"]["name"] == body.tool_choice.function.name]
-    else:
-        return []
-    if not named:
-        raise ApiError(400, "'tool_choice' asks for a tool that 'tools' does not have.", param="tool_choice")
-    return named
+    choice = body.tool_choice.function if isinstance(body.tool_choice, NamedTool) else body.tool_choice
+    wanted = calls.required(tools, choice)
+    return await json_constraint(loaded, calls.call_schema(wanted), param="tools") if wanted else None

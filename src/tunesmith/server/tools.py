@@ -9,7 +9,14 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.server.bodies import NamedFunction
+from tunesmith.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from tunesmith.generation.batch import Token
 
 MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 _BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
@@ -30,6 +37,27 @@ def call_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
         for tool in tools
     ]
     return options[0] if len(options) == 1 else {"anyOf": options}
+
+
+def required(tools: list[dict[str, Any]], choice: str | NamedFunction | None) -> list[dict[str, Any]]:
+    """The tools one of which must be called; none if the model may choose.
+
+    Args:
+        tools: Those that were given, in the form of chat completions.
+        choice: ``none``, ``auto``, ``required``, or one by its name.
+
+    Raises:
+        ApiError: 400: none of that name was given.
+    """
+    if choice == "required":
+        named = tools
+    elif isinstance(choice, NamedFunction):
+        named = [tool for tool in tools if tool["function"]["name"] == choice.name]
+    else:
+        return []
+    if not named:
+        raise ApiError(400, "'tool_choice' asks for a tool that 'tools' does not have.", param="tool_choice")
+    return named
 
 
 class CallReader:
@@ -64,6 +92,36 @@ class CallReader:
             if any(mark.startswith(self._text[-length:]) for mark in MARKS):
                 return length
         return 0
+
+
+@dataclass
+class Written:
+    """An answer as far as it is written.
+
+    Attributes:
+        reader: Tells calls of tools from text; ``None`` where no tool was offered.
+        text: For the user.
+        calls: In OpenAI's form, once the answer has ended.
+        finish_reason: ``stop``, ``length`` or ``tool_calls``, likewise.
+    """
+
+    reader: CallReader | None
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def take(self, token: Token) -> str:
+        """The text that one more token settles."""
+        piece = self.reader.push(token.text) if self.reader else token.text
+        if token.finish_reason is not None:
+            self.finish_reason = token.finish_reason
+            if self.reader:
+                rest, self.calls = self.reader.finish()
+                piece += rest
+            if self.calls and token.finish_reason == "stop":
+                self.finish_reason = "tool_calls"
+        self.text += piece
+        return piece
 
 
 def read_calls(text: str) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from tunesmith.server.prompts import (
     stops,
 )
 from tunesmith.server.services import Server
-from tunesmith.server.tools import CallReader
+from tunesmith.server.tools import CallReader, Written
 
 if TYPE_CHECKING:
     from tunesmith.generation.batch import Token
@@ -85,27 +85,10 @@ def _whole(loaded: Loaded, body: ChatBody, text: str) -> WholeAnswers:
 
 
 @dataclass
-class _Choice:
-    """One of the answers, as far as it is written."""
+class _Choice(Written):
+    """One of the answers."""
 
-    reader: CallReader | None
-    text: str = ""
-    calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    finish_reason: str | None = None
-
-    def take(self, token: Token) -> str:
-        """The text that one more token settles."""
-        piece = self.reader.push(token.text) if self.reader else token.text
-        if token.finish_reason is not None:
-            self.finish_reason = token.finish_reason
-            if self.reader:
-                rest, self.calls = self.reader.finish()
-                piece += rest
-            if self.calls and token.finish_reason == "stop":
-                self.finish_reason = "tool_calls"
-        self.text += piece
-        return piece
 
 
 class _ChatAnswer:

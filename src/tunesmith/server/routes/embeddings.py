@@ -71,11 +71,13 @@ def _tokens(loaded: Loaded, body: EmbeddingBody) -> list[list[int]]:
         ]
     vocabulary = len(model.tokenizer)
     for number, ids in enumerate(examples):
-        if not ids or len(ids) > model.max_length:
+        if not ids or not many[number]:  # encoders put tokens of their own around nothing
+            raise ApiError(400, f"Input {number} is empty.", code="invalid_value", param="input")
+        if len(ids) > model.max_length:
             raise ApiError(
                 400,
-                f"Input {number} has {len(ids)} tokens; this model takes 1 to {model.max_length}.",
-                code="context_length_exceeded" if ids else "invalid_value",
+                f"Input {number} has {len(ids)} tokens; this model takes up to {model.max_length}.",
+                code="context_length_exceeded",
                 param="input",
             )
         if not all(0 <= token < vocabulary for token in ids):
