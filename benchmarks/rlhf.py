@@ -1,7 +1,7 @@
 """Reinforcement learning from human feedback on real ratings: supervised tuning, a reward model, PPO, and two judges.
 
     python benchmarks/rlhf.py --out runs/rlhf                 all of it; again, it goes on where it was stopped
-    python benchmarks/rlhf.py --out runs/rlhf --only judge    the second judge alone
+    python benchmarks/rlhf.py --out runs/rlhf --only reward   the reward model alone
     python benchmarks/rlhf.py --out runs/rlhf --seconds 480   stop (at a checkpoint) after about so long
 
 Snippets of film reviews were rated by people from -4 to 4 (vaderSentiment, C. J. Hutto). Pairs of snippets rated at
@@ -35,6 +35,7 @@ from tunesmith.progress import shown  # noqa: E402
 
 SOURCE = ROOT.parent / "shared" / "data" / "vader_ratings"
 RESULTS = HERE / "rlhf.json"
+KEPT = ("metrics", "baselines", "verdict", "seconds", "by_length", "reinforcement", "side_by_side", "stage_reward")
 MARGIN = 1.0
 CLEAR = 0.5
 """Editorials rated nearer to 0 than this say little about what is good or bad."""
@@ -43,7 +44,7 @@ LONGEST_WORDS = 18
 """Snippets up to this length are gone on from, so that most answers end by themselves within the limit of tokens."""
 CONTINUED = 400
 """Training snippets that the model that writes sees; the reward model sees them all."""
-PAIRS = 4800
+PAIRS = 3200
 """Training pairs, of about 7,600."""
 ASKED = 100
 """Held-out beginnings that are gone on from."""
@@ -113,6 +114,22 @@ def ridge() -> dict[str, float]:
     return bootstrap(mean(np.asarray(better > worse, dtype=np.float64), proportion=True)).as_dict()
 
 
+def reward_stage(folder: Path) -> dict[str, Any]:
+    """How the reward model learns: as a stage of the run, and by itself."""
+    return {
+        "model": "minilm-l6",
+        "data": pair_files("movieReviewSnippets", folder / "data") | {"max_rows": PAIRS, "max_length": 64},
+        "parameters": {"kind": "full"},
+        "training": {"epochs": 1, "learning_rate": 1e-4, "checkpoint_steps": 20, "dropout": 0},
+    }
+
+
+def reward_recipe(folder: Path) -> dict[str, Any]:
+    """The reward model alone."""
+    evaluate = {"baselines": ["majority"], "limit": 1000}
+    return {"task": "preference", "method": "reward", **reward_stage(folder), "evaluate": evaluate}
+
+
 def rlhf_recipe(folder: Path) -> dict[str, Any]:
     """The three stages. A short system prompt stands in the place of the template's own, which is longer."""
     ppo = {
@@ -136,13 +153,7 @@ def rlhf_recipe(folder: Path) -> dict[str, Any]:
         "training": {"dropout": 0},
         "stages": [
             {"name": "sft", "training": {"epochs": 1, "learning_rate": 5e-4, "checkpoint_steps": 10}},
-            {
-                "name": "reward",
-                "model": "minilm-l6",
-                "data": pair_files("movieReviewSnippets", folder / "data") | {"max_rows": PAIRS},
-                "parameters": {"kind": "full"},
-                "training": {"epochs": 1, "learning_rate": 1e-4, "checkpoint_steps": 20},
-            },
+            {"name": "reward", **reward_stage(folder)},
             {"name": "ppo", "training": ppo},
         ],
         "evaluate": {
@@ -181,37 +192,24 @@ def main() -> None:
     """Do what is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=("judge", "rlhf"))
+    parser.add_argument("--only", choices=("judge", "reward", "rlhf"))
     parser.add_argument("--seconds", type=float, default=None, help="stop at a checkpoint after about so many")
     given = parser.parse_args()
     if given.seconds is not None:
         stop_after(given.seconds)
-    judge = run_one(judge_recipe(given.out), given.out / "judge")
-    if given.only == "judge":
-        return
-    run = run_one(rlhf_recipe(given.out), given.out / "rlhf")
-    summary = run.summary()
-    kept = (
-        "metrics",
-        "baselines",
-        "verdict",
-        "seconds",
-        "tuning_seconds",
-        "reinforcement",
-        "side_by_side",
-        "stage_reward",
-    )
-    result = {
-        "environment": environment.describe(),
-        "recipe": run.recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "evaluate"}),
-        "rlhf": {name: summary[name] for name in kept},
-        "judge": {name: judge.summary()[name] for name in ("metrics", "baselines")},
-        "ridge_pair_accuracy": ridge(),
-        "ppo": curve(run),
-    }
-    runs.write_json(RESULTS, result)
-    print(json.dumps(summary["reinforcement"]["systems"], indent=1))
-    print(summary["verdict"])
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    for name, make in {"reward": reward_recipe, "judge": judge_recipe, "rlhf": rlhf_recipe}.items():
+        if given.only not in (None, name) and not (given.only == "rlhf" and name == "judge"):
+            continue
+        run = run_one(make(given.out), given.out / name)
+        summary = run.summary()
+        known[name] = {key: summary[key] for key in KEPT if key in summary} | {"environment": environment.describe()}
+        if name == "reward":
+            known["ridge"] = {"pair_accuracy": ridge()}
+        if name == "rlhf":
+            known["ppo"] = curve(run)
+        runs.write_json(RESULTS, known)
+        print(f"{name}: {summary['verdict']}")
 
 
 if __name__ == "__main__":

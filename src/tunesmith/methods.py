@@ -191,9 +191,9 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "preference",
-            "learn to write the better of two answers, straight from the pairs (DPO and its kin)",
-            "you have pairs of a better and a worse answer, and a model that already answers passably",
-            "dpo",
+            "learn to write the better of two answers, straight from the pairs (DPO and its kin), or from thumbs (KTO)",
+            "you have pairs of a better and a worse answer, or answers that were liked or not (`task: feedback`)",
+            "dpo or kto",
             "lora",
             lambda recipe: LoRA(),
         ),
@@ -260,6 +260,10 @@ _OBJECTIVES: dict[str, ObjectiveName] = {
 """What a method teaches where the task alone does not say."""
 
 
+def _usual_objective(recipe: Recipe, stage: Stage) -> ObjectiveName | None:
+    return "kto" if task_of(recipe, stage) == "feedback" else _OBJECTIVES.get(recipe.method)
+
+
 def fill_in(recipe: Recipe) -> Recipe:
     """Spell out the stages of a recipe: its own words first, then the top of the recipe, then its method."""
     chosen = recipe.parameters or METHODS[recipe.method].choose(recipe)
@@ -267,7 +271,7 @@ def fill_in(recipe: Recipe) -> Recipe:
         stage.model_copy(
             update={
                 "task": stage.task or (task_of(recipe, stage) if task_of(recipe, stage) != recipe.task else None),
-                "objective": objective_of(recipe, stage) or _OBJECTIVES.get(recipe.method),
+                "objective": objective_of(recipe, stage) or _usual_objective(recipe, stage),
                 "parameters": stage.parameters or chosen,
                 "training": _merged(recipe.training, stage.training),
             }

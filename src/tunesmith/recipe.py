@@ -23,6 +23,7 @@ from tunesmith.models.settings import Student as Student
 from tunesmith.objectives.settings import ContrastiveLoss as ContrastiveLoss
 from tunesmith.objectives.settings import Distillation as Distillation
 from tunesmith.objectives.settings import GRPOLoss as GRPOLoss
+from tunesmith.objectives.settings import KTOLoss as KTOLoss
 from tunesmith.objectives.settings import PPOLoss as PPOLoss
 from tunesmith.objectives.settings import PreferenceLoss as PreferenceLoss
 from tunesmith.objectives.settings import RewardLoss as RewardLoss
@@ -51,6 +52,7 @@ TaskName = Literal[
     "chat",
     "summarization",
     "preference",
+    "feedback",
     "prompts",
     "language-modeling",
     "image-classification",
@@ -67,6 +69,7 @@ ObjectiveName = Literal[
     "contrastive",
     "reward",
     "dpo",
+    "kto",
     "ppo",
     "grpo",
     "distill",
@@ -243,6 +246,11 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
                 "from bare text, so they want `task: language-modeling`, and it wants one of them"
             )
             continue
+        if objective is not None and (objective == "kto") != (task == "feedback"):
+            problems.append(
+                f"the objective `{objective}` does not belong to the task `{task}`: `kto` learns from answers that "
+                "were liked or not, so it wants `task: feedback`, and it wants `kto`"
+            )
         teaches = next((name for name, own in HEADS.items() if objective in own), None)
         usual = HEADS.get(task, ("supervised",))[0]
         if teaches is not None and task != teaches:

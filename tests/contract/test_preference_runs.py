@@ -51,3 +51,18 @@ def test_a_model_comes_to_prefer_the_better_answer(loss: str, tiny_decoder: Path
     run = tune(pairs, tmp_path / "run", tiny_decoder, method="preference", training=training)
     base = run.baselines["base"]["pair_accuracy"].value
     assert run.metrics["pair_accuracy"].value > max(0.9, base)
+
+
+def test_a_model_comes_to_write_what_was_liked(tiny_decoder: Path, tmp_path: Path) -> None:
+    words = ["great", "lovely", "awful", "dull"]
+    rows = [
+        {"prompt": f"what is the film {n}", "completion": f"the film is {words[n % 4]}", "label": n % 4 < 2}
+        for n in range(80)
+    ]
+    data = {"train": str(write_jsonl(tmp_path / "thumbs.jsonl", rows)), "test": 0.4}
+    tree = {"task": "feedback", "model": str(tiny_decoder), "method": "preference", "data": data, "precision": "fp32"}
+    training = {"epochs": 3, "learning_rate": 3e-3}
+    run = pipeline.run(parse(tree | {"training": training}), run_dir=tmp_path / "run")
+    assert run.recipe.stages[0].objective == "kto"
+    assert run.metrics["liking"].low > run.baselines["base"]["liking"].high
+    assert isinstance(run.predict(["what is the film"], max_new_tokens=3)[0].answer, str)

@@ -13,9 +13,10 @@ import torch
 
 from tunesmith.objectives import grpo
 from tunesmith.objectives.grpo import GRPO
+from tunesmith.objectives.kto import thumb_loss
 from tunesmith.objectives.preference import Pairs, pair_loss
 from tunesmith.objectives.returns import group_advantages
-from tunesmith.recipe import PreferenceLoss, RewardSource, Training
+from tunesmith.recipe import KTOLoss, PreferenceLoss, RewardSource, Training
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trl_losses.json").read_text(encoding="utf-8"))
 
@@ -35,6 +36,21 @@ def test_pair_losses(name: str) -> None:
         settings |= {"loss": "sigmoid", "length_normalised": True}
     ours = pair_loss(pairs, PreferenceLoss(**settings))[0].mean()
     assert float(ours) == pytest.approx(GOLDEN["dpo"]["losses"][name], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", GOLDEN["kto"]["losses"])
+def test_losses_of_thumbs(name: str) -> None:
+    beta, desirable, undesirable, swap = name.split()
+    given = {key: tensor(values) for key, values in GOLDEN["kto"].items() if key not in ("losses", "liked")}
+    ratios, other = (
+        (given[policy] - given[reference]).sum(1)
+        for policy, reference in (("policy", "reference"), ("mismatched", "mismatched_reference"))
+    )
+    divergence = max(0.0, float((-other if swap == "True" else other).mean()))
+    liked = torch.tensor(GOLDEN["kto"]["liked"])
+    losses = thumb_loss(ratios, liked, divergence, KTOLoss(beta=float(beta)))
+    ours = (losses * torch.where(liked, float(desirable), float(undesirable))).mean()
+    assert float(ours) == pytest.approx(GOLDEN["kto"]["losses"][name], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", GOLDEN["grpo"]["losses"])

@@ -49,6 +49,7 @@ def test_every_metric_is_described_and_lies_in_its_interval() -> None:
         texts, Truth("text", ["a c", "b b", ("c", "c\nd")]), SETTINGS
     )
     found |= measure(Outputs(gaps=np.array([1.0, -2.0, 0.0])), Truth("pair", [1.0] * 3), SETTINGS)
+    found |= measure(Outputs(scores=np.array([1.0, 2.5, 2.0])), Truth("thumb", [True, False, True]), SETTINGS)
     spans = [[Span(0, 3, "bad")], [Span(1, 2, "good"), Span(4, 6, "bad")], []]
     found |= measure(Outputs(spans=[spans[0], spans[1][:1], []]), Truth("spans", spans, LABELS), SETTINGS)
     nats, sizes = np.array([5.0, 7.0]), np.array([9.0, 4.0])

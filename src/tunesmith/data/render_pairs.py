@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from tunesmith.data.render import ConversationRenderer, Render, Rendered, encode_text
+from tunesmith.data.render import ConversationRenderer, Render, Rendered, conversation_renderer, encode_text
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
-from tunesmith.tasks.base import Message
+from tunesmith.tasks.base import Message, Task
 from tunesmith.tasks.preference import conversations, margin_of
 
 CHOSEN, REJECTED = 1, 2
@@ -44,6 +45,12 @@ def pair_renderer(renderer: ConversationRenderer, system_prompt: str | None = No
         return Rendered(ids, weights, cut_tokens=cut, extra={"segments": segments})
 
     return render
+
+
+def thumb_renderer(renderer: ConversationRenderer, task: Task, system_prompt: str | None = None) -> Render:
+    """Render a single answer, on which alone the loss is, with ``extra["liked"]``: 1 if it was liked, else 0."""
+    render = conversation_renderer(renderer, task, None, system_prompt, "last-answer")
+    return lambda row: replace(render(row), extra={"liked": [float(task.reference(row))]})
 
 
 def _prompt_length(rendered: Rendered) -> int:

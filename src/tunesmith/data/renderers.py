@@ -65,6 +65,8 @@ def row_renderer(
     if form == "seq2seq":
         return source_target_renderer(tokenizer, task, max_length, system_prompt)
     renderer = ConversationRenderer(tokenizer, max_length, eos_ids)
+    if task.answer == "thumb":
+        return render_pairs.thumb_renderer(renderer, task, system_prompt)
     return conversation_renderer(renderer, task, labels, system_prompt, loss_on)
 
 

@@ -64,6 +64,8 @@ def answer(
     started = time.perf_counter()
     if setting.task.answer == "pair":
         return pairs.judge(model, rows, setting)
+    if setting.task.answer == "thumb":
+        return pairs.weigh(model, rows, setting)
     if isinstance(model.network, ImageClassifier):
         paths = _paths(rows, setting.task)
         probabilities = vision.probabilities(model.network, model.folder, paths, on_event=setting.on_event)

@@ -75,6 +75,13 @@ def run_baselines(
         for found in pairs.baselines(kinds, untuned, data.train, rows, setting):
             yield system(*found)
         return
+    if setting.task.answer == "thumb":
+        untuned = _load(base[0], base[1], setting, dtype, device)
+        if untuned is not None and "base" in kinds:
+            outputs = answering.answer(untuned, rows, setting)
+            what = "how much likelier the untuned model finds liked answers"
+            yield system("base", f"{base[0]}, untuned", what, outputs, untuned.total_parameters)
+        return
     if setting.task.answer == "likelihood":
         for name, folder, prefix in _models(base, larger):
             wanted_here = kinds if not prefix else {"base"}

@@ -55,6 +55,9 @@ METRICS: dict[str, Metric] = {
         Metric("brier", "Brier score", "Squared distance of the stated probabilities from the truth.", False),
         Metric("log_loss", "Log loss", "Surprise at the right label, in nats: confident mistakes cost most.", False),
         Metric("pair_accuracy", "Pair accuracy", "Share of pairs in which the better answer got the higher score."),
+        Metric(
+            "liking", "Liking", "Mean log likelihood a token of liked answers minus that of disliked ones, in nats."
+        ),
         Metric("span_f1", "Span F1", "F1 of the spans found; one counts if its edges and its label are right."),
         Metric("span_precision", "Span precision", "Share of the spans found that are right."),
         Metric("span_recall", "Span recall", "Share of the true spans that were found."),
@@ -83,6 +86,7 @@ KINDS: dict[Answer, str] = {
     "spans": "tunesmith.evaluation.span_metrics",
     "text": "tunesmith.evaluation.text_metrics",
     "pair": "tunesmith.evaluation.pair_metrics",
+    "thumb": "tunesmith.evaluation.thumb_metrics",
     "likelihood": "tunesmith.evaluation.likelihood_metrics",
     "open": "tunesmith.evaluation.open_metrics",
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.data.render import ConversationRenderer, encode_text
+from tunesmith.data.render import ConversationRenderer, encode_text, only_last_learned
 from tunesmith.data.render_pairs import plain_text, score_reader
 from tunesmith.data.rows import Row
 from tunesmith.evaluation.intervals import Interval, bootstrap, mean
@@ -43,13 +43,28 @@ def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
         examples = _read(model, pairs)
         scores = inference.head_scores(model, examples, on_event=setting.on_event)[:, 0]
         return replace(_outputs(scores, sum(len(ids) for ids in examples), started), log_odds=True)
+    return _outputs(*_mean_likelihoods(model, pairs, setting.on_event), started)
+
+
+def weigh(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
+    """How likely a model finds single answers: the mean log likelihood of their tokens."""
+    started = time.perf_counter()
+    turns = [only_last_learned(setting.task.conversation(row, None, setting.system_prompt)) for row in rows]
+    scores, tokens = _mean_likelihoods(model, turns, setting.on_event)
+    return Outputs(scores=scores, prompt_tokens=tokens, seconds=time.perf_counter() - started)
+
+
+def _mean_likelihoods(
+    model: Model, conversations: Sequence[list[Message]], on_event: Listener
+) -> tuple[FloatArray, int]:
+    """Mean log likelihood (N,) of the learned tokens of N conversations, and the tokens that were read."""
     renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
-    rendered = [renderer(turns) for turns in pairs]
+    rendered = [renderer(turns) for turns in conversations]
     examples = [r.input_ids for r in rendered]
     weights = [r.loss_weights or [] for r in rendered]
     sizes = np.asarray([sum(w > 0 for w in line) for line in weights])
-    scores = -inference.answer_nats(model, examples, weights, on_event=setting.on_event) / sizes
-    return _outputs(scores, sum(len(ids) for ids in examples), started)
+    scores = -inference.answer_nats(model, examples, weights, on_event=on_event) / sizes
+    return scores, sum(len(ids) for ids in examples)
 
 
 def score_texts(model: Model, texts: Sequence[list[Message]], on_event: Listener) -> FloatArray:

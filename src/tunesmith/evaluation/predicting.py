@@ -59,6 +59,8 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
         if model.form == "classify":
             return _scores(model, rows, notes)
         task = TASKS["text-generation"]  # what learned from preferences writes
+    if task.answer == "thumb":
+        task = TASKS["text-generation"]
     wanted = [_as_row(value, number, task) for number, value in enumerate(rows, 1)]
     if not wanted:
         return []

@@ -38,6 +38,14 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
     answer = TASKS[recipe.task].answer
     if answer == "pair":
         return _of_pairs(recipe, stage, natural)
+    if answer == "thumb":
+        if natural != "generate":
+            raise UsageError(
+                f"{recipe.model} is no causal language model, which learning from thumbs needs",
+                where="model",
+                fix="choose one: `tunesmith catalog list`; to score answers, use `task: text-classification`",
+            )
+        return "generate", "kto"
     if answer == "likelihood":
         return _language_form(recipe, stage, natural)
     if stage.parameters is not None and stage.parameters.kind == "in-context":

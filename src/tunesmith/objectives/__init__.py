@@ -24,6 +24,7 @@ OBJECTIVES = {
     "contrastive": "tunesmith.objectives.contrastive:Contrastive",
     "dpo": "tunesmith.objectives.preference:Preference",
     "distill": "tunesmith.objectives.distill:distill",
+    "kto": "tunesmith.objectives.kto:KTO",
     "grpo": "tunesmith.objectives.grpo:GRPO",
     "ppo": "tunesmith.objectives.ppo:PPO",
     "reward": "tunesmith.objectives.reward:Reward",

@@ -50,6 +50,18 @@ class PreferenceLoss(Part):
     )
 
 
+class KTOLoss(Part):
+    """How a model learns from answers that were liked or disliked (arXiv 2402.01306)."""
+
+    beta: float = Field(default=0.1, gt=0, description="How strongly the model is held to the reference.")
+    desirable_weight: float | None = Field(
+        default=None, ge=0, description="Of liked answers; default: so that both sides weigh alike."
+    )
+    undesirable_weight: float | None = Field(
+        default=None, ge=0, description="Of disliked answers; default: so that both sides weigh alike."
+    )
+
+
 class RewardSource(Part):
     """One thing that scores what the model writes; several are added up."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.tasks.base import Field, Message, Reading, Task
+from tunesmith.tasks.feedback import Feedback
 from tunesmith.tasks.image_classification import ImageClassification
 from tunesmith.tasks.language_modeling import LanguageModeling
 from tunesmith.tasks.multi_label import MultiLabelClassification
@@ -25,6 +26,7 @@ TASKS: dict[str, Task] = {
         Chat(),
         Summarization(),
         Preference(),
+        Feedback(),
         Prompts(),
         LanguageModeling(),
         ImageClassification(),

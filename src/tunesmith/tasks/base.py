@@ -16,7 +16,7 @@ Message = dict[str, Any]
 """One turn of a conversation: ``{"role": "system"|"user"|"assistant"|"tool", "content": str, ...}``."""
 
 
-Answer = Literal["label", "labels", "score", "spans", "text", "pair", "likelihood", "open"]
+Answer = Literal["label", "labels", "score", "spans", "text", "pair", "thumb", "likelihood", "open"]
 """Kinds of answers: which metrics, tables and charts there are. ``open`` is text to which no right answer is known."""
 
 

@@ -13,7 +13,7 @@ BATCH_SIZE: dict[Form, int] = {"generate": 16, "seq2seq": 16, **dict.fromkeys(_H
 """32: the upper of BERT's two (arXiv 1810.04805, A.3). 16: QLoRA's for 7-13 B models (arXiv 2305.14314, table 9)."""
 
 
-RATE_SHARE = {"dpo": 0.1, "ppo": 0.1, "grpo": 0.1}
+RATE_SHARE = {"dpo": 0.1, "kto": 0.1, "ppo": 0.1, "grpo": 0.1}
 """Of the usual learning rate: objectives that push a tuned model away from where it is take smaller steps (Zephyr's
 DPO, arXiv 2310.16944, took 5e-7 after 2e-5 in its supervised stage). The tenth itself is a choice, not measured."""
 

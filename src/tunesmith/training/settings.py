@@ -10,6 +10,7 @@ from tunesmith.objectives.settings import (
     ContrastiveLoss,
     Distillation,
     GRPOLoss,
+    KTOLoss,
     PPOLoss,
     PreferenceLoss,
     RewardLoss,
@@ -89,6 +90,7 @@ class Training(Part):
     distillation: Distillation = Field(default=Distillation(), description="For `objective: distill`.")
     contrastive: ContrastiveLoss = Field(default=ContrastiveLoss(), description="For `objective: contrastive`.")
     preference: PreferenceLoss = Field(default=PreferenceLoss(), description="For `objective: dpo`.")
+    kto: KTOLoss = Field(default=KTOLoss(), description="For `objective: kto`.")
     mask_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that `masked-lm` asks for.")
     whole_words: bool = Field(default=False, description="`masked-lm` masks whole words instead of single tokens.")
     seed: int = Field(default=0, description="Seed of the head, the data order and dropout.")
