@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import filelock
 
@@ -23,6 +23,9 @@ from tunesmith.events import Event, Listener, Notice, Phase, RunFailed, RunFinis
 from tunesmith.recipe import Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
+
+if TYPE_CHECKING:
+    from tunesmith.planning import Plan
 
 
 def run(recipe: Recipe, *, run_dir: str | Path | None = None, on_event: Listener = nobody) -> Run:
@@ -115,11 +118,12 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
         _refuse_foreign_teachers(recipe, base)
         planned = _plan(folder, recipe, base, prepared, tell)
         from tunesmith.evaluation.evaluate import evaluate_run
+        from tunesmith.planning.measured import Stopwatch
         from tunesmith.training.stages import tune_stages
 
-        trained = tune_stages(folder, recipe, base, prepared, tell)
-        measured = {"seconds": trained.seconds, "memory_bytes": trained.facts["peak_memory_bytes"]}
-        runs.write_json(folder / "plan.json", {"planned": planned, "measured": measured})
+        watch = Stopwatch(tell)
+        trained = tune_stages(folder, recipe, base, prepared, watch)
+        runs.write_json(folder / "plan.json", {"planned": planned.as_dict(), "measured": watch.compared(planned)})
         verdict = evaluate_run(folder, recipe, prepared[-1], trained, tell, stages=prepared)
         shutil.rmtree(folder / "tokens", ignore_errors=True)
         if recipe.quantize is not None:
@@ -173,7 +177,7 @@ def _refuse_foreign_teachers(recipe: Recipe, base: Path) -> None:
             refuse_other_tokens(recipe.of_stage(stage), stage.training, base)
 
 
-def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedData], tell: Listener) -> dict[str, Any]:
+def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedData], tell: Listener) -> Plan:
     """Say what the tuning will take before it begins; what it took is put beside it afterwards."""
     from tunesmith import planning
 
@@ -181,7 +185,7 @@ def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedD
     runs.write_json(folder / "plan.json", {"planned": planned.as_dict(), "measured": None})
     for line in planned.advice:
         tell(Notice(level="info" if planned.fits else "warning", message=line))
-    return planned.as_dict()
+    return planned
 
 
 # --- keeping ---------------------------------------------------------------------------

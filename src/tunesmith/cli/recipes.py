@@ -1,4 +1,4 @@
-"""Commands about a recipe: write it, plan it, show it."""
+"""Commands about a recipe: write it, show it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from tunesmith import recipe_file
-from tunesmith.cli.output import Json, print_json, print_pairs, print_table, stderr
+from tunesmith.cli.output import Json, print_json, stderr
 from tunesmith.cli.recipe_flags import RecipeChoices, describe, takes_recipe
 from tunesmith.errors import UsageError
 from tunesmith.recipe import Recipe
@@ -90,38 +90,6 @@ def _present(tree: dict[str, Any], key: str) -> bool:
     return True
 
 
-@takes_recipe
-def plan(choices: RecipeChoices, *, as_json: Json = False) -> None:
-    """Say what a run will take: parameters, memory, tokens, time."""
-    recipe = choices.recipe()
-    from tunesmith import planning, progress
-
-    with progress.shown() as on_event:
-        forecast = planning.plan(recipe, on_event=on_event).as_dict()
-    if as_json:
-        print_json(forecast)
-        return
-    print_table(
-        ("stage", "part", "parameters", "trainable"),
-        ((p["stage"], p["module"], f"{p['total']:,}", f"{p['trainable']:,}") for p in forecast["parts"]),
-    )
-    memory, seconds = forecast["memory_bytes"], forecast["seconds"]
-    advice = forecast["advice"]
-    print_pairs(
-        (
-            ("trainable parameters", f"{forecast['trainable_parameters']:,}"),
-            ("total parameters", f"{forecast['total_parameters']:,}"),
-            ("tokens", f"{forecast['tokens']:,}"),
-            ("steps", f"{forecast['steps']:,}"),
-            ("memory", f"{memory['low'] / 1e9:.1f} to {memory['high'] / 1e9:.1f} GB"),
-            ("time", _span(seconds["low"], seconds["high"])),
-            ("fits", "yes" if forecast["fits"] else "no"),
-        )
-    )
-    for line in [advice] if isinstance(advice, str) else advice:
-        print(f"advice: {line}")
-
-
 @app.command("show")
 @takes_recipe
 def show(choices: RecipeChoices, *, as_json: Json = False) -> None:
@@ -144,9 +112,3 @@ def schema(as_json: Json = False) -> None:
         print_json(tree)
     else:
         print(json.dumps(tree, indent=2, ensure_ascii=False))
-
-
-def _span(low: float, high: float) -> str:
-    """Two numbers of seconds in the unit that suits the larger."""
-    unit, size = next((u, s) for u, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if high >= 2 * s or s == 1)
-    return f"{low / size:.1f} to {high / size:.1f} {unit}"

@@ -26,6 +26,7 @@ from tunesmith.evaluation.sequence import measure_sequence
 from tunesmith.evaluation.sequence import section as sequence_section
 from tunesmith.evaluation.stage_gains import gains_section, stage_gains, without_domain
 from tunesmith.events import Listener, Notice, Phase, Step, Validated
+from tunesmith.planning.measured import section as planned_section
 from tunesmith.recipe import Baseline, Recipe
 from tunesmith.tasks import TASKS, Task
 
@@ -159,6 +160,8 @@ def evaluate_run(
         sections.append(gains_section(gains))
     if task.answer == "likelihood" and (general := measure_general(recipe, base, trained.model, tell)):
         sections.append(general)
+    if compared := planned_section(folder):
+        sections.append(compared)
     seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
     baselines = {other.name: other.metrics for other in others}
     summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))

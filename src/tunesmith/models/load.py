@@ -146,7 +146,7 @@ def load_model(
     config = load_config(folder)
     form = form or natural_form(config)
     if dropout is not None:
-        _set_dropout(config, dropout)
+        set_dropout(config, dropout)
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     pooling = pooling or pooling_of(folder)
@@ -314,7 +314,7 @@ def _head_dropout(config: Any) -> float:
     return 0.1
 
 
-def _set_dropout(config: Any, probability: float) -> None:
+def set_dropout(config: Any, probability: float) -> None:
     """Set every dropout probability that a configuration names (``hidden_dropout_prob``, ``attn_pdrop``, ...)."""
     for name, value in list(vars(config).items()):
         if ("dropout" in name or "pdrop" in name) and isinstance(value, float | int) and not isinstance(value, bool):

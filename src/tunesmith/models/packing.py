@@ -101,7 +101,7 @@ def hidden_states(
     lengths, order = mask_BS.sum(1).sort(descending=True, stable=True)
     rectangles, source_T, position_T = _lay_out(lengths, order, mask_BS, multiple_of)
     where = Layout(rectangles, source_T, mask_BS)
-    with _packed(where):
+    with laid_out(where):
         hidden_1Td = network(
             input_ids=input_ids_BS.flatten()[source_T][None],
             position_ids=(position_T + _first_position(network))[None],
@@ -138,7 +138,8 @@ def _lay_out(
 
 
 @contextmanager
-def _packed(where: Layout) -> Iterator[None]:
+def laid_out(where: Layout) -> Iterator[None]:
+    """Within it, attention takes a network's one long row for the layout's rectangles."""
     global _layout
     _layout = where
     try:

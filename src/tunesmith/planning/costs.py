@@ -1,50 +1,63 @@
-"""Arithmetic, memory and time of training steps, from the shape of the network and the lengths of the rows."""
+"""Memory and time of a stage, put together from dry runs, the lengths of the rows and the rates of a machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tunesmith.planning.shape import Shape
+import numpy as np
+
+from tunesmith.planning.dry_run import Scaled, Work
+from tunesmith.planning.machine import Machine
 
 if TYPE_CHECKING:
-    import numpy as np
+    from tunesmith.models.model import Model
+    from tunesmith.recipe import Training
 
-PRODUCTS = (0.8, 0.4)
-"""Share of the probed rate that the matrix products of a training step reach, at best and at worst."""
-PASSES = {"cpu": (80.0, 350.0), "cuda": (10.0, 60.0)}
-"""How often a layer's activations (d + ff values a token) cross the memory bus in a step beside the products.
-
-Chosen so that four speeds measured on two AMX cores (2,400 GFLOP/s, 25 GB/s) lie inside the range: SmolLM2-135M with
-LoRA (759 tokens/s, 1,135 compiled), MiniLM-L6 in full (2,754 with dropout, 3,912 without). The figures for GPUs are
-estimates, checked against no measurement.
-"""
-FORWARD_SHARE = 1 / 3
-"""Part of those crossings that a forward pass alone makes."""
-KEPT = ((9.0, 4.0), (25.0, 8.0))
-"""Values kept a token and layer for the backward pass, in units of d and ff, at least and at most.
-
-Resident memory after a forward pass in bf16 came to about 9 d + 4 ff for MiniLM-L6 in full, and 16 to 24 d + 4 ff for
-SmolLM2-135M with LoRA (two runs; the allocator's share is in it).
-"""
-KEPT_SCORES = {True: (0.8, 1.2), False: (1.0, 3.2)}
-"""The same for attention weights, in units of H x S: for causal models (0.83 measured) and for others, which usually
-drop some at random and keep the mask as well (3.0 measured)."""
-PROCESS_BYTES = (350 * 2**20, 1000 * 2**20)
-"""Python with torch and transformers, before any weight."""
+BATCHES_LOOKED_AT = 200
+"""Batches of an epoch that are laid out one by one; the others are taken to be like them."""
+HEAD_TRAVERSALS = (5, 10)
+"""How often the scores of the vocabulary cross the bus in a forward pass, and in a whole step: made, widened, their
+maximum, norm and softmax, the gradient, and this narrowed (:mod:`tunesmith.objectives.cross_entropy`)."""
 SCORE_BYTES = 12
 """Bytes for each score of the vocabulary that exists at one time: in bf16 and fp32, and its gradient."""
+OPTIMIZER_BYTES = 40
+"""Bytes moved for each weight that trains, in an update: its gradient is read for the norm (4), scaled (8), and AdamW
+reads weight, gradient and both moments and writes all but the gradient (28)."""
+NARROW_OPTIMIZER_BYTES = 16
+"""The same on top where weights are narrower than fp32: summing their gradients (10) and copying the masters (6)."""
+COMPILED_SHARE = 0.45
+"""What compiling leaves of the time between the products: SmolLM2-135M trained 1.5 times as fast with it."""
+COMPILE_SECONDS = 60.0
+"""Warming up took 27 to 134 s for 5 to 8 widths on two cores."""
+ALLOCATOR = {"cpu": 0.08, "cuda": 0.08}
+"""What allocators hold beside what is in use, as a share of activations and scores."""
+LATER_BYTES = 60 * 2**20
+"""What the process grows by between the plan and the training, besides the model: more imports, tokens, buffers."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """A quantity between two bounds."""
+    """A quantity: what is expected, and what it will hardly fall below or exceed."""
 
     low: float
+    expected: float
     high: float
 
     def __add__(self, other: Range) -> Range:
-        return Range(self.low + other.low, self.high + other.high)
+        return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+    def times(self, factor: float) -> Range:
+        """All three multiplied."""
+        return Range(self.low * factor, self.expected * factor, self.high * factor)
+
+    def as_dict(self, digits: int | None = None) -> dict[str, float]:
+        """Low and high as scripts read them."""
+        return {"low": round(self.low, digits), "high": round(self.high, digits)}
+
+
+NOTHING = Range(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -69,86 +82,161 @@ class Sample:
         return float((self.lengths.astype(float) ** 2).sum() / max(1, self.lengths.sum()))
 
 
-def flops_per_token(shape: Shape, length: float, loss_share: float) -> tuple[float, float]:
-    """Floating-point operations a token: of a training step, and of a forward pass alone.
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes with what they compute, padding included.
 
-    With all weights training this is 6 N + 6 L H h S, with adapters 4 N + 6 P + 6 L H h S (causal; twice the last
-    term without a mask), where the vocabulary's part of N counts for the share of tokens that carry loss.
+    Attributes:
+        count: How many.
+        tokens: In sum.
+        pairs: Pairs of tokens that attention looks at, in sum.
+        largest: Tokens and pairs of the pass that needs most memory.
     """
-    share = shape.trained_layers / shape.layers if shape.layers else 0.0
-    head = shape.head_weights * loss_share
-    attention = (2.0 if shape.causal else 4.0) * shape.layers * shape.attention * length
-    forward = 2.0 * (shape.layer_weights + shape.adapter_weights + head) + attention
-    to_inputs = 2.0 * share * (shape.layer_weights + shape.adapter_weights) + 2.0 * share * attention + 2.0 * head
-    to_weights = 2.0 * (shape.trained_weights + shape.adapter_weights)
-    if shape.head_weights and shape.trained_weights == shape.layer_weights:
-        to_weights += 2.0 * head
-    return forward + to_inputs + to_weights, forward
+
+    count: float
+    tokens: float
+    pairs: float
+    largest: tuple[float, float]
+
+    def times(self, factor: float) -> Passes:
+        """The same over and over."""
+        return Passes(self.count * factor, self.tokens * factor, self.pairs * factor, self.largest)
 
 
-def seconds(
-    shape: Shape,
-    sample: Sample,
-    *,
-    trained_tokens: int,
-    read_tokens: int,
-    machine: dict[str, float],
-    device: str,
-    wide: int,
-) -> Range:
-    """Time of training on some tokens and only reading others.
+def epoch_passes(sample: Sample, training: Training, *, padded: bool) -> tuple[int, Passes]:
+    """Updates of one epoch, and its passes, laid out as the loop lays them out."""
+    from tunesmith.training.loop import WIDTH_MULTIPLE, batches_of_epoch
 
-    Products run at a share of the probed rate; everything between them is bound by the memory bus.
+    batches = batches_of_epoch(sample.lengths, training, 0)
+    stride = -(-len(batches) // BATCHES_LOOKED_AT)
+    laid_out = list(_rectangles(sample.lengths, batches[::stride], training.micro_tokens or 4096, padded))
+    tokens, pairs = (np.array(column, dtype=float) for column in zip(*laid_out, strict=True))
+    share = len(batches) / len(batches[::stride])
+    most = int(np.argmax(tokens + pairs / (8.0 * WIDTH_MULTIPLE)))  # close enough to where activations are most
+    largest = (float(tokens[most]), float(pairs[most]))
+    return len(batches), Passes(len(laid_out) * share, tokens.sum() * share, pairs.sum() * share, largest)
 
-    Args:
-        shape: Of the network.
-        sample: Lengths of the rows.
-        trained_tokens: Tokens that go through a training step.
-        read_tokens: Tokens that go forward only (validation, features).
-        machine: Rates, see :func:`tunesmith.planning.machine.speed`.
-        device: ``cpu`` or ``cuda``.
-        wide: Bytes of an activation: 2, 4 or 8.
+
+def _rectangles(
+    lengths: np.ndarray, batches: Iterable[np.ndarray], micro_tokens: int, padded: bool
+) -> Iterable[tuple[float, float]]:
+    """Tokens and pairs of each forward pass."""
+    from tunesmith.data.batches import micro_batches
+    from tunesmith.training.loop import WIDTH_MULTIPLE
+
+    for batch in batches:
+        for rows in micro_batches(lengths, batch, micro_tokens, WIDTH_MULTIPLE, padded):
+            widths = lengths[rows].astype(float)
+            if padded:
+                widths[:] = -(-widths.max() // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+            yield widths.sum(), (widths**2).sum()
+
+
+def read_passes(tokens: int, length: float, micro_tokens: int) -> Passes:
+    """Passes over tokens that are only read, in rows of a typical length."""
+    at_once = float(min(tokens, micro_tokens))
+    return Passes(-(-tokens // max(1, micro_tokens)), tokens, tokens * length, (at_once, at_once * length))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a stage trains, as far as its costs go.
+
+    Attributes:
+        scaled: Of its dry runs.
+        total: Parameters.
+        trainable: Those that train.
+        weight_bytes: All weights as they are kept.
+        narrow: Whether what trains is narrower than fp32, so that it has masters.
+        wide: Bytes of an activation.
+        head: Words and width of the vocabulary's head (V, d); zeros where there is none.
+        head_trains: Whether it trains.
+        compiled: Whether its layers are compiled.
     """
-    rate = machine["bf16"] if wide == 2 else machine["fp32"] * 4 / wide
-    train, read = flops_per_token(shape, sample.typical_length, sample.loss_share)
-    flops = train * trained_tokens + read * read_tokens
-    width = (shape.hidden + shape.feed_forward) * wide * shape.layers
-    backward = shape.trained_layers / max(1, shape.layers)
-    weight = trained_tokens * (FORWARD_SHARE + (1 - FORWARD_SHARE) * backward) + read_tokens * FORWARD_SHARE
-    low, high = (
-        flops / (share * rate) + passes * width * weight / machine["copy"]
-        for share, passes in zip(PRODUCTS, PASSES[device], strict=True)
+
+    scaled: Scaled
+    total: int
+    trainable: int
+    weight_bytes: float
+    narrow: bool
+    wide: int
+    head: tuple[int, int]
+    head_trains: bool
+    compiled: bool = False
+
+
+def work(network: Network, machine: Machine, passes: Passes, loss_share: float, *, forward: bool = False) -> Work:
+    """All that some passes take, the vocabulary's head included."""
+    body = network.scaled.work(passes.tokens, passes.pairs, passes=passes.count, forward=forward)
+    words, width = network.head
+    scores = words * passes.tokens * loss_share
+    products = 1 if forward else 3 if network.head_trains else 2
+    flops = 2.0 * scores * width * products
+    rate = machine.bf16 if network.wide <= 2 else machine.fp32 * 4 / network.wide
+    crossing = scores * HEAD_TRAVERSALS[not forward] * max(4, network.wide) / machine.copy
+    between = body.element_seconds * (COMPILED_SHARE if network.compiled else 1.0)
+    return replace(
+        body,
+        flops=body.flops + flops,
+        product_seconds=body.product_seconds + flops / rate,
+        element_seconds=between + crossing,
     )
-    return Range(low, high)
+
+
+def seconds(found: Work, machine: Machine) -> float:
+    """Time of some work: nothing overlaps, but a GPU starts operations while it works on earlier ones."""
+    busy = found.product_seconds + found.element_seconds + found.random_seconds
+    starting = found.operations * machine.start_seconds
+    return max(busy, starting) if machine.kind == "cuda" else busy + starting
+
+
+def update_seconds(network: Network, machine: Machine) -> float:
+    """Time of changing the weights once."""
+    moved = OPTIMIZER_BYTES + (NARROW_OPTIMIZER_BYTES if network.narrow else 0)
+    return network.trainable * moved / machine.copy
 
 
 def memory(
-    shape: Shape, sample: Sample, *, total: int, trainable: int, micro_tokens: int, device: str, wide: int
-) -> Range:
-    """Peak bytes of training: weights, gradients with optimizer, activations of one forward pass, scores.
+    network: Network, machine: Machine, passes: Passes, loss_share: float, *, passes_an_update: float, trains: bool
+) -> dict[str, float]:
+    """Peak bytes by part.
 
     Weights narrower than fp32 have, where they train, a gradient of their own, and master, summed gradient and two
-    moments in fp32: 18 bytes. Wider ones have a gradient and two moments.
-
-    Args:
-        shape: Of the network.
-        sample: Lengths of the rows.
-        total: All parameters.
-        trainable: Those that train.
-        micro_tokens: Tokens of one forward pass, padding included.
-        device: ``cpu`` counts the process as well.
-        wide: Bytes of a weight and of an activation.
+    moments in fp32: 18 bytes with the weight itself 20. Wider ones have a gradient and two moments. (ZeRO, arXiv
+    1910.02054, section 3.1, counts 16 with the sum kept narrow.) What activations take is read off the dry run; by
+    formula it is s b h (34 + 5 a s / h) bytes a layer in 16 bits (arXiv 2205.05198, section 4.1).
     """
     from tunesmith.objectives.cross_entropy import CHUNK_SCORES
 
-    fixed = total * wide + trainable * (18 if wide == 2 else 3 * wide)
-    longest = int(sample.lengths.max()) if len(sample.lengths) else 0
-    tokens = min(max(micro_tokens, longest), int(sample.lengths.sum()))
-    bounds = []
-    lengths = (sample.typical_length, longest)
-    for (d, ff), scores, length, process in zip(KEPT, KEPT_SCORES[shape.causal], lengths, PROCESS_BYTES, strict=True):
-        a_layer = (d * shape.hidden + ff * shape.feed_forward + scores * shape.heads * length) * wide
-        kept = tokens * a_layer * max(1, shape.trained_layers)
-        vocabulary = SCORE_BYTES * CHUNK_SCORES if shape.head_weights else 0
-        bounds.append(fixed + kept + vocabulary + (process if device == "cpu" else 0))
-    return Range(*bounds)
+    tokens, pairs = passes.largest
+    largest = network.scaled.work(tokens, pairs, forward=not trains)
+    scores = min(CHUNK_SCORES, network.head[0] * tokens * loss_share)
+    wide = max(4, network.wide)
+    gradients = network.trainable * (wide + (2 if network.narrow else 0)) if trains else 0.0
+    activations = largest.peak_bytes if trains else largest.peak_bytes - largest.kept_bytes
+    if passes_an_update <= 1:  # then gradients come as activations go
+        activations = max(activations - gradients, activations / 3)
+    logits = SCORE_BYTES * scores + (wide * network.head[0] * network.head[1] if network.head_trains else 0)
+    return {
+        "process": machine.process_bytes + LATER_BYTES if machine.process_bytes else 0.0,
+        "weights": network.weight_bytes,
+        "gradients": gradients,
+        "optimizer": network.trainable * (12 if network.narrow else 2 * wide) if trains else 0.0,
+        "activations": activations,
+        "logits": logits,
+        "allocator": ALLOCATOR[machine.kind] * (activations + logits),
+    }
+
+
+def weight_bytes(model: Model, wide: int, quantized: str) -> float:
+    """Bytes of all weights: those of a head on a sentence encoder in fp32 at least, a quantized base's with scales."""
+    from torch import nn
+
+    narrow = {"int8": 1.01, "int4": 0.52}.get(quantized, float(wide))
+    inside = {
+        id(module.weight)
+        for block in model.blocks()
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    }
+    return sum(p.numel() * (narrow if id(p) in inside else wide) for p in model.network.parameters())

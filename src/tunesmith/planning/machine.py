@@ -1,23 +1,130 @@
-"""What this machine can do, measured in a second and remembered for an hour."""
+"""What a machine can do: this one, measured in a second and remembered for an hour, or one of the table."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.planning.hardware import Hardware
+
 SPEED_SECONDS = 3600
 """How long a measurement of this machine is believed."""
-RATES = ("fp32", "bf16", "copy")
+RATES = ("fp32", "bf16", "copy", "random")
+START_SECONDS = {"cpu": 8e-6, "cuda": 6e-6}
+"""Time to start one operation from Python: what small ones take at least."""
+PEAK_SHARE = 0.8
+"""Of a datasheet's arithmetic: an H100 measures 798 of its 989 TFLOP/s on a product of 8192 cubed."""
+BUS_SHARE = 0.9
+"""Of a datasheet's memory bandwidth: an H100 measures 3.0 of 3.35 TB/s."""
+GPU_RANDOM = 4e10  # numbers a second; on a GPU they cost little more than writing them
+HOST_BYTES = 700 * 2**20
+"""Python with torch and transformers, on a processor of the table."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the arithmetic of a plan needs to know.
+
+    Attributes:
+        name: For people, and by which measurements of it are found again.
+        kind: ``cpu`` or ``cuda``.
+        fp32: FLOP/s of matrix products.
+        bf16: The same in bf16.
+        copy: Bytes read and written a second.
+        random: Random numbers a second.
+        memory_bytes: What a run may take.
+        process_bytes: What the process takes beside the run, where it counts.
+        price: US dollars an hour; ``None`` if nobody said.
+        price_note: Where the price is from, and of when.
+        link: Bytes a second that a device sends to others while it receives as much; 0 if that is not known.
+        here: Whether it is the machine that plans.
+    """
+
+    name: str
+    kind: Literal["cpu", "cuda"]
+    fp32: float
+    bf16: float
+    copy: float
+    random: float
+    memory_bytes: int
+    process_bytes: int = 0
+    price: float | None = None
+    price_note: str = ""
+    link: float = 0.0
+    here: bool = False
+
+    def products(self, dtype: torch.dtype) -> float:
+        """FLOP/s in a number format."""
+        if dtype.itemsize <= 2:
+            return self.bf16
+        return self.fp32 * 4 / dtype.itemsize
+
+    @property
+    def start_seconds(self) -> float:
+        """Time to start an operation."""
+        return START_SECONDS[self.kind]
+
+
+def this_machine(device: torch.device, hardware: Hardware | None = None) -> Machine:
+    """The machine that this process runs on, with a price if the user's table names one for ``this``."""
+    import psutil
+
+    cpu = device.type == "cpu"
+    return Machine(
+        name=device_name(device),
+        kind="cpu" if cpu else "cuda",
+        **speed(device),
+        memory_bytes=free_memory(device),
+        process_bytes=int(psutil.Process().memory_info().rss) if cpu else 0,
+        price=hardware.price_per_hour if hardware else None,
+        price_note=hardware.price_note if hardware else "",
+        here=True,
+    )
+
+
+def named(hardware: Hardware) -> Machine:
+    """A machine of the table, at what is usually reached of its datasheet."""
+    gpu = hardware.kind == "gpu"
+    return Machine(
+        name=hardware.name,
+        kind="cuda" if gpu else "cpu",
+        fp32=hardware.fp32_tflops * 1e12 * PEAK_SHARE,
+        bf16=hardware.bf16_tflops * 1e12 * PEAK_SHARE,
+        copy=hardware.bandwidth_gb * 1e9 * BUS_SHARE,
+        random=GPU_RANDOM if gpu else 2.5e8,
+        memory_bytes=int(hardware.memory_gb * 1e9),
+        process_bytes=0 if gpu else HOST_BYTES,
+        price=hardware.price_per_hour,
+        price_note=hardware.price_note,
+        link=hardware.link_gb * 1e9,
+    )
+
+
+def slower(machine: Machine, factor: float) -> Machine:
+    """The same machine at a fraction of its speed."""
+    return replace(machine, **{rate: getattr(machine, rate) * factor for rate in RATES})
+
+
+def device_name(device: torch.device) -> str:
+    """By which measurements of this machine are found again."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    from tunesmith import environment
+
+    return f"{environment.machine()['processor']}, {torch.get_num_threads()} threads"
 
 
 def speed(device: torch.device) -> dict[str, float]:
-    """Rates of this machine: ``fp32`` and ``bf16`` products in FLOP/s, ``copy`` in bytes/s.
+    """Rates of this machine: :data:`RATES`, in FLOP/s, bytes/s and numbers/s.
 
     Measured once an hour. The best that was ever seen counts: other work on the machine only makes it look slower.
     """
@@ -26,47 +133,55 @@ def speed(device: torch.device) -> dict[str, float]:
     from tunesmith import doctor
     from tunesmith.catalog import cache
 
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    path = cache.root() / "speed.json"
-    known = _remembered(path, name, torch.__version__)
+    name = device_name(device)
+    path = cache.root() / "speeds.json"
+    device_and_torch = f"{name}, torch {torch.__version__}"
+    every = _remembered(path)
+    known = every.get(device_and_torch, {})
     if known and time.time() - known["time"] < SPEED_SECONDS:
         return {rate: known[rate] for rate in RATES}
     found = doctor.speed()
-    rates = {"fp32": found["fp32_gflops"] * 1e9, "bf16": found["bf16_gflops"] * 1e9, "copy": _copy_rate(device)}
+    rates = {
+        "fp32": found["fp32_gflops"] * 1e9,
+        "bf16": found["bf16_gflops"] * 1e9,
+        "copy": _copy_rate(device),
+        "random": _random_rate(device),
+    }
     rates = {rate: max(value, known.get(rate, 0.0)) for rate, value in rates.items()}
     with contextlib.suppress(OSError):  # without a cache folder it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_json(path, {"device": name, "torch": torch.__version__, "time": time.time(), **rates})
+        cache.write_json(path, every | {device_and_torch: {"time": time.time(), **rates}})
     return rates
 
 
-def _remembered(path: Path, device: str, version: str) -> dict[str, float]:
-    """Earlier rates and their time, if they are of this device and this torch; else nothing."""
+def _remembered(path: Path) -> dict[str, dict[str, float]]:
+    """Earlier rates and their time, by device and version of torch."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if (known["device"], known["torch"]) != (device, version):
-            return {}
-        return {key: float(known[key]) for key in ("time", *RATES)}
-    except (OSError, ValueError, KeyError, TypeError):  # never measured, or by another version of this function
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return {name: {key: float(known[key]) for key in ("time", *RATES)} for name, known in tree.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # never measured, or by another version
         return {}
 
 
 def _copy_rate(device: torch.device) -> float:
-    """Bytes read and written a second by copying 64 MB, the best of five."""
+    """Bytes read and written a second by copying more than caches hold."""
     import torch
+
+    from tunesmith.doctor import best_seconds
 
     source = torch.ones(16 * 2**20, device=device)
     target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(5):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * source.nbytes / best
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
+
+
+def _random_rate(device: torch.device) -> float:
+    """Numbers drawn a second for dropout, which takes one thread."""
+    import torch
+
+    from tunesmith.doctor import best_seconds
+
+    mask = torch.empty(2**18, device=device)
+    return mask.numel() / best_seconds(lambda: mask.bernoulli_(0.9), device, threads=1)
 
 
 def free_memory(device: torch.device) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.recipe import Parameters
 
 if TYPE_CHECKING:
-    import torch
-
+    from tunesmith.models.heads import Pooling
     from tunesmith.models.model import Form, Model
+    from tunesmith.planning.dry_run import Scaled
+    from tunesmith.planning.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,26 @@ class Shape:
 
 
 def skeleton(
-    folder: Path, config: Any, tokenizer: Any, form: Form, labels: Sequence[str] | None, settings: Parameters
+    folder: Path,
+    config: Any,
+    tokenizer: Any,
+    form: Form,
+    labels: Sequence[str] | None,
+    settings: Parameters,
+    *,
+    pooling: Pooling | None = None,
 ) -> Model:
-    """The network that a stage trains, with adapters and head but on the meta device: shapes without memory."""
+    """The network that a stage trains, with adapters and head but on the meta device: shapes without memory.
+
+    Args:
+        folder: Of the base model.
+        config: Its configuration.
+        tokenizer: Its tokenizer.
+        form: How it answers.
+        labels: Of the data.
+        settings: What trains.
+        pooling: As for :func:`tunesmith.models.load.load_model`.
+    """
     import torch
     import transformers
 
@@ -58,7 +76,7 @@ def skeleton(
     from tunesmith.models.load import output_names
     from tunesmith.models.model import Model
 
-    pooling = pooling_of(folder)
+    pooling = pooling or pooling_of(folder)
     network: torch.nn.Module
     heads: tuple[str, ...] = ()
     with torch.device("meta"):
@@ -122,3 +140,51 @@ def shape_of(model: Model, config: Any) -> Shape:
         heads=heads,
         causal=model.form == "generate",
     )
+
+
+KEPT = (17.0, 6.0)
+"""Values kept a token and layer for the backward pass, in units of d and ff."""
+KEPT_SCORES = 2.0
+"""The same for attention weights, in units of H x S."""
+TRAVERSALS = 150.0
+"""How often a layer's activations (d + ff values a token) cross the bus in a step beside the products."""
+
+
+def flops_per_token(shape: Shape, length: float) -> tuple[float, float]:
+    """Floating-point operations a token, without the vocabulary's head: of a training step, and of a forward pass.
+
+    With all weights training this is 6 N + 6 L H h S, with adapters 4 N + 6 P + 6 L H h S. (The last term is that of
+    a causal model that skips what it masks; it is twice as much for one that computes all scores.)
+    """
+    share = shape.trained_layers / shape.layers if shape.layers else 0.0
+    attention = (2.0 if shape.causal else 4.0) * shape.layers * shape.attention * length
+    forward = 2.0 * (shape.layer_weights + shape.adapter_weights) + attention
+    to_inputs = 2.0 * share * (shape.layer_weights + shape.adapter_weights) + 2.0 * share * attention
+    return forward + to_inputs + 2.0 * (shape.trained_weights + shape.adapter_weights), forward
+
+
+def by_formula(model: Model, machine: Machine) -> Scaled:
+    """Costs from the sizes of a transformer, for networks that cannot be run without values. Rough."""
+    from tunesmith.planning.dry_run import NOTHING, Scaled, Step, Work
+
+    shape = shape_of(model, cast(Any, model.transformer()).config)
+    wide = model.dtype.itemsize
+    rate = machine.products(model.dtype)
+    backward = shape.trained_layers / max(1, shape.layers)
+    steps = []
+    for unit in ("token", "pair"):
+        flops = flops_per_token(shape, 0.0)
+        kept = (KEPT[0] * shape.hidden + KEPT[1] * shape.feed_forward) * wide * shape.trained_layers
+        moved = (shape.hidden + shape.feed_forward) * wide * shape.layers * TRAVERSALS / machine.copy
+        if unit == "pair":
+            both_of_pair, forward_of_pair = flops_per_token(shape, 1.0)
+            flops = both_of_pair - flops[0], forward_of_pair - flops[1]
+            kept, moved = KEPT_SCORES * shape.heads * wide * shape.trained_layers, 0.0
+        both, forward = (Work(flops=f, product_seconds=f / rate, kept_bytes=kept, peak_bytes=kept) for f in flops)
+        steps.append(
+            Step(
+                replace(both, element_seconds=moved * (1 + 2 * backward) / 3),
+                replace(forward, element_seconds=moved / 3),
+            )
+        )
+    return Scaled(NOTHING, *steps)

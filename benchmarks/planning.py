@@ -1,0 +1,212 @@
+"""Plans against measurements: small real runs on this machine, each in a process of its own.
+
+    python benchmarks/planning.py --measure 400   make runs that are missing, and begin none after so many seconds
+    python benchmarks/planning.py --plan          plan each of them anew, after one calibration a kind; writes the page
+
+A kind of run is calibrated by its first run, which is not counted. The measurements do not depend on the plan, so a
+changed model of costs is judged by `--plan` alone. The machine is shared with other work: a run's time is the
+processors' time of its updates over the threads, as plans mean it; the clock's is written beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT / "src")]
+
+SHARED = ROOT.parent / "shared" / "data"
+RESULTS = HERE / "results"
+DOCS = ROOT / "docs" / "plan-accuracy.md"
+TIME_OFF, MEMORY_OFF, MEMORY_UNDER = 0.25, 0.15, 0.05
+"""How far a plan may be off; of memory also how far below."""
+PATIENCE = 420  # seconds for one run
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+        kind: By which it is calibrated; the first of each kind is the calibration.
+        data: Name of a table below.
+        rows: Training rows.
+        recipe: Further keys.
+    """
+
+    kind: str
+    data: str
+    rows: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        changed = {**self.recipe.get("training", {}), **self.recipe.get("parameters", {})}
+        extra = ", ".join(f"{key} {value}" for key, value in changed.items() if key not in ("kind", "max_steps"))
+        return f"{self.kind}: {self.data}, {self.rows} rows" + (f", {extra}" if extra else "")
+
+
+def case(kind: str, data: str, rows: int, parameters: dict[str, Any] | None = None, **training: Any) -> Case:
+    """A case, with the keys of its recipe that are not the default."""
+    recipe: dict[str, Any] = {"training": {"batch_size": 2, **training} if "SmolLM2" in kind else training}
+    return Case(kind, data, rows, {**recipe, **({"parameters": parameters} if parameters else {})})
+
+
+FULL, LORA, TAG, WRITE, WRITE_FULL = (
+    "MiniLM classify full",
+    "MiniLM classify LoRA",
+    "MiniLM tag full",
+    "SmolLM2 write LoRA",
+    "SmolLM2 write full",
+)
+METHODS = {FULL: "full", LORA: "peft", TAG: "full", WRITE: "peft", WRITE_FULL: "full"}
+CASES = (
+    case(FULL, "banking77", 200),
+    case(FULL, "banking77", 350, batch_size=64),
+    case(FULL, "polarity", 160),
+    case(FULL, "polarity", 200, dropout=0.0),
+    case(LORA, "banking77", 250),
+    case(LORA, "banking77", 450),
+    case(LORA, "polarity", 220),
+    case(LORA, "polarity", 240, {"kind": "lora", "rank": 64}, batch_size=64),
+    case(TAG, "wnut17", 120),
+    case(TAG, "wnut17", 240),
+    case(TAG, "wnut17", 200, batch_size=8),
+    case(WRITE, "tldr", 12),
+    case(WRITE, "tldr", 24),
+    case(WRITE, "gsm8k", 6),
+    case(WRITE, "scitldr", 4),
+    case(WRITE_FULL, "tldr", 12),
+    case(WRITE_FULL, "gsm8k", 5),
+)
+
+
+def main() -> int:
+    """Measure some runs, or plan them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", type=float, metavar="SECONDS", help="begin no run after so many seconds")
+    parser.add_argument("--plan", action="store_true", help="plan all measured runs and write the page")
+    parser.add_argument("--result", type=Path, help="the file of results; default: today's")
+    args = parser.parse_args()
+    path = args.result or RESULTS / f"planning-{datetime.date.today()}.json"
+    started = time.monotonic()
+    for number, one in enumerate(CASES):
+        if args.measure and one.name not in read(path)["runs"] and time.monotonic() - started < args.measure:
+            measure(number, path)
+    if args.plan:
+        raise SystemExit("not yet")
+    return 0
+
+
+def measure(number: int, path: Path) -> None:
+    """Make one run in a fresh process and keep what it took."""
+    with tempfile.TemporaryDirectory() as place:
+        done = in_process(number, Path(place), "tune", "--run-dir", f"{place}/run")
+        if done.returncode:
+            print(CASES[number].name, "failed:", done.stderr[-2000:], file=sys.stderr)
+            return
+        found = json.loads((Path(place) / "run" / "plan.json").read_text(encoding="utf-8"))
+    results = read(path)
+    results["runs"][CASES[number].name] = found["measured"] | {"then_planned": found["planned"]["expected"]}
+    write(path, results)
+    print(CASES[number].name, json.dumps(found["measured"]["stages"]), flush=True)
+
+
+def in_process(number: int, place: Path, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """A command of Tunesmith on a case, with a cache of its own that shares the models but no measurements."""
+    from tunesmith.catalog import cache
+
+    own = place / "cache"
+    own.mkdir(exist_ok=True)
+    if not (own / "model").exists():
+        (own / "model").symlink_to(cache.root() / "model")
+    recipe = place / "recipe.json"
+    recipe.write_text(json.dumps(recipe_of(CASES[number], place)), encoding="utf-8")
+    environment = os.environ | {"TUNESMITH_CACHE": str(own), "PYTHONPATH": str(ROOT / "src")}
+    code = "import sys; from tunesmith.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, command, str(recipe), "--json", *flags]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def recipe_of(one: Case, place: Path) -> dict[str, Any]:
+    """The recipe of a case, with its data written into a folder."""
+    task, columns, file = table(one.data, place)
+    return {
+        "task": task,
+        "model": "minilm-l6" if "MiniLM" in one.kind else "smollm2-135m-instruct",
+        "method": METHODS[one.kind],
+        "data": {
+            "train": str(file),
+            "columns": columns,
+            "validation": 0.0,
+            "test": 0.0,
+            "max_rows": one.rows,
+            "max_length": 256 if "MiniLM" in one.kind else 512,
+        },
+        **one.recipe,
+        "training": {"epochs": 1, **one.recipe["training"]},
+    }
+
+
+def table(name: str, place: Path) -> tuple[str, dict[str, str], Path]:
+    """Task, columns and file of a set."""
+    if name == "banking77":
+        return "text-classification", {"label": "category"}, SHARED / "banking77" / "train.csv"
+    if name == "wnut17":
+        return "token-classification", {}, SHARED / "wnut17" / "wnut17train.conll"
+    if name == "tldr":
+        columns = {"prompt": "instruction", "completion": "response"}
+        return "text-generation", columns, SHARED / "tldr_pages" / "tldr_en_pairs.jsonl"
+    if name == "gsm8k":
+        columns = {"prompt": "question", "completion": "answer"}
+        return "text-generation", columns, SHARED / "gsm8k" / "train.jsonl"
+    file = place / f"{name}.csv"
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        if name == "polarity":
+            writer.writerow(["text", "label"])
+            sides = [
+                (SHARED / "sentence_polarity" / f"rt-polarity.{side}").open(encoding="utf-8") for side in ("pos", "neg")
+            ]
+            for good, bad in zip(*sides, strict=True):
+                writer.writerows([[good.strip(), "good"], [bad.strip(), "bad"]])
+            return "text-classification", {}, file
+        writer.writerow(["prompt", "completion"])
+        with (SHARED / "scitldr" / "train.jsonl").open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                writer.writerow(["Summarize: " + " ".join(row["source"]), row["target"][0]])
+    return "text-generation", {}, file
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results so far."""
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    from tunesmith import environment
+
+    return {"machine": environment.machine(), "versions": environment.versions(), "runs": {}, "plans": {}}
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Keep the results."""
+    from tunesmith.runs import write_json
+
+    write_json(path, results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

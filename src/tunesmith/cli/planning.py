@@ -1,0 +1,136 @@
+"""Commands before a run: what it will take, and which way to go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.cli.output import Json, print_json, print_pairs, print_table
+from tunesmith.cli.recipe_flags import RecipeChoices, takes_recipe
+from tunesmith.errors import UsageError
+
+if TYPE_CHECKING:
+    from tunesmith.planning import Plan
+
+
+@takes_recipe
+def plan(
+    choices: RecipeChoices,
+    *,
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", metavar="NAME", help="Plan for a machine of the table, e.g. `h100`; default: here."),
+    ] = None,
+    machines: Annotated[
+        Path | None, typer.Option("--machines", metavar="FILE", help="A table of your own: machines and prices.")
+    ] = None,
+    devices: Annotated[
+        int, typer.Option("--devices", min=1, help="Say too what DDP and FSDP2 on so many devices would take.")
+    ] = 1,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Make three real updates on the longest rows, and correct the plan by them.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run will take: memory, time, money, disk."""
+    recipe = choices.recipe()
+    if probe and machine is not None:
+        raise UsageError(
+            "`--probe` makes updates on this machine", where="--probe", fix="leave out --machine, or --probe"
+        )
+    from tunesmith import planning, progress
+
+    with progress.shown() as on_event:
+        made = planning.plan(
+            recipe, on_event, machine=planning.machine_of(machine, machines), devices=devices, probe=probe
+        )
+    if as_json:
+        print_json(made.as_dict())
+        return
+    _print_plan(made)
+
+
+def _print_plan(made: Plan) -> None:
+    found = made.as_dict()
+    print_table(
+        ("stage", "part", "parameters", "trainable"),
+        ((p["stage"], p["module"], f"{p['total']:,}", f"{p['trainable']:,}") for p in found["parts"]),
+    )
+    low, high = made.memory_bytes.low, made.memory_bytes.high
+    print_pairs(
+        (
+            ("machine", made.machine),
+            ("trainable parameters", f"{made.trainable_parameters:,}"),
+            ("total parameters", f"{made.total_parameters:,}"),
+            ("tokens", _tokens(made)),
+            ("steps", f"{made.steps:,}"),
+            ("memory", f"{low / 1e9:.1f} to {high / 1e9:.1f} GB of {made.free_bytes / 1e9:.1f} GB: {_parts(found)}"),
+            ("time", _span(made.seconds.low, made.seconds.high)),
+            ("cost", _cost(found)),
+            ("disk", f"up to {made.disk_bytes / 1e9:.2f} GB: checkpoints, model, rendered data"),
+            ("fits", "yes" if made.fits else "no"),
+            ("basis", _basis(found)),
+        )
+    )
+    if made.devices:
+        print_table(
+            ("strategy", "devices", "memory each", "fits", "talking", "time", "cost"),
+            (
+                (
+                    row["strategy"],
+                    row["devices"],
+                    f"{row['memory_bytes_each'] / 1e9:.1f} GB",
+                    "yes" if row["fits"] else "no",
+                    _span(row["communication_seconds"], row["communication_seconds"]),
+                    _span(row["seconds"], row["seconds"]),
+                    "–" if row["cost_usd"] is None else f"{row['cost_usd']:.2f} $",
+                )
+                for row in made.devices
+            ),
+            title="Several devices (this version trains on one: a forecast, checked against no measurement)",
+        )
+    for line in made.advice:
+        print(f"advice: {line}")
+
+
+def _tokens(made: Plan) -> str:
+    """All tokens, those of an epoch, and what is cut."""
+    epochs = ", ".join(f"{stage.epoch_tokens:,} an epoch" for stage in made.stages)
+    cut = max((stage.cut_share for stage in made.stages), default=0.0)
+    return f"{made.tokens:,}" + (f" ({epochs}; {cut:.1%} of the examples are cut)" if epochs else "")
+
+
+def _parts(found: Mapping[str, Any]) -> str:
+    sizes = sorted(found["memory_parts"].items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes if size > 5e6)
+
+
+def _cost(found: Mapping[str, Any]) -> str:
+    if found["cost_usd"] is None:
+        return "unknown: no price for this machine (`--machines FILE`)"
+    low, high = found["cost_usd"]["low"], found["cost_usd"]["high"]
+    return ("under 0.01 $" if high < 0.01 else f"{low:.2f} to {high:.2f} $") + f" ({found['price_note']})"
+
+
+def _basis(found: Mapping[str, Any]) -> str | None:
+    """What the ranges rest on."""
+    trained = [stage for stage in found["stages"] if stage["kind"]]
+    if found.get("probed"):
+        return "three updates made now"
+    if not trained:
+        return None
+    runs = min(stage["earlier_runs"] for stage in trained)
+    words = {"same": "{} earlier runs of this kind here", "other": "{} earlier runs of other kinds here"}
+    worst = max(trained, key=lambda stage: ("same", "other", "none").index(stage["basis"]))["basis"]
+    return words.get(worst, "the model of costs alone, which no run on this machine has corrected").format(runs)
+
+
+def _span(low: float, high: float) -> str:
+    """Two numbers of seconds in the unit that suits the larger."""
+    unit, size = next((u, s) for u, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if high >= 2 * s or s == 1)
+    if low == high:
+        return f"{low / size:.1f} {unit}"
+    return f"{low / size:.1f} to {high / size:.1f} {unit}"

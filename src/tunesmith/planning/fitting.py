@@ -1,0 +1,81 @@
+"""What would make a run fit into memory: changes that are planned like the run itself, the gentlest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tunesmith.planning.machine import Machine
+from tunesmith.planning.result import StagePlan
+from tunesmith.recipe import LoRA, Parameters, Training
+
+if TYPE_CHECKING:
+    from tunesmith.planning.forecast import StagePlanner
+
+MOST_WAYS = 3
+SMALLEST_PASS = 256
+NOT_HERE = (
+    ("activations", "recomputing activations in the backward pass (arXiv 1604.06174)"),
+    ("optimizer", "an optimizer with 8-bit moments (arXiv 2110.02861)"),
+    ("weights", "spreading the weights over several devices (`--devices`)"),
+)
+"""Part of the memory -> what would make it smaller, which this version cannot do."""
+
+
+def ways(planners: Sequence[StagePlanner], machine: Machine) -> list[str]:
+    """Up to three changes with which the stage that needs most would fit, as sentences; or what would have to be had.
+
+    Args:
+        planners: Of all stages.
+        machine: Whose memory counts.
+    """
+    planner, made = max(((p, p.plan()) for p in planners), key=lambda pair: pair[1].memory.expected)
+    room = machine.memory_bytes + (machine.process_bytes if machine.here else 0)
+    sure = "does not fit" if made.memory.low > room else "may not fit"
+    first = f"it {sure} into the {room / 1e9:.1f} GB that are there: it takes {_gb(made)}"
+    fitting, shrinking = [], []
+    for what, parameters, training in _changes(planner, made):
+        changed = planner.plan(parameters, training)
+        if changed.memory.high <= room:
+            fitting.append(f"{what} takes {_gb(changed)}")
+        elif changed.memory.high < made.memory.high:
+            shrinking.append(f"{what} takes {_gb(changed)}")
+        if len(fitting) == MOST_WAYS:
+            break
+    if fitting:
+        return [first, *(f"it would fit: {line}" for line in fitting)]
+    largest = max(made.memory_parts, key=lambda name: made.memory_parts[name])
+    had = [
+        f"what is largest are its {part}; {what} is not in this version" for part, what in NOT_HERE if part == largest
+    ]
+    return [
+        first,
+        *(f"it would still not fit, but {line}" for line in shrinking[:MOST_WAYS]),
+        *had,
+        "or a smaller model",
+    ]
+
+
+def _changes(planner: StagePlanner, made: StagePlan) -> Iterator[tuple[str, Parameters | None, Training | None]]:
+    """What to try: first what does not change the result, then fewer parameters, then a narrower base."""
+    training, parameters = planner.stage.training, planner.stage.parameters
+    assert training is not None and parameters is not None, "the recipe is resolved"
+    longest = int(planner.sample.lengths.max())
+    smallest = max(SMALLEST_PASS, longest)
+    small = training.model_copy(update={"micro_tokens": smallest})
+    note = f"`training.micro_tokens: {smallest}` (smaller passes, the same result)"
+    if (training.micro_tokens or 16384) > smallest:
+        yield note, None, small
+    lora = parameters if isinstance(parameters, LoRA) else LoRA()
+    if parameters.kind in ("full", "layers"):
+        yield "`method: peft` (LoRA: no gradients and moments for the base)", lora, None
+        yield f"`method: peft` with {note}", lora, small
+    if parameters.kind in ("full", "layers", "lora"):
+        for bits in ("int8", "int4"):
+            if getattr(lora, "quantization", "none") in ("none", "int8") and lora.quantization != bits:
+                narrow = lora.model_copy(update={"quantization": bits})
+                yield f"LoRA on a base in {bits} (`parameters.quantization: {bits}`) with {note}", narrow, small
+
+
+def _gb(made: StagePlan) -> str:
+    return f"{made.memory.low / 1e9:.1f} to {made.memory.high / 1e9:.1f} GB"

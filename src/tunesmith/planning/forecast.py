@@ -1,0 +1,435 @@
+"""From a recipe to its plan: each stage's network without weights, a sample of its rows, and their costs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.events import Listener, Phase, nobody
+from tunesmith.planning import calibration, costs
+from tunesmith.planning.calibration import Correction
+from tunesmith.planning.costs import NOTHING, Network, Passes, Sample
+from tunesmith.planning.dry_run import Layout, Scaled, scaled
+from tunesmith.planning.machine import Machine, named, this_machine
+from tunesmith.planning.result import FLEXIBLE, Plan, StagePlan
+from tunesmith.planning.shape import by_formula, skeleton
+from tunesmith.planning.table import parts_of
+from tunesmith.recipe import ObjectiveName, Parameters, Recipe, Stage, Training
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.data.prepare import PreparedData
+    from tunesmith.models.heads import Pooling
+    from tunesmith.models.model import Form, Model
+
+SAMPLE_ROWS = 512
+LONG_SECONDS = 3600
+CUT_SHARE = 0.05
+UNTRAINED = {"none", "in-context"}
+FEATURE_TOKENS = 4096  # in one pass, where rows are only read
+RENDERED_BYTES = 8  # on disk for each token of the training data: its id and its weight
+
+
+def plan(
+    recipe: Recipe,
+    on_event: Listener = nobody,
+    *,
+    machine: Machine | None = None,
+    devices: int = 1,
+    probe: bool = False,
+) -> Plan:
+    """Forecast a run of ``recipe``; downloads the model if it is not here yet.
+
+    Args:
+        recipe: What would be run.
+        on_event: Told what happens.
+        machine: Where it would run, see :func:`machine_of`; default: here.
+        devices: Say too what so many of them would make of it.
+        probe: Make three real updates, and correct the plan by them.
+
+    Raises:
+        DataError: The data have errors that would stop the run as well.
+        ResourceError: The model cannot be had.
+    """
+    from tunesmith.planning.parallel import of_several
+    from tunesmith.planning.probe import probe as probed
+
+    recipe, folder, data = gather(recipe, on_event)
+    machine = machine or machine_of(None)
+    found = probed(recipe, folder, data[0], machine, on_event) if probe else None
+    made = forecast(recipe, folder, data, on_event, machine=machine, correction=found.correction if found else None)
+    if found is not None:
+        made = dataclasses.replace(made, probed=found.as_dict())
+    return dataclasses.replace(made, devices=tuple(of_several(made, machine, devices)) if devices > 1 else ())
+
+
+def machine_of(name: str | None, table: Path | None = None) -> Machine:
+    """The machine to plan for: one of the table by its name, or this one.
+
+    Args:
+        name: In the table; ``None`` for this one.
+        table: The user's own; default: where it is usually kept.
+
+    Raises:
+        NotFoundError: No machine has this name, or the table is not there.
+        UsageError: The table is malformed.
+    """
+    from tunesmith.models.precision import default_device
+    from tunesmith.planning import hardware
+
+    if name is None:
+        return this_machine(default_device(), hardware.price_of_this(table))
+    return named(hardware.find(name, table))
+
+
+def gather(recipe: Recipe, on_event: Listener = nobody) -> tuple[Recipe, Path, list[PreparedData]]:
+    """The resolved recipe, the folder of its model and the data of each stage."""
+    from tunesmith.data.prepare import of_stages, prepare
+    from tunesmith.models.cutting import base_folder
+
+    recipe = recipe.resolved()
+    folder = base_folder(recipe, on_event)
+    return recipe, folder, of_stages(recipe, lambda view, number: prepare(view, on_event=on_event))
+
+
+def forecast(
+    recipe: Recipe,
+    folder: Path,
+    data: Sequence[PreparedData],
+    on_event: Listener = nobody,
+    *,
+    machine: Machine | None = None,
+    correction: Correction | None = None,
+) -> Plan:
+    """The same for a resolved recipe whose model and data (of each stage) are at hand.
+
+    Args:
+        recipe: Resolved.
+        folder: Of its model.
+        data: Of each stage.
+        on_event: Told what happens.
+        machine: Where it would run; default: here.
+        correction: Goes before what earlier runs say.
+    """
+    from tunesmith.models.precision import default_device
+    from tunesmith.planning import fitting
+    from tunesmith.planning.pictures import plan_pictures
+
+    if machine is None:
+        on_event(Phase(step="model", message="measuring this machine"))
+        machine = this_machine(default_device())
+    if recipe.task == "image-classification":
+        return plan_pictures(recipe, folder, data[-1], machine)
+    planners = [
+        StagePlanner.of(recipe, stage, prepared, folder, machine, correction)
+        for stage, prepared in zip(recipe.stages, data, strict=True)
+    ]
+    joined = _joined([planner.plan() for planner in planners], machine)
+    ways = [] if joined.fits else fitting.ways(planners, machine)
+    return dataclasses.replace(joined, advice=tuple([*ways, *_advice(recipe, joined, planners, machine)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlanner:
+    """A stage with all that its plan depends on, so that it can be planned in other ways too.
+
+    Attributes:
+        stage: Of the resolved recipe.
+        view: The recipe as the stage sees it.
+        folder: Of the base model.
+        form: How the model answers.
+        objective: What is minimised.
+        labels: Of the data.
+        sample: Of the rows.
+        rows: Training rows.
+        machine: Where it would run.
+        correction: Goes before what earlier runs say.
+    """
+
+    stage: Stage
+    view: Recipe
+    folder: Path
+    form: Form
+    objective: ObjectiveName
+    labels: list[str] | None
+    sample: Sample
+    rows: int
+    machine: Machine
+    correction: Correction | None = None
+
+    @staticmethod
+    def of(
+        recipe: Recipe,
+        stage: Stage,
+        data: PreparedData,
+        folder: Path,
+        machine: Machine,
+        correction: Correction | None = None,
+    ) -> StagePlanner:
+        """Render a sample of a stage's rows."""
+        from tunesmith import catalog
+        from tunesmith.models.forms import answer_form
+        from tunesmith.models.load import load_config
+
+        assert stage.training is not None, "the recipe is resolved"
+        view = recipe.of_stage(stage)
+        folder = catalog.model_folder(stage.model) if stage.model is not None else folder
+        config = load_config(folder)
+        form, objective = answer_form(view, stage, config)
+        sample = _render(view, data, folder, config, form, stage.training)
+        if objective == "contrastive":
+            sample = _grouped(sample, stage.training)
+        return StagePlanner(
+            stage, view, folder, form, objective, data.labels, sample, len(data.train), machine, correction
+        )
+
+    def plan(self, parameters: Parameters | None = None, training: Training | None = None) -> StagePlan:
+        """Plan the stage as its recipe has it, or with other parameters or settings."""
+        choice = parameters or self.stage.parameters
+        asked = training or self.stage.training
+        assert choice is not None and asked is not None, "the recipe is resolved"
+        machine, settings = self.machine, self.filled_in(asked, choice)
+        model, dtype = self._skeleton(choice, settings)
+        trains = choice.kind not in UNTRAINED
+        once = int(self.sample.lengths.sum())
+        steps, tokens, passes, read, a_step, epochs = self._work(settings, trains, self._padded(model))
+        network = self._network(model, choice, settings, dtype, steps, (passes if trains else read).largest)
+        kind = calibration.kind_of(
+            form=self.form,
+            objective=self.objective,
+            parameters=choice.kind,
+            dtype=str(dtype).removeprefix("torch."),
+            compiled=network.compiled,
+        )
+        known = self.correction or (calibration.correction(machine.name, kind) if machine.here else Correction())
+        share = self.sample.loss_share
+        update = costs.seconds(costs.work(network, machine, passes, share), machine) if trains else 0.0
+        update += steps * costs.update_seconds(network, machine) + (costs.COMPILE_SECONDS if network.compiled else 0.0)
+        reading = costs.seconds(costs.work(network, machine, read, share, forward=True), machine)
+        uncorrected = costs.memory(
+            network, machine, passes if trains else read, share, passes_an_update=a_step, trains=trains
+        )
+        parts = {name: size * (known.bytes if name in FLEXIBLE else 1.0) for name, size in uncorrected.items()}
+        flexible = sum(size for name, size in uncorrected.items() if name in FLEXIBLE)
+        checkpoint = network.trainable * (network.wide + (12 if network.narrow else 8))
+        validations = max(1, round(epochs)) if trains else 0
+        kept = min(validations, settings.keep_checkpoints + 1)
+        saved = model.trainable_parameters if model.has_adapters else model.total_parameters
+        return StagePlan(
+            name=self.stage.name,
+            kind=kind if trains else "",
+            trainable=model.trainable_parameters,
+            total=model.total_parameters,
+            tokens=tokens or once,
+            epoch_tokens=once,
+            cut_share=self.sample.cut_share,
+            steps=steps,
+            memory_parts=parts,
+            memory=known.memory_range(sum(uncorrected.values()) - flexible, flexible),
+            update_seconds=update,
+            updates=known.time_range(update),
+            validations=known.time_range(reading),
+            checkpoint_bytes=checkpoint if trains else 0.0,
+            disk_bytes=kept * checkpoint + saved * network.wide + RENDERED_BYTES * once,
+            correction=known,
+            parts=tuple(parts_of(model)),
+        )
+
+    def filled_in(self, training: Training | None = None, choice: Parameters | None = None) -> Training:
+        """The settings, of the recipe or others, with the defaults that the loop would take."""
+        import torch
+
+        from tunesmith.training.defaults import with_defaults
+
+        training, choice = training or self.stage.training, choice or self.stage.parameters
+        assert choice is not None and training is not None, "the recipe is resolved"
+        if choice.kind in UNTRAINED:
+            return training.model_copy(update={"micro_tokens": training.micro_tokens or FEATURE_TOKENS})
+        return with_defaults(
+            training,
+            kind=choice.kind,
+            form=self.form,
+            device=torch.device(self.machine.kind),
+            epoch_examples=self.rows,
+            objective=self.objective,
+        )
+
+    def _skeleton(self, choice: Parameters, training: Training) -> tuple[Model, torch.dtype]:
+        """The stage's network on the meta device, in the precision that it would have."""
+        import torch
+
+        from tunesmith.models.load import load_config, load_tokenizer, set_dropout
+        from tunesmith.models.precision import choose_dtype, default_device
+
+        config = load_config(self.folder)
+        if training.dropout is not None:
+            set_dropout(config, training.dropout)
+        pooling: Pooling | None = "mean" if choice.kind == "none" or self.objective == "contrastive" else None
+        tokenizer = load_tokenizer(self.folder)
+        model = skeleton(self.folder, config, tokenizer, self.form, self.labels, choice, pooling=pooling)
+        if self.machine.here:
+            dtype = choose_dtype(self.view.precision, default_device())
+        else:
+            wanted = {"fp32": torch.float32, "fp64": torch.float64}
+            dtype = wanted.get(self.view.precision, torch.bfloat16)
+        model.network.to(dtype)
+        return model, dtype
+
+    def _padded(self, model: Model) -> bool:
+        """Whether rows are filled up to the longest of their pass."""
+        from tunesmith.models.heads import SentenceClassifier
+
+        packs = self.form in ("generate", "tag", "mask") or isinstance(model.network, SentenceClassifier)
+        return self.machine.kind == "cuda" or not packs or model.virtual_tokens > 0
+
+    def _work(self, training: Training, trains: bool, padded: bool) -> tuple[int, int, Passes, Passes, float, float]:
+        """Updates, tokens trained on, passes of the training and of reading, passes an update, and epochs."""
+        from tunesmith.training.loop import total_steps
+
+        sample, micro = self.sample, training.micro_tokens or FEATURE_TOKENS
+        once = int(sample.lengths.sum())
+        if not trains:
+            read = costs.read_passes(once + sample.validation_tokens, sample.typical_length, micro)
+            return 0, 0, read.times(0), read, 0.0, 1.0
+        steps = total_steps(sample.lengths, training)
+        an_epoch, passes = costs.epoch_passes(sample, training, padded=padded)
+        epochs = training.epochs if training.max_steps is None else steps / max(1, an_epoch)
+        validations = steps // training.eval_steps if training.eval_steps else max(1, round(epochs))
+        read = costs.read_passes(sample.validation_tokens * validations, sample.typical_length, micro)
+        return steps, int(once * epochs), passes.times(epochs), read, passes.count / max(1, an_epoch), epochs
+
+    def _network(
+        self,
+        model: Model,
+        choice: Parameters,
+        training: Training,
+        dtype: torch.dtype,
+        steps: int,
+        largest: tuple[float, float],
+    ) -> Network:
+        from tunesmith.models.model import TEXT_HEADS
+
+        trains = choice.kind not in UNTRAINED
+        writes = self.form not in (*TEXT_HEADS, "tag")
+        head = next(iter(model.vocabulary_head().parameters())) if writes else None
+        words = (0, 0) if head is None else (int(head.shape[0]), int(head.shape[-1]))
+        quantized = getattr(choice, "quantization", "none")
+        return Network(
+            scaled=_costs_of(model, self.machine, largest),
+            total=model.total_parameters,
+            trainable=model.trainable_parameters if trains else 0,
+            weight_bytes=costs.weight_bytes(model, dtype.itemsize, quantized),
+            narrow=dtype.itemsize < 4,
+            wide=dtype.itemsize,
+            head=words,
+            head_trains=trains and head is not None and head.requires_grad,
+            compiled=trains and self._compiles(model, training, quantized, steps),
+        )
+
+    def _compiles(self, model: Model, training: Training, quantized: str, steps: int) -> bool:
+        """As :func:`tunesmith.models.compiling.compile_if_worthwhile` chooses."""
+        from tunesmith.models.compiling import PAYS_FROM_STEPS
+
+        unmeasured = self.form == "seq2seq" or quantized != "none" or model.virtual_tokens > 0
+        if training.compile == "off" or (training.compile == "auto" and (unmeasured or steps < PAYS_FROM_STEPS)):
+            return False
+        return self.machine.kind == "cuda" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+
+
+def _costs_of(model: Model, machine: Machine, largest: tuple[float, float]) -> Scaled:
+    """Dry runs of a network; by formula where it computes with values, which a dry run has none of."""
+    tokens, pairs = largest
+    width = max(1, round(pairs / max(1.0, tokens)))
+    with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, IndexError):
+        return scaled(model, machine, Layout(max(1, round(tokens / width)), width))
+    return by_formula(model, machine)
+
+
+def _render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: Form, training: Training) -> Sample:
+    """Render rows at even distances and take them for the whole."""
+    import numpy as np
+
+    from tunesmith.data.documents import block_renderer
+    from tunesmith.data.renderers import recipe_renderer
+    from tunesmith.models.load import default_max_length, load_tokenizer
+    from tunesmith.tasks import TASKS
+
+    tokenizer = load_tokenizer(folder)
+    max_length = recipe.data.max_length or default_max_length(folder, config)
+    task = TASKS[recipe.task]
+    rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
+    if task.answer == "likelihood":
+        blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
+        rendered = [block for row in rows for block in blocks(row)]
+    else:
+        render = recipe_renderer(recipe, tokenizer, form=form, labels=data.labels, max_length=max_length)
+        rendered = [render(row) for row in rows]
+    lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
+    weighted = sum(sum(w > 0 for w in example.loss_weights or []) for example in rendered)
+    asked = training.mask_share if form == "mask" else 1.0
+    return Sample(
+        lengths=np.resize(lengths, len(data.train) * len(rendered) // len(rows)),
+        validation_tokens=int(len(data.validation) * lengths.sum() / len(rows)),
+        loss_share=asked * weighted / max(1, int(lengths.sum())),
+        cut_share=sum(example.cut_tokens > 0 for example in rendered) / max(1, len(rendered)),
+    )
+
+
+def _grouped(sample: Sample, training: Training) -> Sample:
+    """The same rows in the groups of contrastive learning, each as often as it has rounds."""
+    import numpy as np
+
+    from tunesmith.data.groups import default_rounds
+
+    size = training.contrastive.group_size
+    rounds = training.contrastive.rounds or default_rounds(len(sample.lengths), size)
+    groups = max(1, len(sample.lengths) // size) * rounds
+    mean = int(sample.lengths.mean() * min(size, len(sample.lengths)))
+    return dataclasses.replace(
+        sample, lengths=np.full(groups, mean), validation_tokens=sample.validation_tokens * rounds
+    )
+
+
+def _joined(stages: list[StagePlan], machine: Machine) -> Plan:
+    """Stages one after the other: work adds up, memory is that of the largest."""
+    most = max(stages, key=lambda stage: stage.memory.expected)
+    took = sum((stage.seconds for stage in stages), NOTHING)
+    return Plan(
+        trainable_parameters=max(s.trainable for s in stages),
+        total_parameters=max(s.total for s in stages),
+        tokens=sum(s.tokens for s in stages),
+        steps=sum(s.steps for s in stages),
+        memory_bytes=most.memory,
+        seconds=took,
+        fits=most.memory.high <= machine.memory_bytes + machine.process_bytes * machine.here,
+        advice=(),
+        machine=machine.name,
+        free_bytes=machine.memory_bytes,
+        cost=None if machine.price is None else took.times(machine.price / 3600),
+        price_note=machine.price_note,
+        disk_bytes=sum(stage.disk_bytes for stage in stages),
+        stages=tuple(stages),
+    )
+
+
+def _advice(recipe: Recipe, joined: Plan, planners: Sequence[StagePlanner], machine: Machine) -> list[str]:
+    """What would help besides memory, most important first."""
+    advice = []
+    if joined.seconds.low > LONG_SECONDS:
+        advice.append("it will run for hours: try it first with `data.max_rows`, or with `training.max_steps`")
+    cut = max(planner.sample.cut_share for planner in planners)
+    if cut > CUT_SHARE:
+        advice.append(f"{cut:.0%} of the examples are cut to fit: see `data.max_length`")
+    kinds = {stage.parameters.kind for stage in recipe.stages if stage.parameters}
+    dropout = any(stage.training and stage.training.dropout is None for stage in recipe.stages)
+    if machine.kind == "cpu" and dropout and recipe.task == "text-classification" and "full" in kinds:
+        advice.append("dropout's random numbers are dear on a CPU: `training.dropout: 0` is faster, by up to a third")
+    if machine.here and joined.disk_bytes > shutil.disk_usage(Path.cwd()).free:
+        size, free = joined.disk_bytes / 1e9, shutil.disk_usage(Path.cwd()).free / 1e9
+        advice.append(f"its checkpoints and model take up to {size:.1f} GB and {free:.1f} GB of disk are free here")
+    return advice
