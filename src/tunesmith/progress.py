@@ -224,6 +224,8 @@ class Lines:
 
 
 def _step_text(step: events.Step, speed: float) -> str:
+    if not step.memory_bytes:  # at a provider, which tells nothing but the loss
+        return f"loss {step.loss:.4f}"
     return f"loss {step.loss:.4f}  {speed:,.0f} tokens/s  {_bytes(step.memory_bytes)}"
 
 

@@ -34,7 +34,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"cannot read the recipe: {error}", where=str(path)) from error
     try:
         tree = yaml.safe_load(text)
-        lines = _line_numbers(yaml.compose(text, Loader=yaml.SafeLoader))
+        lines = line_numbers(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -101,6 +101,15 @@ def override(tree: dict[str, Any], item: str) -> dict[str, Any]:
     return result
 
 
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A tree with another laid over it."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
 def _read_scalar(text: str) -> Any:
     """Read a value as YAML, but take ``2e-4`` for the number it is (YAML 1.1 wants ``2.0e-4``)."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text.strip()):
@@ -108,18 +117,19 @@ def _read_scalar(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def _line_numbers(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+def line_numbers(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Path of each key of a YAML document -> its line."""
     lines: dict[tuple[str, ...], int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, str(key.value))
             lines[here] = key.start_mark.line + 1
-            lines |= _line_numbers(value, here)
+            lines |= line_numbers(value, here)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             here = (*path, str(index))
             lines[here] = value.start_mark.line + 1
-            lines |= _line_numbers(value, here)
+            lines |= line_numbers(value, here)
     return lines
 
 

@@ -56,7 +56,7 @@ def check(
         print_json(report.as_dict() | ({"examples": [example.as_dict() for example in examples]} if show else {}))
     else:
         _print_examples(examples)
-        _print_report(report)
+        print_report(report)
     if report.errors:
         raise typer.Exit(3)
 
@@ -90,7 +90,8 @@ def _print_examples(examples: Sequence[ShownExample]) -> None:
         screen.print()
 
 
-def _print_report(report: CheckReport) -> None:
+def print_report(report: CheckReport) -> None:
+    """Print problems, lengths, classes and columns."""
     _print_problems(report.problems)
     print_table(
         ("split", "rows", "length: median", "95 %", "longest", "unit"),

@@ -33,7 +33,7 @@ from tunesmith.data.row_file import PLACE, RowFile, RowSpool
 from tunesmith.data.rows import Row
 from tunesmith.data.shots import few_shot
 from tunesmith.data.splits import NOWHERE, TRAIN, Assignment, stratify
-from tunesmith.data.survey import DroppedRows, Survey, Surveyor, iterate_choices
+from tunesmith.data.survey import DroppedRows, Rules, Survey, Surveyor, iterate_choices
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
@@ -71,7 +71,11 @@ class PreparedData:
 
 
 def check(
-    recipe: Recipe, *, render: Callable[[Row], Rendered] | None = None, on_event: Listener = nobody
+    recipe: Recipe,
+    *,
+    render: Callable[[Row], Rendered] | None = None,
+    rules: Rules | None = None,
+    on_event: Listener = nobody,
 ) -> CheckReport:
     """Find everything that is wrong with a recipe's data, in memory that does not grow with their size.
 
@@ -79,6 +83,7 @@ def check(
         recipe: Its ``task`` and ``data`` are read.
         render: Turns a row into tokens, so that truncation and rows without loss are found too. It must not need the
             set of labels, which is only known afterwards.
+        rules: What somebody else asks of each record, a provider say.
         on_event: Told about guessed columns and progress.
 
     Raises:
@@ -86,7 +91,7 @@ def check(
     """
     survey = Survey(Ledger(), Findings(drop_bad=recipe.data.drop_bad))
     try:
-        Surveyor(recipe, survey, render=render, on_event=on_event).walk()
+        Surveyor(recipe, survey, render=render, rules=rules, on_event=on_event).walk()
         return _judge(recipe, survey)[0]
     finally:
         survey.ledger.close()
@@ -97,6 +102,7 @@ def prepare(
     *,
     on_event: Listener = nobody,
     render: Callable[[Row], Rendered] | None = None,
+    rules: Rules | None = None,
     dropped_to: Path | None = None,
     stop_on_errors: bool = True,
     scratch: Path | None = None,
@@ -110,6 +116,7 @@ def prepare(
         recipe: Its ``task`` and ``data`` are read.
         on_event: Told about guessed columns, progress and every warning.
         render: As for :func:`check`.
+        rules: As for :func:`check`.
         dropped_to: With ``data.drop_bad``: rows left out are written to this JSONL file with reason and origin.
         stop_on_errors: Raise if there are errors; else rows with errors are missing from the result.
         scratch: Folder for temporary files, about as large as the data; default: the system's.
@@ -121,7 +128,7 @@ def prepare(
     spool = RowSpool(scratch)
     survey = Survey(Ledger(scratch), Findings(drop_bad=recipe.data.drop_bad), spool=spool, dropped=dropped)
     try:
-        Surveyor(recipe, survey, render=render, on_event=on_event).walk()
+        Surveyor(recipe, survey, render=render, rules=rules, on_event=on_event).walk()
         report, assignment, counts = _judge(recipe, survey)
         if stop_on_errors:
             report.raise_errors()

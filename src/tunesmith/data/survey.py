@@ -72,6 +72,10 @@ class Survey:
     rendered: dict[str, int] = field(default_factory=dict)
 
 
+Rules = Callable[[Record], tuple[Record, list[Fault]]]
+"""What somebody else asks of a record: the record as the task shall read it, and what is wrong with it."""
+
+
 class DroppedRows:
     """Writes rows left out, with reason and origin, to a JSONL file that appears when it is complete.
 
@@ -129,16 +133,24 @@ class Surveyor:
         recipe: Task and data.
         survey: Filled as the walk goes on.
         render: Turns a row into tokens, to measure lengths and find rows that teach nothing.
+        rules: Those of a provider, say.
         on_event: Told about guessed columns and progress.
     """
 
     def __init__(
-        self, recipe: Recipe, survey: Survey, *, render: Callable[[Row], Rendered] | None, on_event: Listener
+        self,
+        recipe: Recipe,
+        survey: Survey,
+        *,
+        render: Callable[[Row], Rendered] | None,
+        rules: Rules | None = None,
+        on_event: Listener,
     ) -> None:
         self._data = recipe.data
         self._task = TASKS[recipe.task]
         self._survey = survey
         self._render = render
+        self._rules = rules
         self._on_event = on_event
 
     def walk(self) -> None:
@@ -219,7 +231,12 @@ class Surveyor:
 
     def _record(self, record: Record, choice: Choice, reading: Reading, part: int, thinner: _Thinner) -> None:
         self._count(part)
+        asked: list[Fault] = []
+        original = record
+        if self._rules is not None:
+            record, asked = self._rules(record)
         row, faults = check_record(record, choice, self._task, reading)
+        faults += asked
         group = None
         if self._data.group_by is not None:
             group, missing = _group(record, self._data.group_by)
@@ -229,7 +246,7 @@ class Surveyor:
         for fault in faults:
             self._survey.findings.add(fault)
         if has_error(faults):
-            self._leave_out(record.origin, faults, raw_text(record))
+            self._leave_out(record.origin, faults, raw_text(original))
 
     def _enter(self, row: Row, part: int, thinner: _Thinner, group: int | None) -> list[Fault]:
         """Put a row into the ledger, unless its text or its rendering is bad."""

@@ -230,11 +230,11 @@ def _fitted(
     Examples go first, those farthest from the question before others; then the end of the document.
     """
     if not isinstance(setting.task, Shortens):
-        return [_with_shots(row, setting, shots(row) if shots else ()) for row in rows]
+        return [with_shots(row, setting, shots(row) if shots else ()) for row in rows]
     conversations, cut, fewer = [], [], []
 
     def length_of(row: Row, shown: Sequence[Row]) -> int:
-        return len(renderer.prompt(_with_shots(row, setting, shown)[:-1]))
+        return len(renderer.prompt(with_shots(row, setting, shown)[:-1]))
 
     for row in rows:
         shown = list(shots(row)) if shots else []
@@ -244,7 +244,7 @@ def _fitted(
         shorter, lost = fit(setting.task, row, functools.partial(length_of, shown=shown), room)
         cut += [str(row.origin)] * (lost > 0)
         fewer += [str(row.origin)] * (len(shown) < wanted)
-        conversations.append(_with_shots(shorter, setting, shown))
+        conversations.append(with_shots(shorter, setting, shown))
     for places, what in (
         (fewer, "prompts had no room for all examples"),
         (cut, "documents were too long and lost their end"),
@@ -287,7 +287,7 @@ def _answer_tokens(renderer: ConversationRenderer, label: str) -> list[int]:
     return [token for token, weight in zip(rendered.input_ids, rendered.loss_weights or [], strict=True) if weight]
 
 
-def _with_shots(row: Row, setting: Setting, shots: Sequence[Row]) -> list[Message]:
+def with_shots(row: Row, setting: Setting, shots: Sequence[Row]) -> list[Message]:
     """The row's conversation with worked examples before it. Only the answer asked for carries loss."""
     own = setting.task.conversation(row, setting.labels, setting.system_prompt)
     own = [*({**turn, "weight": 0.0} for turn in own[:-1]), {**own[-1], "weight": 1.0}]

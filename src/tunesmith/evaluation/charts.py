@@ -111,12 +111,15 @@ def training_chart(steps: Sequence[Step], validations: Sequence[Validated], metr
     x = np.array([offsets[step.stage] + step.step for step in steps], dtype=np.float64)
     at = [offsets.get(validation.stage, 0) + validation.step for validation in validations]
     shown = metric is not None and any(metric in validation.metrics for validation in validations)
+    rates = [step.learning_rate for step in steps]
+    known = any(rates)  # a provider tells none
     with new_figure(9.2, 2.75) as figure:
-        panels = figure.subplots(1, 3 if shown else 2)
+        panels = figure.subplots(1, 1 + shown + known, squeeze=False)[0]
         _loss_panel(panels[0], x, steps, at, validations)
         if shown and metric is not None:
             _validation_panel(panels[1], at, validations, metric)
-        _rate_panel(panels[-1], x, [step.learning_rate for step in steps])
+        if known:
+            _rate_panel(panels[-1], x, rates)
         for panel in panels:
             panel.set_xlabel("updates")
             panel.tick_params(length=0)

@@ -46,5 +46,10 @@ def curve_chart(points: Sequence[Point], target: float, confidence: float) -> st
         axes.legend(loc="lower right", fontsize=9)
         best = "; ".join(f"{way}: {max(p.value for p in points if p.way == way):.3f} at best" for way in ways)
         text = charts.as_svg(figure, "curve", f"Accuracy over the number of labelled examples. {best}.")
-    text = re.sub(r"var\(--(\w+)\)", lambda name: ON_ITS_OWN[name[1]], text)
+    return on_its_own(text)
+
+
+def on_its_own(svg: str) -> str:
+    """A chart that was drawn for a page of the report, as a picture without one."""
+    text = re.sub(r"var\(--(\w+)\)", lambda name: ON_ITS_OWN[name[1]], svg)
     return text.replace("<svg ", '<svg font-family="sans-serif" ', 1) + "\n"

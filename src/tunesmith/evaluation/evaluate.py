@@ -143,7 +143,7 @@ def evaluate_run(
     rivals = [other for other in others if not other.is_ceiling]
     comparisons = comparison.compare(tuned, rivals, right, settings)
     verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
-    _keep_answers(folder, task, rows, tuned, right)
+    keep_answers(folder, task, rows, tuned, right)
     sections = list(remade.sections) if remade else []
     if origin is not None:
         sections += reinforcement.sections(reinforcement.summarised(tuned, others, rows, origin, settings))
@@ -164,10 +164,10 @@ def evaluate_run(
         sections.append(compared)
     seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
     baselines = {other.name: other.metrics for other in others}
-    summary = _summary(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))
+    summary = summarise(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))
     summary |= {section.name: section.data for section in sections}
     summary |= remade.facts if remade else {}
-    content = _content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
+    content = report_content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
     learned_from = _learned_from(recipe, data, trained.model)
     report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
     if (folder / "model").is_dir():
@@ -195,7 +195,7 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     """All rows were for training: there is a model, and nothing to say about how good it is."""
     verdict = "Not measured: the recipe keeps no rows for it."
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
-    summary = _summary(folder, recipe, trained, {}, {}, verdict, trained.seconds)
+    summary = summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
     write_model_card(folder / "model", summary, _licence(recipe))
     runs.write_json(folder / "summary.json", summary)
     return verdict
@@ -220,13 +220,14 @@ def _larger(baselines: Sequence[Baseline]) -> list[Any]:
     return [baseline for baseline in baselines if baseline.kind == "larger"]
 
 
-def _keep_answers(
+def keep_answers(
     folder: Path,
     task: Task,
     rows: Sequence[Row],
     tuned: System,
     right: Truth,
 ) -> None:
+    """Write ``predictions.jsonl``: the tuned model's answers, row by row."""
     outputs = tuned.outputs
     answers = outputs.texts if outputs.texts is not None else kind(right).texts(outputs, right)
     runs.write_answers(
@@ -258,7 +259,7 @@ def _several(right: Truth, row: int) -> list[str] | None:
     return list(reference) if right.answer in ("text", "labels") and not isinstance(reference, str) else None
 
 
-def _summary(
+def summarise(
     folder: Path,
     recipe: Recipe,
     trained: Trained,
@@ -285,7 +286,7 @@ def _summary(
     } | ({"lineage": behind} if (behind := lineage.ancestors(recipe.model)) else {})
 
 
-def _content(
+def report_content(
     folder: Path,
     recipe: Recipe,
     data: PreparedData,
@@ -298,6 +299,7 @@ def _content(
     seconds: dict[str, float],
     summary: dict[str, Any],
 ) -> report.ReportContent:
+    """All that the report of a run is made of."""
     task = TASKS[recipe.task]
     steps, validations = _curves(folder)
     return report.ReportContent(

@@ -18,7 +18,7 @@ from tunesmith.recipe import RewardSource
 from tunesmith.rewards import Answered
 
 _ABSENT = object()
-_SLOT = re.compile(r"{{\s*(item|sample)\.([\w.]+)\s*}}")
+SLOT = re.compile(r"{{\s*(item|sample)\.([\w.]+)\s*}}")
 _OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": operator.eq,
     "ne": operator.ne,
@@ -94,7 +94,7 @@ def filled(template: str, answer: Answered) -> str:
             )
         return str(found)
 
-    return _SLOT.sub(value, template)
+    return SLOT.sub(value, template)
 
 
 def item_of(answer: Answered) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def job_recipe(
         ours["training"]["rollouts"] = {"validation_prompts": chosen["eval_samples"]}
     if grader is not None:
         ours["training"]["rewards"] = [{"kind": "grader", "grader": grader}]
-    recipe = recipe_file.parse(_merged(_merged(base, more), ours), source="models.yaml")
+    recipe = recipe_file.parse(recipe_file.merged(recipe_file.merged(base, more), ours), source="models.yaml")
     multiplier = chosen.get("learning_rate_multiplier", 1.0)
     if multiplier != 1.0:
         rate = (recipe.training.learning_rate or _default_rate(recipe)) * multiplier
@@ -138,12 +138,3 @@ def _default_rate(recipe: Recipe) -> float:
     kind = recipe.resolved().stages[-1].parameters
     assert kind is not None
     return parameters.learning_rate(kind.kind, "generate")
-
-
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A tree with another laid over it."""
-    result = dict(under)
-    for key, value in over.items():
-        below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return result
