@@ -32,6 +32,13 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
     """
     from tunesmith.data import prepare
 
+    if recipe.method == "hosted":  # the model is elsewhere, and so are the rules
+        from tunesmith.hosted import check as hosted
+        from tunesmith.hosted.table import load
+
+        recipe = recipe.resolved()
+        known = load(recipe.hosted.prices if recipe.hosted else None)
+        return hosted.check(recipe, known, dropped_to=dropped_to, on_event=on_event).report
     render = _renderer(recipe, on_event)
     if dropped_to is None:
         return prepare.check(recipe, render=render, on_event=on_event)

@@ -17,6 +17,7 @@ from tunesmith.recipe import (
     Full,
     Generation,
     Head,
+    Hosted,
     Layers,
     LoRA,
     NoParameters,
@@ -240,6 +241,14 @@ METHODS: dict[str, Method] = {
             _contrast_then_head,
         ),
         Method(
+            "hosted",
+            "let a provider with the OpenAI fine-tuning API tune the model, then measure it like any other",
+            "the model is to be had there alone, or there is no machine: `tunesmith hosted estimate` says the cost",
+            "the provider's: supervised, dpo or reinforcement",
+            "the provider's",
+            lambda recipe: NoParameters(),
+        ),
+        Method(
             "features",
             "fit a classical classifier on the frozen model's features",
             "seconds count, data are few, or a baseline is wanted: nothing of the model changes",
@@ -294,7 +303,9 @@ def fill_in(recipe: Recipe) -> Recipe:
         rollouts = stages[-1].training.rollouts if stages[-1].training is not None else Rollouts()
         drawn = Generation(max_new_tokens=rollouts.max_new_tokens, temperature=rollouts.temperature)
         evaluate = evaluate.model_copy(update={"generation": drawn})
-    return recipe.model_copy(update={"stages": stages, "task": last.task, "data": last.data, "evaluate": evaluate})
+    hosted = (recipe.hosted or Hosted()) if recipe.method == "hosted" else None
+    chosen_now = {"stages": stages, "task": last.task, "data": last.data, "evaluate": evaluate, "hosted": hosted}
+    return recipe.model_copy(update=chosen_now)
 
 
 _BASELINES: dict[str, Callable[[list[Baseline]], list[Baseline]]] = {

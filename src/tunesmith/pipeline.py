@@ -18,6 +18,7 @@ import filelock
 from tunesmith import environment, lineage, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
+from tunesmith.data.survey import Rules
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
 from tunesmith.events import Event, Listener, Notice, Phase, RunFailed, RunFinished, RunStarted, nobody
 from tunesmith.recipe import Recipe
@@ -106,6 +107,10 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
     tell = _both(log, on_event)
     with _only_process(folder), _told_of_failure(tell, folder), _terminated_like_interrupted():
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
+        if recipe.method == "hosted":
+            verdict = _hosted(folder, recipe, tell)
+            tell(RunFinished(verdict=verdict, seconds=time.time() - started))
+            return Run(folder)
         from tunesmith.models.cutting import base_folder
 
         if recipe.learns_from_rewards:
@@ -134,13 +139,22 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
     return Run(folder)
 
 
+def _hosted(folder: Path, recipe: Recipe, tell: Listener) -> str:
+    """The same five steps with a provider in the fourth, which also has a say in the second."""
+    from tunesmith.hosted.run import rules_and_table, tune_and_measure
+
+    rules, table = rules_and_table(recipe)
+    prepared = _prepare(recipe, folder, tell, rules=rules)
+    return tune_and_measure(folder, recipe, prepared, rules, table, tell)
+
+
 # --- step 2: data ---------------------------------------------------------------------------
 
 
-def _prepare(recipe: Recipe, folder: Path, tell: Listener) -> PreparedData:
+def _prepare(recipe: Recipe, folder: Path, tell: Listener, *, rules: Rules | None = None) -> PreparedData:
     tell(Phase(step="task", message=f"{recipe.task}: {TASKS[recipe.task].what}"))
     tell(Phase(step="data", message=", ".join(recipe.data.train)))
-    prepared = prepare(recipe, on_event=tell, dropped_to=folder / "dropped.jsonl", scratch=None)
+    prepared = prepare(recipe, rules=rules, on_event=tell, dropped_to=folder / "dropped.jsonl", scratch=None)
     runs.write_json(folder / "data.json", prepared.report.as_dict() | {"fingerprint": prepared.fingerprint})
     return prepared
 

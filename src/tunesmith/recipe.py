@@ -19,6 +19,7 @@ from tunesmith.data.settings import LossOn as LossOn
 from tunesmith.evaluation.settings import Baseline as Baseline
 from tunesmith.evaluation.settings import Evaluate as Evaluate
 from tunesmith.evaluation.settings import Generation as Generation
+from tunesmith.hosted.settings import Hosted as Hosted
 from tunesmith.models.settings import Student as Student
 from tunesmith.objectives.settings import ContrastiveLoss as ContrastiveLoss
 from tunesmith.objectives.settings import Distillation as Distillation
@@ -103,7 +104,18 @@ MethodName = Literal[
     "domain",
     "sequential",
     "distillation",
+    "hosted",
 ]
+HOSTED_TASKS = (
+    "text-classification",
+    "text-generation",
+    "chat",
+    "summarization",
+    "token-classification",
+    "preference",
+    "prompts",
+)
+"""Tasks that can be put to a provider as conversations and measured by its answers."""
 LANGUAGE_OBJECTIVES = ("causal-lm", "masked-lm")
 Precision = Literal["auto", "bf16", "fp32", "fp64"]
 
@@ -170,6 +182,7 @@ class Recipe(Part):
     quantize: QuantizeChoice | None = Field(
         default=None, description="Quantize the finished model and measure that too, e.g. `int8`; the original stays."
     )
+    hosted: Hosted | None = Field(default=None, description="With `method: hosted`: who tunes the model, and how.")
     precision: Precision = Field(
         default="auto", description="`auto`: bf16 where the hardware multiplies it fast, else fp32."
     )
@@ -279,13 +292,15 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
             )
         fit_before = kind == "none" and number < len(stages)  # the fit's head is where the next stage starts
         fit_after = kind == "none" and number > 1 and recipe.method == "few-shot"
-        apart = kind is not None and not (fit_before or fit_after) and (kind == "none") != (recipe.method == "features")
-        if apart:
+        nothing_trains = recipe.method in ("features", "hosted")  # here, that is
+        apart = kind is not None and not (fit_before or fit_after) and (kind == "none") != nothing_trains
+        if apart and recipe.method != "hosted":
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
-        if kind == "none" and task not in CLASSICAL:
+        if kind == "none" and task not in CLASSICAL and recipe.method != "hosted":
             problems.append(f"`parameters: {{kind: none}}` fits a classifier; `{task}` has no labels: use `kind: lora`")
         problems += _of_few_shot(recipe, task, objective, kind, len(stages))
         problems += _of_distillation(recipe, stage, task, objective, kind)
+        problems += _of_hosted(recipe, stage, kind, len(stages))
     if recipe.task == "image-classification" and recipe.method != "features":
         problems.append("pictures are learned from by the features of a frozen model: use `method: features`")
     if recipe.method == "domain" and not recipe.stages and not recipe.data.corpus:
@@ -314,7 +329,7 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         problems.append("`method: sequential` learns task after task: give two `stages` or more, each with its `data`")
     if recipe.data.corpus and recipe.method != "domain":
         problems.append("`data.corpus` is read by `method: domain` alone: use it, or `task: language-modeling`")
-    if recipe.task == "prompts" and recipe.method not in ("verifiable-reward", "rlhf"):
+    if recipe.task == "prompts" and recipe.method not in ("verifiable-reward", "rlhf", "hosted"):
         unlearnt = [stage.name for stage in stages if objective_of(recipe, stage) not in ("ppo", "grpo")]
         if unlearnt:
             problems.append("`task: prompts` has no answers to learn from: use `method: verifiable-reward`")
@@ -323,6 +338,34 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         problems.append(f"`method: features` fits a classifier; `{recipe.task}` has no labels: use `method: peft`")
     if recipe.method == "features" and len(recipe.stages) > 1:  # one is what the resolved recipe of a run has
         problems.append("`method: features` is a single fit and has no stages: use it without `stages`")
+    return problems
+
+
+def _of_hosted(recipe: Recipe, stage: Stage, kind: str | None, of: int) -> list[str]:
+    """The same for jobs at a provider, which decides what trains, and how."""
+    if recipe.method != "hosted":
+        unread = "`hosted` is read by `method: hosted` alone: use that method, or leave it out"
+        return [] if recipe.hosted is None else [unread]
+    problems = []
+    if recipe.task not in HOSTED_TASKS:
+        problems.append(
+            f"a provider tunes models that write, and `{recipe.task}` is no task for that: use `task: chat`"
+        )
+    if kind not in (None, "none") or stage.objective or recipe.objective or of > 1:
+        problems.append(
+            "with `method: hosted` the provider chooses what trains: leave out `parameters`, `objective` and `stages`"
+        )
+    training, usual = stage.training or recipe.training, Training()
+    ignored = [name for name in Training.model_fields if getattr(training, name) != getattr(usual, name)]
+    ignored = [name for name in ignored if name != "seed"]
+    if ignored:
+        problems.append(
+            f"`training.{ignored[0]}` is for training on this machine: use `hosted.epochs`, `hosted.batch_size`, "
+            "`hosted.learning_rate_multiplier` or `hosted.beta`"
+        )
+    graded = recipe.hosted is not None and recipe.hosted.grader is not None
+    if graded != (recipe.task == "prompts"):
+        problems.append("`hosted.grader` and `task: prompts` (rows without answers) belong together: give both")
     return problems
 
 

@@ -56,6 +56,11 @@ COMMANDS = {
         "Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.",
         USE,
     ),
+    "hosted": Command(
+        "tunesmith.cli.hosting:app",
+        "Tune at a provider with the OpenAI fine-tuning API: checks, costs, jobs, break-even.",
+        TUNE,
+    ),
     "runs": Command("tunesmith.cli.runs:app", "List, show and remove runs. Without a command: list.", USE),
     "methods": Command("tunesmith.cli.lookup:methods", "List the ways to fine-tune, and when each is right.", LOOK),
     "catalog": Command(

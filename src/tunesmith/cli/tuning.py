@@ -71,4 +71,5 @@ def print_run(run: Run, *, as_json: bool) -> None:
     stdout().print(summary["verdict"], style="bold", markup=False, soft_wrap=True)
     if behind := summary.get("lineage"):
         print_pairs((("began from", as_text(behind, "this run")),))
-    print_pairs((("run", run.path), ("model", run.model_folder), ("report", run.report())))
+    there = summary.get("hosted", {}).get("model")  # at a provider
+    print_pairs((("run", run.path), ("model", there or run.model_folder), ("report", run.report())))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.errors import UsageError
 from tunesmith.events import Listener, Phase, nobody
 from tunesmith.planning import calibration, costs
 from tunesmith.planning.calibration import Correction
@@ -93,6 +94,9 @@ def gather(recipe: Recipe, on_event: Listener = nobody) -> tuple[Recipe, Path, l
     from tunesmith.models.cutting import base_folder
 
     recipe = recipe.resolved()
+    if recipe.method == "hosted":
+        fix = "`tunesmith hosted estimate RECIPE` says what a provider takes for it"
+        raise UsageError("nothing is trained on this machine", where="method", fix=fix)
     folder = base_folder(recipe, on_event)
     return recipe, folder, of_stages(recipe, lambda view, number: prepare(view, on_event=on_event))
 

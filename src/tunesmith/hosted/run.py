@@ -1,0 +1,308 @@
+"""``method: hosted``: a run whose fourth step is done by a provider, and measured like any other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tunesmith import runs
+from tunesmith.data.prepare import PreparedData
+from tunesmith.data.rows import Row
+from tunesmith.errors import UsageError
+from tunesmith.evaluation import answering, comparison, evaluate, in_context, report
+from tunesmith.evaluation.baselines import DEFAULT_SHOTS
+from tunesmith.evaluation.comparison import System
+from tunesmith.evaluation.metrics import evaluated, measure, truth
+from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.events import Listener, Notice, Phase
+from tunesmith.hosted import check, estimate, jobs, table
+from tunesmith.hosted.answers import Asker, Usage, as_outputs, questions_of, usage_of
+from tunesmith.hosted.client import Client, Job, connect
+from tunesmith.hosted.rules import ProviderRules
+from tunesmith.hosted.settings import Hosted
+from tunesmith.hosted.table import Rate, Table, find_model
+from tunesmith.recipe import Recipe
+from tunesmith.tasks import TASKS
+from tunesmith.training.stages import Trained
+
+UNMEASURED = {
+    "dpo": "a preference is measured by likelihoods, which providers do not give",
+    "reinforcement": "what the grader asks is measured by the provider alone",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A system at the provider on the test rows.
+
+    Attributes:
+        model: Its name there.
+        usage: What its calls took.
+        rate: What its tokens cost; ``None`` if nobody knows.
+    """
+
+    system: System
+    model: str
+    usage: Usage
+    rate: Rate | None
+
+
+def tune_and_measure(
+    folder: Path, recipe: Recipe, data: PreparedData, rules: ProviderRules, known: Table, tell: Listener
+) -> str:
+    """Send the data, have the model tuned, bring home what there is, and measure.
+
+    Args:
+        folder: The run's; what is in it already is gone on from.
+        recipe: Resolved.
+        data: Read by ``rules``.
+        rules: The provider's.
+        known: The table of prices.
+        tell: Told everything.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        DataError: The provider would not take the data.
+        UsageError: The model is past its last day, or no jobs are taken any more.
+        ProviderError: It refuses, or stays out of reach.
+        JobFailed: It could not tune the model.
+    """
+    settings = recipe.hosted or Hosted()
+    started = time.time()
+    refuse_closed(recipe, known, date.today())
+    checked = check.of_data(recipe, known, data, rules, check.of_model(recipe, known, date.today()))
+    checked.report.raise_errors()
+    cost = estimate.estimate(checked, recipe, known)
+    for warning in cost.warnings:
+        tell(Notice(level="warning", message=warning))
+    runs.write_json(folder / "plan.json", {"planned": cost.as_dict(), "measured": None})
+    client = connect(settings, known)
+    files = check.write_files(checked, recipe, folder / "sent")
+    seed = recipe.training.seed
+    intent = jobs.Intent.begin(folder, client, recipe.model, checked.method, settings, seed, files)
+    tell(Phase(step="tune", message=f"{recipe.model} at {client.provider.what} ({_dollars(cost.training_cost_usd)})"))
+    job = jobs.make(intent, client, settings, seed, files, tell)
+    job = jobs.follow(client, job, folder, settings, tell)
+    jobs.fetch(client, job, folder, tell)
+    seconds = float((job.finished_at or time.time()) - job.created_at)
+    facts = {
+        "tokens": job.trained_tokens or 0,
+        "tokens_per_second": (job.trained_tokens or 0) / seconds if seconds else 0.0,
+        "peak_memory_bytes": 0,
+        "trainable_parameters": 0,
+        "total_parameters": 0,
+    }
+    trained = Trained(None, facts, max(0.0, seconds))  # type: ignore[arg-type]  # the model is not here
+    paid = paid_for(job, recipe, known, cost.training_cost_usd)
+    runs.write_json(
+        folder / "plan.json",
+        {"planned": cost.as_dict(), "measured": {"trained_tokens": job.trained_tokens, "training_cost_usd": paid}},
+    )
+    hosted = {
+        "provider": settings.provider,
+        "job": job.id,
+        "model": job.tuned_model,
+        "trained_tokens": job.trained_tokens,
+        "training_cost_usd": paid,
+        "price_date": cost.price_date,
+    }
+    tell(Phase(step="evaluate", message=f"{job.tuned_model} at {client.provider.what}"))
+    reason = UNMEASURED.get(checked.method)
+    if reason is not None or not (len(data.test) or len(data.validation)):
+        return _leave_unmeasured(folder, recipe, trained, hosted, reason, tell)
+    return measure_hosted(folder, recipe, data, trained, job, client, known, hosted, started, tell)
+
+
+def refuse_closed(recipe: Recipe, known: Table, today: date) -> None:
+    """Stop before any work where the calendar says that it is in vain.
+
+    Raises:
+        UsageError: With what to do instead.
+    """
+    provider = known.provider((recipe.hosted or Hosted()).provider)
+    fix = "tune another model, at another `--provider`, or here: `tunesmith hosted import` takes an old job home"
+    found = find_model(provider, recipe.model)
+    if found and found[1].shutdown is not None and found[1].shutdown <= today:
+        raise UsageError(f"{found[0]} was shut down on {found[1].shutdown}", where="model", fix=fix)
+    if provider.jobs_until is not None and provider.jobs_until <= today:
+        raise UsageError(
+            f"{provider.what} takes no new fine-tuning jobs since {provider.jobs_until}",
+            where="hosted.provider",
+            fix=fix,
+        )
+
+
+def paid_for(job: Job, recipe: Recipe, known: Table, estimated: float | None) -> float | None:
+    """What the job cost by the tokens that the provider counted; without them, what was estimated."""
+    provider = known.provider((recipe.hosted or Hosted()).provider)
+    found = find_model(provider, recipe.model)
+    if job.trained_tokens is None or found is None or found[1].training is None:
+        return estimated
+    return job.trained_tokens * found[1].training / 1e6
+
+
+def measure_hosted(
+    folder: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    trained: Trained,
+    job: Job,
+    client: Client,
+    known: Table,
+    hosted: dict[str, Any],
+    started: float,
+    tell: Listener,
+) -> str:
+    """The same measurement and report as of a local run, of the tuned model and its rivals at the provider."""
+    task, settings = TASKS[recipe.task], recipe.evaluate
+    rows = evaluate.test_rows(recipe, data, tell)
+    right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
+    setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    asker = Asker(client, folder / "answers.jsonl", tell)
+    tuned, *others = _systems(recipe, data, rows, right, setting, job, asker, known, trained)
+    rivals = [other.system for other in others]
+    if task.answer == "label" and any(baseline.kind == "majority" for baseline in settings.baselines):
+        rivals.append(_majority(data, rows, right, setting, recipe))
+    comparisons = comparison.compare(tuned.system, rivals, right, settings)
+    verdict = comparison.verdict(tuned.system, rivals, comparisons, right)
+    evaluate.keep_answers(folder, task, rows, tuned.system, right)
+    usage = {asked.system.name: asked_as_dict(asked) for asked in (tuned, *others)}
+    baselines = {rival.name: rival.metrics for rival in rivals}
+    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    summary = evaluate.summarise(
+        folder, recipe, trained, tuned.system.metrics, baselines, verdict, sum(seconds.values())
+    )
+    section = _section(hosted | {"usage": usage})
+    summary |= {section.name: section.data}
+    content = evaluate.report_content(
+        folder, recipe, data, rows, right, tuned.system, rivals, comparisons, verdict, seconds, summary
+    )
+    report.write_report(folder, replace(content, sections=[section]))
+    runs.write_json(folder / "summary.json", summary)
+    return verdict
+
+
+def _systems(
+    recipe: Recipe,
+    data: PreparedData,
+    rows: Sequence[Row],
+    right: Truth,
+    setting: answering.Setting,
+    job: Job,
+    asker: Asker,
+    known: Table,
+    trained: Trained,
+) -> Iterator[Asked]:
+    """The tuned model, then each baseline of the recipe that can be asked there."""
+    settings, provider = recipe.evaluate, asker.client.provider
+    base = find_model(provider, recipe.model)
+    tuned_rate, base_rate = (base[1].tuned, base[1].base) if base else (None, None)
+    kinds = {baseline.kind: baseline for baseline in settings.baselines}
+    most = setting.generation.max_new_tokens
+
+    def asked(name: str, title: str, what: str, model: str, rate: Rate | None, shots: Any = None) -> Asked:
+        questions = questions_of(rows, setting, shots, asker.client)
+        answers = asker.ask(name, model, questions, most)
+        outputs = as_outputs(answers, rows, setting)
+        metrics = measure(outputs, right, settings)
+        setting.on_event(evaluated(name, outputs, metrics))
+        seconds = trained.seconds if name == "tuned" else 0.0
+        return Asked(
+            System(name, title, what, outputs, metrics, training_seconds=seconds), model, usage_of(answers), rate
+        )
+
+    model = job.tuned_model
+    if model is None:
+        raise UsageError(f"the job {job.id} names no tuned model", fix="look at it where it was made")
+    yield asked("tuned", f"{recipe.model}, tuned at {provider.what}", "the model that this run made", model, tuned_rate)
+    if "base" in kinds:
+        what = "the untuned model, asked without examples"
+        yield asked("base", f"{recipe.model}, 0 shots", what, recipe.model, base_rate)
+    if "few-shot" in kinds and len(data.train):
+        k = kinds["few-shot"].shots or DEFAULT_SHOTS
+        fixed = in_context.random_shots(data.train, k, setting.task, setting.labels, setting.seed)
+        what = f"the untuned model with the same {len(fixed)} examples in each prompt"
+        name, title = f"few-shot-{k}", f"{recipe.model}, {k} shots"
+        yield asked(name, title, what, recipe.model, base_rate, lambda row: fixed)
+    for baseline in settings.baselines:
+        if baseline.kind == "larger" and baseline.model:
+            other = find_model(provider, baseline.model)
+            what = "another model of the provider, untuned, asked without examples"
+            rate = other[1].base if other else None
+            yield asked(baseline.model, f"{baseline.model}, 0 shots", what, baseline.model, rate)
+
+
+def _majority(
+    data: PreparedData, rows: Sequence[Row], right: Truth, setting: answering.Setting, recipe: Recipe
+) -> System:
+    outputs: Outputs = answering.majority(data.train, rows, setting)
+    what = "always gives the commonest label of the training data"
+    return System("majority", "Majority class", what, outputs, measure(outputs, right, recipe.evaluate))
+
+
+def asked_as_dict(asked: Asked) -> dict[str, Any]:
+    """What a system is and took, for ``summary.json``."""
+    usage = asked.usage
+    cost = None
+    if asked.rate is not None and usage.calls:
+        whole = asked.rate.cost(usage.prompt_tokens, usage.written_tokens, usage.cached_tokens)
+        cost = 1000 * whole / usage.calls
+    return {"model": asked.model, **usage.as_dict(), "usd_per_1000_calls": cost}
+
+
+def _section(facts: dict[str, Any]) -> report.Section:
+    """The table of tokens, seconds and money of the report."""
+    rows = [
+        [
+            name,
+            str(found["model"]),
+            f"{found['prompt_tokens'] / max(1, found['calls']):,.0f}",
+            f"{found['cached_tokens'] / max(1, found['calls']):,.0f}",
+            f"{found['written_tokens'] / max(1, found['calls']):,.0f}",
+            f"{found['latency']:.2f} s",
+            _dollars(found["usd_per_1000_calls"]),
+        ]
+        for name, found in facts["usage"].items()
+    ]
+    lead = "Tokens as the provider counted them. `tunesmith hosted compare` says after how many calls tuning pays."
+    columns = [
+        "System",
+        "Model",
+        "Prompt tokens a call",
+        "of them cached",
+        "Written a call",
+        "Median time",
+        "1,000 calls",
+    ]
+    return report.Section("hosted", "What a call takes", lead, columns, rows, facts)
+
+
+def _dollars(value: float | None) -> str:
+    return "price not known" if value is None else f"${value:,.4g}"
+
+
+def _leave_unmeasured(
+    folder: Path, recipe: Recipe, trained: Trained, hosted: dict[str, Any], reason: str | None, tell: Listener
+) -> str:
+    verdict = f"Not measured: {reason or 'the recipe keeps no rows for it'}."
+    tell(Notice(level="info", message=verdict))
+    summary = evaluate.summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
+    runs.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})
+    return verdict
+
+
+def rules_and_table(recipe: Recipe) -> tuple[ProviderRules, Table]:
+    """What reading the data of a hosted recipe needs.
+
+    Raises:
+        UsageError: The table of prices is malformed.
+        NotFoundError: The provider is not in it.
+    """
+    known = table.load((recipe.hosted or Hosted()).prices)
+    return check.rules_of(recipe, known), known

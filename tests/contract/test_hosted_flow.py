@@ -1,0 +1,183 @@
+"""The whole way at a provider, against one that replies as the openai package's types say, and against our own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hosted_fake
+import serving
+from conftest import labelled_rows, write_jsonl
+from hosted_fake import KEY, Fault
+from tiny import Events
+from tunesmith import pipeline, recipe_file
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.hosted import client as clients
+from tunesmith.hosted import compare, jobs, openai_api, table
+from tunesmith.hosted.importing import bring_home
+from tunesmith.hosted.settings import Hosted
+from tunesmith.runs import Run, read_events
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[tuple[hosted_fake.Provider, str]]:
+    """A provider, its key in the environment, and no waiting."""
+    with pytest.MonkeyPatch.context() as patch, hosted_fake.provider() as (state, address):
+        patch.setenv("OPENAI_API_KEY", KEY)
+        patch.setattr(jobs, "FIRST_WAIT", 0.01)
+        patch.setattr(openai_api, "RETRIES", 0)
+        yield state, address
+
+
+def recipe(folder: Path, address: str, **more: Any) -> Any:
+    data = write_jsonl(folder / "reviews.jsonl", labelled_rows(120))
+    tree: dict[str, Any] = {
+        "task": "text-classification",
+        "model": "gpt-4.1-mini",
+        "method": "hosted",
+        "data": {"train": [str(data)], "test": 0.3},
+        "hosted": {"base_url": address, "poll_seconds": 0.01, "suffix": "reviews"},
+        "evaluate": {"resamples": 100},
+    }
+    return recipe_file.parse(recipe_file.merged(tree, more))
+
+
+@pytest.fixture(scope="module")
+def finished(there: tuple[hosted_fake.Provider, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("hosted")
+    return pipeline.run(recipe(folder, there[1]), run_dir=folder / "run")
+
+
+def test_a_hosted_run_is_measured_like_a_local_one(there: tuple[hosted_fake.Provider, str], finished: Run) -> None:
+    state, _ = there
+    summary = finished.summary()
+    assert finished.status == "finished" and len(state.jobs) == 1
+    assert finished.metrics["accuracy"].value > 0.8 > finished.baselines["base"]["accuracy"].value
+    assert set(finished.baselines) == {"base", "few-shot-5", "majority"}
+    assert finished.verdict.startswith("Tuning paid off") and finished.report().is_file()
+    hosted = summary["hosted"]
+    assert hosted["model"] == "ft:gpt-4.1-mini:org::ftjob-0" and hosted["job"] == "ftjob-0"
+    assert hosted["training_cost_usd"] == pytest.approx(3000 * 5 / 1e6)  # by the tokens that the provider counted
+    tuned, shots = hosted["usage"]["tuned"], hosted["usage"]["few-shot-5"]
+    assert tuned["calls"] == 34 and shots["prompt_tokens"] > 3 * tuned["prompt_tokens"]
+    by_hand = (
+        0.8 * (tuned["prompt_tokens"] - tuned["cached_tokens"])
+        + 0.2 * tuned["cached_tokens"]
+        + 3.2 * tuned["written_tokens"]
+    ) / 34e3
+    assert tuned["usd_per_1000_calls"] == pytest.approx(by_hand)
+    steps = [(event["step"], event["loss"]) for event in read_events(finished.path) if event["type"] == "step"]
+    assert steps == [(1, 1.0), (2, 0.5)]
+    validated = [event for event in read_events(finished.path) if event["type"] == "validated"]
+    assert validated[0]["metrics"] == {"loss": 0.5, "token_accuracy": 0.7}  # from the results file, sent in base64
+    assert json.loads((finished.path / "checkpoints.json").read_text())[0]["step_number"] == 1
+    sent = state.files["file-0"][1].decode().splitlines()
+    assert json.loads(sent[0])["messages"][-1]["content"] in ("positive", "negative")
+
+
+def test_the_key_is_in_no_text(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, address = there
+    caplog.set_level(logging.DEBUG)
+    state.faults += [
+        Fault("GET", "/files", 500, times=2),  # its message repeats the key
+        Fault("GET", r"/fine_tuning/jobs/ftjob-\d+", 400),
+    ]
+    heard = Events()
+    with pytest.raises(TunesmithError) as caught:
+        pipeline.run(recipe(tmp_path, address, training={"seed": 7}), run_dir=tmp_path / "run", on_event=heard)
+    assert "***" in str(caught.value)  # the place where it was
+    chain: list[str] = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        chain += [str(error), repr(error), repr(error.__dict__)]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    pipeline.resume(tmp_path / "run", on_event=heard)
+    files = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    known = table.load()
+    settings = Hosted(base_url=address)
+    connected = clients.connect(settings, known)
+    texts = [*chain, *files, caplog.text, repr(heard), repr(connected.key), repr(connected), str(vars(connected))]
+    assert any("***" in text for text in files)
+    assert not [text for text in texts if KEY in text]
+
+
+def test_compare_says_when_tuning_pays(finished: Run) -> None:
+    from datetime import date
+
+    found = compare.compare(finished, [], table.load(), calls_a_month=1_000_000, today=date(2026, 11, 27))
+    tuned, base, shots = found.ways
+    assert (tuned.tuned, base.tuned, shots.name) == (True, False, "openai few-shot-5")
+    assert found.tokens_saved_a_call == shots.prompt_tokens - tuned.prompt_tokens > 0  # type: ignore[operator]
+    point = found.break_even[0]
+    assert tuned.usd_per_1000_calls is not None and shots.usd_per_1000_calls is not None
+    saved = (shots.usd_per_1000_calls - tuned.usd_per_1000_calls) / 1000
+    if saved > 0:
+        assert point.calls == pytest.approx(0.015 / saved)
+    else:
+        assert point.calls is None and point.verdict.startswith("never")
+    picture = (finished.path / "cost.svg").read_text()
+    assert picture.startswith("<svg") and "var(--" not in picture and tuned.name in picture
+    assert json.loads((finished.path / "compare.json").read_text())["ways"][0]["name"] == tuned.name
+
+
+def test_a_job_comes_home_with_the_old_models_answers(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path, finished: Run
+) -> None:
+    client = clients.connect(Hosted(base_url=there[1]), table.load())
+    made, facts = bring_home(client, "ftjob-0", "smollm2-135m-instruct", tmp_path / "home", Events(), ask=5)
+    assert facts["training_rows"] == 78 and facts["old_answers"] == 5 and facts["validation_rows"] == 8
+    read = recipe_file.load(tmp_path / "home" / "recipe.yaml")
+    assert read == made and read.training.epochs == 3 and read.training.batch_size == 1
+    assert read.data.test == [str(tmp_path / "home" / "old_answers.jsonl")]
+    first = json.loads((tmp_path / "home" / "old_answers.jsonl").read_text().splitlines()[0])
+    assert first["messages"][-1]["content"] in ("positive", "negative")
+    with pytest.raises(UsageError, match="already"):
+        bring_home(client, "ftjob-0", "smollm2-135m-instruct", tmp_path / "home", Events())
+
+
+# --- the same with our own server -------------------------------------------------------------------------------------
+
+
+def test_the_whole_way_with_ones_own_server(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNESMITH_TOKEN", raising=False)
+    data = tmp_path / "chat.jsonl"
+    data.write_bytes(serving.jsonl(serving.chat_rows(40)))
+    tree = {
+        "task": "chat",
+        "model": "gpt-tiny",
+        "method": "hosted",
+        "data": {"train": [str(data)], "validation": 0.2, "test": 0.2},
+        "evaluate": {"resamples": 100, "baselines": ["base"], "generation": {"max_new_tokens": 4}},
+    }
+    with serving.server(tmp_path / "server", tiny_decoder, min_examples=10) as address:
+        hosted = {"provider": "tunesmith", "base_url": f"{address}/v1", "poll_seconds": 0.1, "epochs": 1}
+        heard = Events()
+        run = pipeline.run(recipe_file.parse(tree | {"hosted": hosted}), run_dir=tmp_path / "run", on_event=heard)
+        client = clients.connect(Hosted(**hosted), table.load())
+        assert [job.status for job in client.jobs(10)] == ["succeeded"]
+        files = {f"{name}_file": run.path / "sent" / f"{name}_file.jsonl" for name in ("training", "validation")}
+        settings = recipe_file.load(run.path / "recipe.yaml").hosted
+        assert settings is not None
+        (tmp_path / "again").mkdir()
+        again = jobs.Intent.begin(tmp_path / "again", client, "gpt-tiny", "supervised", settings, 0, files)
+        jobs.make(again, client, settings, 0, files, heard)
+        assert len(client.jobs(10)) == 1  # the same intent: the same job
+        _, facts = bring_home(client, client.jobs(1)[0].id, "smollm2-135m-instruct", tmp_path / "home", heard)
+    summary = run.summary()
+    assert summary["hosted"]["training_cost_usd"] == 0.0 and summary["hosted"]["model"].startswith("ft:gpt-tiny:local")
+    assert summary["hosted"]["trained_tokens"] > 0 and summary["hosted"]["usage"]["tuned"]["written_tokens"] > 0
+    assert set(run.metrics) >= {"exact_match", "chrf"} and set(run.baselines) == {"base"}
+    assert again.state["job"] == summary["hosted"]["job"]
+    steps = [event for event in read_events(run.path) if event["type"] == "step"]
+    assert steps and all(event["loss"] > 0 for event in steps)
+    assert (run.path / "results.csv").read_text().startswith("step,train_loss")
+    assert facts["training_rows"] + facts["validation_rows"] < 40
