@@ -155,7 +155,7 @@ def test_the_whole_way_with_ones_own_server(
         "task": "chat",
         "model": "gpt-tiny",
         "method": "hosted",
-        "data": {"train": [str(data)], "validation": 0.2, "test": 0.2},
+        "data": {"train": [str(data)], "validation": 0.0, "test": 0.2},
         "evaluate": {"resamples": 100, "baselines": ["base"], "generation": {"max_new_tokens": 4}},
     }
     with serving.server(tmp_path / "server", tiny_decoder, min_examples=10) as address:
@@ -164,7 +164,7 @@ def test_the_whole_way_with_ones_own_server(
         run = pipeline.run(recipe_file.parse(tree | {"hosted": hosted}), run_dir=tmp_path / "run", on_event=heard)
         client = clients.connect(Hosted(**hosted), table.load())
         assert [job.status for job in client.jobs(10)] == ["succeeded"]
-        files = {f"{name}_file": run.path / "sent" / f"{name}_file.jsonl" for name in ("training", "validation")}
+        files = {"training_file": run.path / "sent" / "training_file.jsonl"}
         settings = recipe_file.load(run.path / "recipe.yaml").hosted
         assert settings is not None
         (tmp_path / "again").mkdir()
@@ -180,4 +180,4 @@ def test_the_whole_way_with_ones_own_server(
     steps = [event for event in read_events(run.path) if event["type"] == "step"]
     assert steps and all(event["loss"] > 0 for event in steps)
     assert (run.path / "results.csv").read_text().startswith("step,train_loss")
-    assert facts["training_rows"] + facts["validation_rows"] < 40
+    assert 25 < facts["training_rows"] < 40
