@@ -363,6 +363,8 @@ def _of_hosted(recipe: Recipe, stage: Stage, kind: str | None, of: int) -> list[
             f"`training.{ignored[0]}` is for training on this machine: use `hosted.epochs`, `hosted.batch_size`, "
             "`hosted.learning_rate_multiplier` or `hosted.beta`"
         )
+    if recipe.quantize is not None:
+        problems.append("`quantize` needs the weights, and a provider keeps them: leave it out")
     graded = recipe.hosted is not None and recipe.hosted.grader is not None
     if graded != (recipe.task == "prompts"):
         problems.append("`hosted.grader` and `task: prompts` (rows without answers) belong together: give both")

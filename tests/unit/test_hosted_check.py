@@ -67,7 +67,7 @@ def checked(
         ({"messages": [turn("user"), turn("assistant", weight=0)]}, "all-weights-zero", "error"),
         ({"messages": [turn("user", weight=1), turn("assistant")]}, "weight-role", "error"),
         ({"messages": [turn("user"), turn("assistant", weight=0.5)]}, "bad-weight", "error"),
-        ({"messages": [turn("user"), {"role": "assistant"}]}, "empty-field", "error"),
+        ({"messages": [turn("user"), {"role": "assistant"}]}, "messages-shape", "error"),
         ({"messages": [turn("user", name="no spaces"), turn("assistant")]}, "bad-name", "error"),
         ({"messages": [turn("user", mood="good"), turn("assistant")]}, "extra-key", "warning"),
         ({**good(99), "topic": "x"}, "extra-key", "warning"),

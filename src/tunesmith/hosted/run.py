@@ -161,7 +161,7 @@ def measure_hosted(
 ) -> str:
     """The same measurement and report as of a local run, of the tuned model and its rivals at the provider."""
     task, settings = TASKS[recipe.task], recipe.evaluate
-    rows = evaluate.test_rows(recipe, data, tell)
+    rows = evaluate.rows_to_measure(recipe, data, tell)
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
     setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
     asker = Asker(client, folder / "answers.jsonl", tell)
