@@ -1,0 +1,143 @@
+"""Distillation on real data: what a smaller student keeps of its teacher, and what the teacher was good for.
+
+    python benchmarks/distill.py --out runs/distill                     all of it; what is done is not done again
+    python benchmarks/distill.py --out ... --only banking77 --seed 0    one run
+    python benchmarks/distill.py --out ... --rows 300                   a slice, to see that it runs; writes no results
+
+banking77: MiniLM-L6, tuned, teaches MiniLM-L3; three seeds, each against the same student on labels alone.
+pubmedqa: SmolLM2 cut to 15 of its 30 layers, taught by the whole of it on abstracts, against the same cut student
+without a teacher. A run that is stopped goes on where it was. Results go to `distill.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "src"))
+
+from acceptance import banking77  # noqa: E402
+from language import write_data  # noqa: E402
+
+from tunesmith import environment, pipeline, recipe_file  # noqa: E402
+from tunesmith.data.prepare import prepare  # noqa: E402
+from tunesmith.evaluation.answering import Setting, answer  # noqa: E402
+from tunesmith.learning_curve import over_seeds  # noqa: E402
+from tunesmith.models.saving import load_artefact  # noqa: E402
+from tunesmith.progress import shown  # noqa: E402
+from tunesmith.recipe import Evaluate, Generation  # noqa: E402
+from tunesmith.runs import Run, open_run, read_answers, write_json  # noqa: E402
+from tunesmith.tasks import TASKS  # noqa: E402
+
+RESULTS = HERE / "distill.json"
+SEEDS = (0, 1, 2)
+DISTILLATION = {"label_weight": 0.2, "temperature": 4.0}
+TRAINING = {"epochs": 6, "learning_rate": 1e-4, "dropout": 0, "compile": "off"}
+STAGES = [{"name": "probe", "parameters": {"kind": "none"}}, {"name": "tune", "parameters": {"kind": "full"}}]
+BASELINES = ["teacher", "without-teacher"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=("banking77", "pubmedqa"))
+    parser.add_argument("--seed", type=int, help="of banking77: this one alone")
+    parser.add_argument("--rows", type=int)
+    given = parser.parse_args()
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["sets"] if RESULTS.is_file() else {}
+    if given.only != "pubmedqa":
+        known["banking77"] = labels(given.out, SEEDS if given.seed is None else (given.seed,), given.rows)
+    if given.only != "banking77":
+        known["pubmedqa"] = text(given.out, given.rows)
+    print(json.dumps(known, indent=1))
+    if given.rows is None and given.seed is None:
+        write_json(RESULTS, {"environment": environment.describe(), "sets": known})
+
+
+def labels(out: Path, seeds: tuple[int, ...], rows: int | None) -> dict[str, Any]:
+    """MiniLM-L6 teaches MiniLM-L3 the intents of bank customers."""
+    data = banking77(out)["data"]
+    if rows:
+        data = {"train": data["train"], "columns": data["columns"], "max_rows": rows}
+    common = {"task": "text-classification", "data": data, "stages": STAGES}
+    taught = TRAINING | ({"epochs": 1} if rows else {})
+    first = common | {"model": "minilm-l6", "method": "full", "training": taught | {"epochs": 3}}
+    teacher = done(first | {"evaluate": {"baselines": []}}, out / "teacher")
+    found = []
+    for seed in seeds:
+        own = taught | {"seed": seed, "distillation": DISTILLATION | {"teacher": str(teacher.path)}}
+        tree = common | {"model": "minilm-l3", "method": "distillation", "training": own}
+        found.append(done(tree | {"evaluate": {"baselines": BASELINES}}, out / f"student-{seed}"))
+    distilled = np.asarray([right(run) for run in found])
+    alone = np.asarray([right_without_teacher(run) for run in found])
+    settings = Evaluate()
+    return {
+        "distillation": DISTILLATION,
+        "training": TRAINING,
+        "seeds": [run.summary()["distillation"] for run in found],
+        "distilled": over_seeds(distilled, settings).as_dict(),
+        "alone": over_seeds(alone, settings).as_dict(),
+        "difference": over_seeds(distilled - alone, settings).as_dict(),
+        "tuning_seconds": [run.summary()["tuning_seconds"] for run in found],
+        "teacher_seconds": teacher.summary()["tuning_seconds"],
+        "peak_memory_bytes": max(run.summary()["peak_memory_bytes"] for run in found),
+    }
+
+
+def text(out: Path, rows: int | None) -> dict[str, Any]:
+    """SmolLM2 teaches half of itself the language of abstracts: surprise at held-out ones, in bits per byte."""
+    paths = write_data(out, rows)
+    own = {"label_weight": 0.5, "cache": "sampled", "kept_tokens": 64}
+    training = {"epochs": 1, "learning_rate": 3e-4, "dropout": 0, "compile": "off", "checkpoint_steps": 10}
+    tree = {
+        "task": "language-modeling",
+        "model": "smollm2-135m-instruct",
+        "student": {"layers": 15},
+        "method": "distillation",
+        "data": {"train": str(paths["abstracts"]), "max_rows": rows or 500, "max_length": 256},
+        "training": training | {"distillation": own},
+        "evaluate": {"baselines": ["base", *BASELINES], "limit": 40, "general": None},
+    }
+    summary = done(tree, out / "half").summary()
+    kept = ("distillation", "tuning_seconds", "tokens", "tokens_per_second", "peak_memory_bytes")
+    return {"settings": own, "training": training} | {name: summary[name] for name in kept}
+
+
+def done(tree: dict[str, Any], folder: Path) -> Run:
+    """The finished run of a recipe; one that was begun goes on."""
+    if (folder / "summary.json").exists():
+        return open_run(folder)
+    with shown() as on_event:
+        if (folder / "recipe.yaml").exists():
+            return pipeline.resume(folder, on_event=on_event)
+        return pipeline.run(recipe_file.parse(tree), run_dir=folder, on_event=on_event)
+
+
+def right(run: Run) -> list[int]:
+    """Right or wrong on each test row, in the order of the keys."""
+    return [int(a.answer == a.reference) for a in sorted(read_answers(run), key=lambda answer: answer.key)]
+
+
+def right_without_teacher(run: Run) -> list[int]:
+    """The same of the student that was trained beside it on labels alone."""
+    kept = run.path / "without-teacher" / "right.json"
+    if not kept.exists():
+        rows = sorted(prepare(run.recipe).test, key=lambda row: row.key)
+        model, notes = load_artefact(run.path / "without-teacher" / "model")
+        task = TASKS["text-classification"]
+        outputs = answer(model, rows, Setting(task, notes.labels, None, Generation()))
+        assert outputs.probabilities is not None and notes.labels
+        chosen = [notes.labels[number] for number in outputs.probabilities.argmax(1)]
+        write_json(kept, [int(one == task.target_text(row)) for one, row in zip(chosen, rows, strict=True)])
+    found: list[int] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
+if __name__ == "__main__":
+    main()
