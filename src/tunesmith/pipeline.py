@@ -185,10 +185,10 @@ def _refuse_trained_on(prepared: PreparedData) -> None:
 def _refuse_foreign_teachers(recipe: Recipe, base: Path) -> None:
     """A teacher that cannot teach this student is found out before anything is trained."""
     for stage in recipe.stages:
-        if stage.objective == "distill" and stage.training is not None:
+        if stage.objective == "distill":
             from tunesmith.objectives.teacher import refuse_other_tokens
 
-            refuse_other_tokens(recipe.of_stage(stage), stage.training, base)
+            refuse_other_tokens(recipe.of_stage(stage), stage, base)
 
 
 def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedData], tell: Listener) -> Plan:

@@ -337,3 +337,27 @@ def test_a_model_cannot_be_cut_to_more_than_it_has(teacher: Path, reviews: Path,
     tree = classification(teacher, reviews) | {"student": {"layers": 3}}
     with pytest.raises(RecipeError, match="has 2 layers, of which 3 cannot be kept"):
         tune(tmp_path / "run", **tree)
+
+
+def test_a_head_is_fitted_first_and_words_are_tagged(
+    teacher: Path, tiny_encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    stages = [{"name": "probe", "parameters": {"kind": "none"}}, {"name": "tune"}]
+    tree = classification(teacher, reviews, teacher=str(teacher)) | {"student": None, "stages": stages}
+    assert tune(tmp_path / "probe", **tree | {"model": str(tiny_encoder)}).metrics["accuracy"].value > 0.5
+    spans = write_jsonl(tmp_path / "spans.jsonl", tiny.tagged_rows(60))
+    tags = {"task": "token-classification", "data": {"train": str(spans)}}
+    training = {"max_steps": 4, "dropout": 0}
+    first = tune(tmp_path / "tagger", **tags, model=str(tiny_encoder), method="full", training=training)
+    taught = training | {"distillation": {"divergence": "reverse-kl"}}
+    student = tune(
+        tmp_path / "tags", **tags, model=str(first.path), method="distillation", student={"layers": 1}, training=taught
+    )
+    assert "span_f1" in student.metrics
+
+
+def test_an_adapter_on_a_cut_model_learns_and_is_loaded_again(tiny_decoder: Path, asked: Path, tmp_path: Path) -> None:
+    tree = writing(tiny_decoder, asked) | {"parameters": {"kind": "lora", "rank": 2}}
+    run = tune(tmp_path / "run", **tree)
+    assert (run.model_folder / "adapter_config.json").is_file()
+    assert len(Run(run.path).predict(["what is the capital of france"])) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics as descriptive
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,33 +57,53 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One system in the table; ``gap`` is what the distilled student has more than it."""
+
+    name: str
+    title: str
+    value: Interval
+    gap: Interval | None
+    size: Size | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        gap = None if self.gap is None else self.gap.as_dict()
+        return {"value": self.value.as_dict(), "distilled_minus": gap, **(asdict(self.size) if self.size else {})}
+
+    def cells(self) -> list[str]:
+        """For the report."""
+        size = self.size
+        return [
+            self.title,
+            self.value.format(),
+            "–" if self.gap is None else self.gap.format(signed=True),
+            f"{size.parameters:,}" if size else "–",
+            format_size(size.bytes) if size else "–",
+            f"{size.milliseconds:.1f} ms" if size else "–",
+        ]
+
+
+@dataclass(frozen=True)
 class Results:
     """The same in figures; intervals are paired by row.
 
     Attributes:
         metric: The one that decides.
-        lines: Title -> value, difference of the distilled student to it, and size.
+        lines: Teacher, student before, student without the teacher, and the distilled one, as far as measured.
         kept: Share of the teacher's lead over the student as it was before that the student has now.
         closed: Share of the teacher's lead over the student trained without it that the teacher closed.
     """
 
     metric: str
-    lines: list[tuple[str, str, Interval, Interval | None, Size | None]]
+    lines: list[Line]
     kept: Interval | None = None
     closed: Interval | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        systems = {
-            name: {
-                "value": value.as_dict(),
-                "distilled_minus": None if gap is None else gap.as_dict(),
-                **({} if size is None else vars(size)),
-            }
-            for name, _, value, gap, size in self.lines
-        }
         shares = {"kept": self.kept, "closed": self.closed}
-        return {"metric": self.metric, "systems": systems} | {
+        return {"metric": self.metric, "systems": {line.name: line.as_dict() for line in self.lines}} | {
             name: None if share is None else share.as_dict() for name, share in shares.items()
         }
 
@@ -215,7 +235,7 @@ def results(lesson: Lesson, tuned: System, others: Sequence[System], right: Trut
     ours = found[tuned.name]
     titles = {TEACHER: "teacher", "base": "student before", ALONE: "student without the teacher"}
     sizes = {TEACHER: lesson.teacher}
-    lines: list[tuple[str, str, Interval, Interval | None, Size | None]] = []
+    lines = []
     for system in wanted:
         gap, _ = bootstrap_difference(
             ours,
@@ -225,19 +245,21 @@ def results(lesson: Lesson, tuned: System, others: Sequence[System], right: Trut
             seed=settings.seed,
         )
         size = sizes.get(system.name, lesson.student)
-        lines.append((system.name, titles[system.name], system.metrics[metric], gap, size))
-    lines.append(("distilled", "student distilled", tuned.metrics[metric], None, lesson.student))
+        lines.append(Line(system.name, titles[system.name], system.metrics[metric], gap, size))
+    lines.append(Line("distilled", "student distilled", tuned.metrics[metric], None, lesson.student))
 
     def share(floor: str) -> Interval | None:
-        """How much of the way from a floor to the teacher was gone."""
+        """How much of the way from a floor to the teacher was gone; ``None`` where the teacher's lead is not shown."""
         if floor not in found or TEACHER not in found:
             return None
         way = [found[name] for name in (tuned.name, floor, TEACHER)]
         student, low, high = resampled(way, resamples=settings.resamples, seed=settings.seed)
-        if way[1].value == way[2].value or np.any(high == low):
+        lead = percentiles((high - low) * (1 if METRICS[metric].higher_is_better else -1), settings.confidence)
+        if lead[0] <= 0:
             return None
         value = (way[0].value - way[1].value) / (way[2].value - way[1].value)
-        limits = percentiles((student - low) / (high - low), settings.confidence)
+        with np.errstate(divide="ignore", invalid="ignore"):  # rare resamples in which the teacher leads by nothing
+            limits = percentiles(np.nan_to_num((student - low) / (high - low)), settings.confidence)
         return Interval(value, min(limits[0], value), max(limits[1], value))
 
     return Results(metric, lines, share("base"), share(ALONE))
@@ -246,15 +268,7 @@ def results(lesson: Lesson, tuned: System, others: Sequence[System], right: Trut
 def section(found: Results) -> Section:
     """For the report."""
     metric = METRICS[found.metric]
-    rows = [
-        [
-            title,
-            value.format(),
-            "–" if gap is None else gap.format(signed=True),
-            *(("–",) * 3 if size is None else _cells(size)),
-        ]
-        for _, title, value, gap, size in found.lines
-    ]
+    rows = [line.cells() for line in found.lines]
     shares = [
         ("of the teacher's lead over the student before, the student has now", found.kept),
         ("of the teacher's lead over the student without it, teaching closed", found.closed),
@@ -266,7 +280,3 @@ def section(found: Results) -> Section:
     )
     columns = ["System", metric.title, "Distilled minus it", "Parameters", "Weights", "Time for one row"]
     return Section("distillation", "What the student kept of its teacher", lead, columns, rows, found.as_dict())
-
-
-def _cells(size: Size) -> list[str]:
-    return [f"{size.parameters:,}", format_size(size.bytes), f"{size.milliseconds:.1f} ms"]

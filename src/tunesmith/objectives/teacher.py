@@ -15,10 +15,11 @@ from tunesmith.data.rows import Row
 from tunesmith.errors import RecipeError
 from tunesmith.events import Listener
 from tunesmith.models import attention, inference, packing
+from tunesmith.models.forms import answer_form
 from tunesmith.models.load import load_config, load_model, load_tokenizer, natural_form, trained_labels
 from tunesmith.models.model import Model, decoder_of
 from tunesmith.models.saving import load_artefact, read_notes
-from tunesmith.recipe import Generation, Recipe, Training
+from tunesmith.recipe import WRITTEN, Generation, Recipe, Stage, Training
 from tunesmith.tasks import TASKS
 
 PLACE = "training.distillation.teacher"
@@ -117,28 +118,43 @@ def refuse_unfit(teacher: Model, student: Model) -> None:
         )
 
 
-def refuse_other_tokens(recipe: Recipe, training: Training, base: Path) -> None:
-    """Find out, before anything is loaded, that teacher and student do not read the same tokens where they must.
+def refuse_other_tokens(recipe: Recipe, stage: Stage, base: Path) -> None:
+    """Find out, before any weight is loaded, that teacher and student do not read the same tokens where they must.
 
     Scores of labels can be learned from a teacher that reads in its own way; distributions of tokens, and states of
     tokens, cannot.
 
+    Args:
+        recipe: As the stage sees it.
+        stage: One that distils.
+        base: Folder of the student.
+
     Raises:
         RecipeError: Says which choice needs the same tokens, and what does not.
     """
-    own = training.distillation
-    token_by_token = recipe.task != "text-classification" or own.hidden_weight or own.attention_weight
-    if own.is_server or not own.needs_scores or not token_by_token:
+    assert stage.training is not None, "the recipe is resolved"
+    own = stage.training.distillation
+    form, _ = answer_form(recipe, stage, load_config(base))
+    if not own.needs_scores:
         return
-    name = name_of(recipe, training)
+    by_text = "learn from what the teacher writes (`distillation: {answers: teacher}`)"
+    if form in ("seq2seq", "mask"):
+        raise RecipeError(
+            f"{recipe.model} is an {'encoder-decoder' if form == 'seq2seq' else 'encoder that fills in words'}, which "
+            "cannot learn its teacher's distributions here",
+            where="model",
+            fix=by_text if form == "seq2seq" else "distil it for a task with labels, or take a causal language model",
+        )
+    name = name_of(recipe, stage.training)
+    if form == "classify" and not (own.hidden_weight or own.attention_weight):
+        return
     if not same_tokens(load_tokenizer(folder_of(name)), load_tokenizer(base)):
-        by_text = "text-generation" in recipe.task or recipe.task in ("chat", "summarization")
         raise RecipeError(
             f"the teacher {name} and the student {recipe.model} have different tokenizers, so what one says of a "
             "token means nothing to the other",
             where=PLACE,
-            fix="learn from what the teacher writes (`distillation: {answers: teacher}`)"
-            if by_text
+            fix=by_text
+            if recipe.task in WRITTEN
             else "take a student with the teacher's tokenizer, or cut it from the teacher (`student: {layers: 6}`)",
         )
 

@@ -87,6 +87,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             base = base if apart or aside else result
             earlier.append(Earlier(view, place, prepared))
             continue
+        prepared = taught(prepared, view, stage, place, tell)
         identity = _identity(recipe, prepared)
         _refuse_foreign_checkpoint(place, identity)
         if recipe.task == "image-classification":
@@ -131,7 +132,6 @@ def _train_stage(
     if form == "score" and recipe.precision == "auto" and pooling_of(base) is None:
         dtype = torch.float32  # a stock head has the type of the base, and 56.4 in bf16 is 56.5
     tell(Phase(step="tune", message=f"stage {stage.name}: {objective_name}, {stage.parameters.kind}, {dtype}"))
-    prepared = taught(prepared, recipe, stage, place, tell)
     settings = with_defaults(
         stage.training,
         kind=stage.parameters.kind,

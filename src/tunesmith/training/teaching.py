@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from tunesmith.data.prepare import PreparedData, prepare
 from tunesmith.data.rows import Row, content_key
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Phase, Progress
+from tunesmith.models.cutting import fingerprint
 from tunesmith.objectives import server_teacher
 from tunesmith.objectives.distill import UNLABELLED
 from tunesmith.objectives.teacher import folder_of, name_of
@@ -33,7 +33,7 @@ Write = Callable[[Sequence[Row], int], list[str]]
 
 
 def taught(data: PreparedData, recipe: Recipe, stage: Stage, place: Path, tell: Listener) -> PreparedData:
-    """The data of a stage with what its teacher adds; as they are if it has none, or adds nothing.
+    """The data of a stage with what its teacher adds, and the teacher as part of their identity; as they are without.
 
     Args:
         data: As the recipe has them.
@@ -42,16 +42,19 @@ def taught(data: PreparedData, recipe: Recipe, stage: Stage, place: Path, tell: 
         place: The stage's folder, in which answers are kept: a resumed run does not ask again.
         tell: Told what is asked.
     """
+    trains = stage.parameters is not None and stage.parameters.kind not in ("none", "in-context")
+    if stage.objective != "distill" or not trains:
+        return data
     assert stage.training is not None
     own = stage.training.distillation
-    if stage.objective != "distill":
-        return data
     if own.unlabelled:
         data = dataclasses.replace(data, train=[*data.train, *_unlabelled(recipe, own.unlabelled, data, tell)])
     if own.answers == "teacher":
         rows = _answered(recipe, stage.training, data.train, place / "teacher_answers.jsonl", tell)
         data = dataclasses.replace(data, train=rows)
-    return data
+    added = own.unlabelled or own.answers == "teacher"
+    known = [data.fingerprint, _teacher(recipe, stage.training), [row.key for row in data.train] if added else []]
+    return dataclasses.replace(data, fingerprint=content_key(known))
 
 
 # --- texts without labels -----------------------------------------------------------------
@@ -131,17 +134,15 @@ def _written(recipe: Recipe, training: Training, rows: Sequence[Row], kept: Path
 
 def _identity(recipe: Recipe, training: Training, rows: Sequence[Row]) -> str:
     """Of all that decides what the teacher writes."""
-    own = training.distillation
-    name = name_of(recipe, training)
-    if own.is_server:
-        teacher = f"{name} {own.teacher_model}"
-    else:
-        from tunesmith.models.cutting import fingerprint
+    how = training.distillation.written.model_dump(include={"per_prompt", "temperature", "max_new_tokens"})
+    asked = [_teacher(recipe, training), how, training.seed, recipe.system_prompt, [row.key for row in rows]]
+    return content_key(asked)
 
-        teacher = fingerprint(folder_of(name))
-    how = own.written.model_dump(include={"per_prompt", "temperature", "max_new_tokens"})
-    asked = [teacher, how, training.seed, recipe.system_prompt, [row.key for row in rows]]
-    return hashlib.sha256(content_key(asked).encode()).hexdigest()[:16]
+
+def _teacher(recipe: Recipe, training: Training) -> str:
+    """Who teaches: by the content of the teacher's files, or by address and name."""
+    name, own = name_of(recipe, training), training.distillation
+    return f"{name} {own.teacher_model}" if own.is_server else fingerprint(folder_of(name))
 
 
 def _read(kept: Path, identity: str) -> list[list[str]]:
