@@ -234,6 +234,10 @@ class OnPolicy(Distill):
 
     reads_prompts = True
 
+    def __init__(self, settings: Training) -> None:
+        super().__init__(settings)
+        self.skips_frozen = False  # each step has new texts
+
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Load the teacher, which stays."""
         super().start(model, sets, folder, tell)
