@@ -356,12 +356,22 @@ def test_no_request_field_turns_remote_code_on(client: TestClient, tokens: dict[
     body = {"model": "gpt-tiny", "training_file": "x", "trust_remote_code": True}
     answer = client.post("/v1/fine_tuning/jobs", headers=as_user(tokens, "a"), json=body)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "trust_remote_code"
-    sources = Path(auth.__file__).parent.rglob("*.py")
-    for source in sources:  # nothing is handed to a shell, unpickled or evaluated anywhere in the server
-        text = source.read_text()
-        assert not re.search(r"shell=True|pickle\.|torch\.load|\beval\(|\bexec\(|os\.system|trust_remote_code", text), (
-            source
-        )
+
+
+CODE = re.compile(
+    r"shell=True|\bpickle\.|joblib|torch\.load\(|(?<![.\w])(?:eval|exec)\(|os\.system\(|trust_remote_code=True"
+)
+ALLOWED = {
+    "catalog/models.py": 'torch.load(Path(scratch) / member, map_location="cpu", weights_only=True)',
+    "rewards/sandbox.py": "exec(code, names)",  # a grader's Python, in a process of its own
+}
+
+
+def test_nothing_is_handed_to_a_shell_unpickled_or_evaluated() -> None:
+    root = Path(auth.__file__).parents[1]
+    for source in root.rglob("*.py"):
+        text, name = source.read_text(), source.relative_to(root).as_posix()
+        assert not CODE.search(text.replace(ALLOWED.get(name, "\0"), "")), name
 
 
 def test_code_of_a_request_runs_only_where_the_server_was_told_so(tmp_path: Path, tiny_decoder: Path) -> None:

@@ -71,25 +71,30 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=180)
 
-    def job_processes(self) -> list[psutil.Process]:
-        """Those that were forked for jobs: grandchildren of the server."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children()
-            return [grandchild for child in children for grandchild in child.children()]
-        return []
-
-    def create(self, count: int, seed: int = 3) -> list[str]:
-        sent = self.client.post(
-            "/v1/files", files={"file": ("a.jsonl", jsonl(chat_rows(24)))}, data={"purpose": "fine-tune"}
-        ).json()
-        body = {"model": "killable", "training_file": sent["id"], "seed": seed}
-        return [self.client.post("/v1/fine_tuning/jobs", json=body).json()["id"] for _ in range(count)]
+    def create(self, count: int) -> list[str]:
+        return create(self.client, "killable", count)
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
 
     def weights(self, job_id: str) -> dict[str, str]:
         return tiny.sha256s(self.data / "jobs" / job_id / "run" / "model")
+
+
+def create(client: httpx2.Client, model: str, count: int) -> list[str]:
+    sent = client.post(
+        "/v1/files", files={"file": ("a.jsonl", jsonl(chat_rows(24)))}, data={"purpose": "fine-tune"}
+    ).json()
+    body = {"model": model, "training_file": sent["id"], "seed": 3}
+    return [client.post("/v1/fine_tuning/jobs", json=body).json()["id"] for _ in range(count)]
+
+
+def job_processes(server: int) -> list[psutil.Process]:
+    """Those that were forked for jobs: grandchildren of the server."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(server).children()
+        return [grandchild for child in children for grandchild in child.children()]
+    return []
 
 
 @pytest.fixture
@@ -123,13 +128,13 @@ def test_killed_at_random_moments(server: Server) -> None:
         kind = "server" if number % 5 == 2 else "job"
         if _all_ended(server, jobs):
             jobs += server.create(1)
-        serving.wait_for(lambda: any(_disturbable(server, unbroken)))
+        serving.wait_for(lambda: any(_disturbable(server.process.pid, unbroken)))
         time.sleep(chance.random() * 1.5)
         if kind == "server":
             server.kill()
             server.start()
             kills["server"] += 1
-        elif victims := _disturbable(server, unbroken):
+        elif victims := _disturbable(server.process.pid, unbroken):
             chance.choice(victims).kill()
             kills["job"] += 1
     serving.wait_for(lambda: _all_ended(server, [unbroken, *jobs]), 400)
@@ -149,10 +154,10 @@ def test_killed_at_random_moments(server: Server) -> None:
         assert len({event["id"] for event in listed}) == len(listed)
 
 
-def _disturbable(server: Server, spared: str) -> list[psutil.Process]:
+def _disturbable(server: int, spared: str) -> list[psutil.Process]:
     """Processes of jobs but for the one that shall run through: known by the log that they hold open."""
     found = []
-    for process in server.job_processes():
+    for process in job_processes(server):
         with contextlib.suppress(psutil.Error, OSError):
             log = os.readlink(f"/proc/{process.pid}/fd/1")
             if "/jobs/" in log and f"/{spared}/" not in log:
@@ -165,17 +170,22 @@ def _all_ended(server: Server, jobs: list[str]) -> bool:
 
 
 def test_a_job_that_dies_again_and_again_fails_with_the_reason(tmp_path: Path, tiny_decoder: Path) -> None:
-    server = Server(tmp_path, tiny_decoder, workers=1, poll_seconds=0.05, max_attempts=2)
-    try:
-        (job,) = server.create(1)
+    ours = os.getpid()  # the server is in this process
+    with (
+        serving.server(tmp_path / "data", tiny_decoder, max_attempts=2, poll_seconds=0.05) as address,
+        httpx2.Client(base_url=address, timeout=120) as client,
+    ):
+        (job,) = create(client, "slow", 1)
+
+        def shown() -> dict[str, Any]:
+            return client.get(f"/v1/fine_tuning/jobs/{job}").json()
+
         for _ in range(2):
-            serving.wait_for(lambda: _disturbable(server, "none"))[0].kill()
-            serving.wait_for(lambda: not _disturbable(server, "none") or server.job(job)["status"] == "failed")
-        serving.wait_for(lambda: server.job(job)["status"] == "failed")
-        error = server.job(job)["error"]
+            serving.wait_for(lambda: _disturbable(ours, "none"))[0].kill()
+            serving.wait_for(lambda: not _disturbable(ours, "none") or shown()["status"] == "failed")
+        serving.wait_for(lambda: shown()["status"] == "failed")
+        error = shown()["error"]
         assert error["code"] == "process_died" and "signal 9" in error["message"] and "memory" in error["message"]
-    finally:
-        server.kill()
 
 
 def test_a_server_that_is_stopped_lets_its_jobs_save_themselves(server: Server) -> None:
