@@ -296,6 +296,8 @@ def impossible_pairs(recipe: Recipe) -> list[str]:
         apart = kind is not None and not (fit_before or fit_after) and (kind == "none") != nothing_trains
         if apart and recipe.method != "hosted":
             problems.append("`parameters: {kind: none}` and `method: features` belong together: give both or neither")
+        if isinstance(parameters, NoParameters):
+            problems += _of_fits(parameters, task, last=number == len(stages))
         if kind == "none" and task not in CLASSICAL and recipe.method != "hosted":
             problems.append(f"`parameters: {{kind: none}}` fits a classifier; `{task}` has no labels: use `kind: lora`")
         problems += _of_few_shot(recipe, task, objective, kind, len(stages))
@@ -368,6 +370,18 @@ def _of_hosted(recipe: Recipe, stage: Stage, kind: str | None, of: int) -> list[
     graded = recipe.hosted is not None and recipe.hosted.grader is not None
     if graded != (recipe.task == "prompts"):
         problems.append("`hosted.grader` and `task: prompts` (rows without answers) belong together: give both")
+    return problems
+
+
+def _of_fits(parameters: NoParameters, task: TaskName, *, last: bool) -> list[str]:
+    """The same for fits on frozen features."""
+    problems = []
+    if parameters.head != "logistic" and task not in ("text-classification", "image-classification"):
+        problems.append(f"`head: {parameters.head}` gives one label a text; for `{task}` leave out `head`")
+    if parameters.head in ("knn", "boosting", "best") and not last:
+        problems.append(f"`head: {parameters.head}` may be no linear layer, which the next stage needs: use `svm`")
+    if parameters.layer is not None and task == "image-classification":
+        problems.append("`layer` is for models of text: leave it out")
     return problems
 
 

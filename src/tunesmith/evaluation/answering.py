@@ -23,7 +23,7 @@ from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
 from tunesmith.evaluation.rewarded import Judges
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
-from tunesmith.models import inference, vision
+from tunesmith.models import inference, vectors, vision
 from tunesmith.models.model import TEXT_HEADS, Model
 from tunesmith.models.vision import ImageClassifier
 from tunesmith.recipe import Generation
@@ -343,26 +343,28 @@ def by_features(head: LinearHead, model: Model, rows: Sequence[Row], setting: Se
 def fit_features(model: Model, train: Sequence[Row], validation: Sequence[Row], setting: Setting) -> LinearHead:
     """Fit that head: the penalty is chosen on the validation rows."""
     labels = setting.labels or []
-
-    def features_of(rows: Sequence[Row]) -> tuple[np.ndarray, Any]:
-        if isinstance(model.network, ImageClassifier):
-            found = vision.vectors(model.network, model.folder, _paths(rows, setting.task), on_event=setting.on_event)
-        else:
-            found = inference.embeddings(model, encode_rows(model, rows, setting.task), on_event=setting.on_event)
-        right = [setting.task.reference(row) for row in rows]
-        if setting.task.answer == "score":
-            return found, np.array(right)
-        if setting.task.answer == "labels":
-            return found, label_set_metrics.references(Truth("labels", right, labels))
-        return found, [labels.index(label) for label in right]
-
-    features, wanted = features_of(train)
-    chosen_on = features_of(validation) if len(validation) else None
+    features, wanted = features_and_answers(model, train, setting)
+    chosen_on = features_and_answers(model, validation, setting) if len(validation) else None
     if setting.task.answer == "score":
         return fit_score_head(features, wanted, chosen_on)
     if setting.task.answer == "labels":
         return fit_label_heads(features, wanted, chosen_on)
     return fit_linear_head(features, wanted, len(labels), chosen_on)
+
+
+def features_and_answers(model: Model, rows: Sequence[Row], setting: Setting) -> tuple[np.ndarray, Any]:
+    """Vectors of rows, (N, d) float64, and their right answers as numbers: of labels, of sets of labels, or scores."""
+    labels = setting.labels or []
+    if isinstance(model.network, ImageClassifier):
+        found = vision.vectors(model.network, model.folder, _paths(rows, setting.task), on_event=setting.on_event)
+    else:
+        found = vectors.of_texts(model, encode_rows(model, rows, setting.task), setting.on_event)
+    right = [setting.task.reference(row) for row in rows]
+    if setting.task.answer == "score":
+        return found, np.array(right)
+    if setting.task.answer == "labels":
+        return found, label_set_metrics.references(Truth("labels", right, labels))
+    return found, [labels.index(label) for label in right]
 
 
 def _paths(rows: Sequence[Row], task: Task) -> list[Path]:

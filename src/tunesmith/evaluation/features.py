@@ -52,6 +52,7 @@ class LinearHead:
 
     def copy_to(self, network: SentenceClassifier | ImageClassifier) -> None:
         """Make this the head of a network: then the fit is saved and served like any tuned model."""
+        assert isinstance(network.classifier, torch.nn.Linear)
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(self.weight))
             network.classifier.bias.copy_(torch.from_numpy(self.bias))
@@ -82,7 +83,7 @@ def fit_linear_head(
 
     def fit(scaled: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         found = LogisticRegression(C=penalty, max_iter=1000).fit(scaled, np.asarray(labels))
-        return _all_classes(found.coef_, found.intercept_, num_labels)
+        return rows_of_classes(found.coef_, found.intercept_, num_labels)
 
     def accuracy(head: LinearHead, asked: np.ndarray) -> float:
         assert validation is not None
@@ -147,18 +148,10 @@ def _best(
     features: np.ndarray, fit: Fit, penalties: Sequence[float], quality: Quality, validation: np.ndarray | None
 ) -> LinearHead:
     """The best head of those that the penalties give, with the standardisation folded into its weights."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(features)
-    spread = np.sqrt(scaler.var_)
-    # A dimension that hardly varies would get an enormous weight when the scaling is folded in: it gets none.
-    scale = np.where(spread > CONSTANT_SHARE * spread.max(), spread, np.inf)
-    scaled = (features - scaler.mean_) / scale
+    scaled, mean, scale = standardised(features)
     best: LinearHead | None = None
     for penalty in penalties if validation is not None and len(validation) else (1.0,):
-        weight, bias = fit(scaled, penalty)
-        weight = weight / scale
-        head = LinearHead(weight, bias - weight @ scaler.mean_, penalty, None)
+        head = LinearHead(*fold_scaling(*fit(scaled, penalty), mean, scale), penalty, None)
         if validation is None or not len(validation):
             return head
         found = quality(head, validation)
@@ -168,7 +161,26 @@ def _best(
     return best
 
 
-def _all_classes(coefficients: np.ndarray, intercepts: np.ndarray, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+def standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of mean 0 and spread 1, and the means and spreads (d,) that they had."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    spread = np.sqrt(scaler.var_)
+    # A dimension that hardly varies would get an enormous weight when the scaling is folded in: it gets none.
+    scale = np.where(spread > CONSTANT_SHARE * spread.max(), spread, np.inf)
+    return (features - scaler.mean_) / scale, scaler.mean_, scale
+
+
+def fold_scaling(
+    weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and biases for features as they are, from those for standardised ones."""
+    weight = weight / scale
+    return weight, bias - weight @ mean
+
+
+def rows_of_classes(coefficients: np.ndarray, intercepts: np.ndarray, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
     """One row a class: scikit-learn keeps a single row for two classes (that of the second)."""
     if num_labels == 2:
         zeros = np.zeros_like(coefficients)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +130,28 @@ def _load(source: Path) -> Any:
 
 def _keep_layers(network: Any, kept: int) -> list[int]:
     """Drop layers in place, and what the configuration says of each of them."""
-    layers = layers_of(network)
+    chosen = kept_layers(len(layers_of(network)), kept)
+    keep_layers(network, chosen, where="student.layers")
+    return chosen
+
+
+def keep_layers(network: Any, chosen: Sequence[int], *, where: str) -> None:
+    """Drop all other layers in place, and what the configuration says of each of them.
+
+    Raises:
+        RecipeError: There are no such layers, or it is an encoder-decoder model.
+    """
+    layers, kept = layers_of(network), len(chosen)
     count = next((name for name in COUNTS if getattr(network.config, name, None) == len(layers)), None)
     holder = next((m for m in network.modules() if isinstance(m, nn.ModuleList) and list(m) == layers), None)
-    if count is None or holder is None or kept > len(layers) or network.config.is_encoder_decoder:
+    missing = max(chosen) >= len(layers) or len({*chosen}) < kept
+    if count is None or holder is None or missing or network.config.is_encoder_decoder:
         has = "is an encoder-decoder" if network.config.is_encoder_decoder else f"has {len(layers)} layers"
         raise RecipeError(
             f"the model {has}, of which {kept} cannot be kept",
-            where="student.layers",
+            where=where,
             fix=f"give a number from 1 to {len(layers) - 1}, or another model",
         )
-    chosen = kept_layers(len(layers), kept)
     for name, value in vars(network.config).items():  # `layer_types` and the like
         if isinstance(value, list) and len(value) == len(layers):
             setattr(network.config, name, [value[number] for number in chosen])
@@ -147,7 +159,6 @@ def _keep_layers(network: Any, kept: int) -> list[int]:
     for number in reversed(range(len(layers))):
         if number not in chosen:
             del holder[number]
-    return chosen
 
 
 def _keep_neurons(network: Any, share: float) -> int:

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tunesmith.models import classical
+
 Pooling = Literal["mean", "cls"]
 
 
@@ -56,7 +58,8 @@ class SentenceClassifier(nn.Module):
         self.encoder = encoder
         self.pooling: Pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden, num_labels)
+        self.width = hidden
+        self.classifier: nn.Linear | classical.Neighbours | classical.Trees = nn.Linear(hidden, num_labels)
         # Small, so that all classes are about equally likely at first (BERT's own initialisation).
         nn.init.normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
@@ -76,11 +79,15 @@ class SentenceClassifier(nn.Module):
         return self._classify(pool(hidden_BSd, attention_mask, self.pooling))
 
     def _classify(self, pooled_Bd: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.classifier(self.dropout(pooled_Bd).to(self.classifier.weight.dtype)))
+        return cast(torch.Tensor, self.classifier(self.dropout(pooled_Bd).to(classical.dtype_of(self.classifier))))
 
     def save_head(self, folder: Path, max_length: int) -> None:
         """Write pooling and head as sentence-transformers modules beside the encoder."""
-        width = self.classifier.in_features
+        width = self.width
+        if not isinstance(self.classifier, nn.Linear):
+            save_pooling(folder, self.pooling, width, max_length)
+            classical.save(self.classifier, folder)
+            return
         save_pooling(folder, self.pooling, width, max_length, head="2_Dense")
         _write_json(
             folder / "2_Dense" / "config.json",
@@ -101,6 +108,11 @@ class SentenceClassifier(nn.Module):
 
     def load_head(self, folder: Path) -> None:
         """Read back what :meth:`save_head` wrote."""
+        found = classical.load(folder)
+        if found is not None:
+            self.classifier = found.to(next(self.encoder.parameters()).device)
+            return
+        assert isinstance(self.classifier, nn.Linear)
         tensors = load_file(folder / "2_Dense" / "model.safetensors")
         with torch.no_grad():
             self.classifier.weight.copy_(tensors["linear.weight"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,11 +19,13 @@ from tunesmith.catalog import cache
 from tunesmith.data.pictures import digest, read_picture
 from tunesmith.errors import ResourceError, UsageError
 from tunesmith.events import Listener, Progress, nobody
-from tunesmith.models import efficientnet
+from tunesmith.models import classical, efficientnet
 from tunesmith.models.load import quiet
 
 PICTURES_A_PASS = 16
 HEAD = "head.safetensors"
+OWN = (cache.MANIFEST, HEAD, classical.ARRAYS, classical.SETTINGS)
+"""Files of a base that are not copied from it."""
 
 
 class ImageClassifier(nn.Module):
@@ -38,7 +41,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.prepare = prepare
-        self.classifier = nn.Linear(width, num_labels)
+        self.classifier: nn.Linear | classical.Neighbours | classical.Trees = nn.Linear(width, num_labels)
 
     def embed(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """The pooled vectors, (B, d)."""
@@ -52,13 +55,16 @@ class ImageClassifier(nn.Module):
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Logits, (B, C)."""
-        return cast(torch.Tensor, self.classifier(self.embed(pixels_BCHW)))
+        return cast(torch.Tensor, self.classifier(self.embed(pixels_BCHW).to(classical.dtype_of(self.classifier))))
 
     def save(self, folder: Path, base: Path) -> None:
         """Write encoder and head: the base's own files, and the head beside them."""
         for path in base.iterdir():
-            if path.is_file() and path.suffix in (".json", ".safetensors") and path.name not in (cache.MANIFEST, HEAD):
+            if path.is_file() and path.suffix in (".json", ".safetensors") and path.name not in OWN:
                 shutil.copyfile(path, folder / path.name)
+        if not isinstance(self.classifier, nn.Linear):
+            classical.save(self.classifier, folder)
+            return
         weights = {"weight": self.classifier.weight, "bias": self.classifier.bias}
         save_file({name: w.detach().contiguous().cpu() for name, w in weights.items()}, folder / HEAD)
 
@@ -94,6 +100,7 @@ def load_vision(
             network = _efficientnet(folder, len(labels))
         else:
             network = _of_transformers(folder, len(labels))
+        network.classifier = classical.load(folder) or network.classifier
         if (folder / HEAD).is_file():
             network.classifier.load_state_dict(load_file(folder / HEAD))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -117,7 +124,7 @@ def vectors(
     store = cache.root() / "features" / f"{_key(folder)}.safetensors"
     known = _read(store)
     missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
-    device = network.classifier.weight.device
+    device = next(network.encoder.parameters()).device
     names = list(missing)
     with torch.inference_mode():
         for start in range(0, len(names), PICTURES_A_PASS):
@@ -136,8 +143,9 @@ def probabilities(
 ) -> np.ndarray:
     """Softmax of the head's scores, (N, C) float64."""
     found = torch.from_numpy(vectors(network, folder, paths, on_event=on_event))
-    weight, bias = (tensor.detach().cpu().double() for tensor in (network.classifier.weight, network.classifier.bias))
-    return torch.softmax(found @ weight.T + bias, dim=-1).numpy()
+    head = copy.deepcopy(network.classifier).cpu().double()
+    with torch.inference_mode():
+        return torch.softmax(head(found), dim=-1).numpy()
 
 
 def _read(store: Path) -> dict[str, torch.Tensor]:
@@ -156,7 +164,7 @@ def _write(store: Path, known: dict[str, torch.Tensor]) -> None:
 
 
 def _key(folder: Path) -> str:
-    parts = [digest(path) for path in sorted(folder.glob("*.safetensors")) if path.name != HEAD]
+    parts = [digest(path) for path in sorted(folder.glob("*.safetensors")) if path.name not in OWN]
     parts += [digest(path) for path in sorted(folder.glob("*config.json"))]
     return "-".join(part[:10] for part in parts)
 

@@ -229,6 +229,16 @@ class NoParameters(Part):
     """Nothing in the model trains: a classical head is fitted on frozen features."""
 
     kind: Literal["none"] = "none"
+    head: Literal["logistic", "svm", "knn", "boosting", "best"] = Field(
+        default="logistic",
+        description="What is fitted for one label a text or picture: logistic regression, a linear support vector "
+        "machine, nearest neighbours, boosted trees, or the best of all in cross-validation.",
+    )
+    layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="Take the vectors behind this layer, counted from 0; those above are cut off. `null`: the last.",
+    )
 
 
 SHORT_FORMS: dict[str, dict[str, Any]] = {

@@ -21,11 +21,13 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
+from tunesmith.errors import RecipeError
 from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models.build import build_for_training
 from tunesmith.models.combining import COMBINATIONS, combine, refuse_own_heads
 from tunesmith.models.compiling import compile_if_worthwhile
+from tunesmith.models.cutting import keep_layers
 from tunesmith.models.forms import answer_form
 from tunesmith.models.heads import SentenceClassifier, pooling_of
 from tunesmith.models.load import load_config, load_model
@@ -229,11 +231,9 @@ def _rendered(
 
 def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
     """The `features` method: a classical fit instead of a loop, copied into a linear head."""
-    from tunesmith.evaluation.answering import fit_features
-
     device = default_device()
     form, _ = answer_form(recipe, recipe.stages[0], load_config(base))
-    tell(Phase(step="tune", message=f"{'ridge' if form == 'score' else 'logistic'} regression on frozen features"))
+    tell(Phase(step="tune", message="a classical fit on frozen features"))
     model = load_model(
         base,
         name=recipe.model,
@@ -245,31 +245,59 @@ def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> 
         pooling=pooling_of(base) or "mean",
     )
     assert isinstance(model.network, SentenceClassifier)
+    choice = recipe.stages[0].parameters
+    assert isinstance(choice, NoParameters)
+    if choice.layer is not None:
+        _cut_above(model, choice.layer)
     started = time.perf_counter()
     setting = _setting(recipe, prepared, tell)
-    head = fit_features(model, prepared.train, prepared.validation, setting)
-    head.copy_to(model.network)
+    _fit_head(model, choice, prepared, setting, tell)
     seconds = time.perf_counter() - started
-    chosen = "chosen on the validation rows" if len(prepared.validation) else "by default: there are no validation rows"
-    tell(Notice(level="info", message=f"penalty {head.penalty:g}, {chosen}"))
     if recipe.stages[0].training is not None:
         tune_thresholds(model, prepared, setting, recipe.stages[0].training)
     fitted = sum(p.numel() for p in model.network.classifier.parameters())
     return Trained(model, _untrained(model, fitted), seconds)
 
 
+def _fit_head(model: Model, choice: NoParameters, prepared: PreparedData, setting: Setting, tell: Listener) -> None:
+    """Fit the head that the recipe asks for, and put it on the model."""
+    from tunesmith.evaluation.answering import features_and_answers, fit_features
+    from tunesmith.evaluation.classical import fit_classical
+
+    network: Any = model.network
+    if choice.head == "logistic":
+        head = fit_features(model, prepared.train, prepared.validation, setting)
+        head.copy_to(network)
+        chosen = "chosen on the validation rows" if len(prepared.validation) else "by default: no validation rows"
+        tell(Notice(level="info", message=f"penalty {head.penalty:g}, {chosen}"))
+        return
+    found = fit_classical(*features_and_answers(model, prepared.train, setting), len(model.labels or []), choice.head)
+    network.classifier = found.head.to(model.device)
+    tried = ", ".join(f"{title} {accuracy:.3f}" for title, accuracy in found.accuracies.items())
+    why = f"cross-validated accuracy: {tried}" if tried else "by default: a label has only one row"
+    tell(Notice(level="info", message=f"{found.title} ({why})"))
+
+
+def _cut_above(model: Model, layer: int) -> None:
+    """Leave out what comes behind a layer: its output is what the vectors are made of."""
+    layers = len(model.blocks())
+    if layer >= layers:
+        raise RecipeError(
+            f"{model.name} has {layers} layers, 0 to {layers - 1}", where="parameters.layer", fix="choose one of these"
+        )
+    keep_layers(model.transformer(), range(layer + 1), where="parameters.layer")
+
+
 def _fit_pictures(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
     """The same for pictures, whose vectors come from the cache where they were seen before."""
-    from tunesmith.evaluation.answering import fit_features
-
-    tell(Phase(step="tune", message="logistic regression on the features of pictures"))
+    choice = recipe.stages[0].parameters
+    assert isinstance(choice, NoParameters)
+    tell(Phase(step="tune", message="a classical fit on the features of pictures"))
     labels = prepared.labels or []
     network = load_vision(base, name=recipe.model, labels=labels, device=default_device())
     model = Model(network, None, "classify", recipe.model, base, 0, labels)
     started = time.perf_counter()
-    head = fit_features(model, prepared.train, prepared.validation, _setting(recipe, prepared, tell))
-    head.copy_to(network)
-    tell(Notice(level="info", message=f"penalty {head.penalty:g}"))
+    _fit_head(model, choice, prepared, _setting(recipe, prepared, tell), tell)
     fitted = sum(p.numel() for p in network.classifier.parameters())
     return Trained(model, _untrained(model, fitted), time.perf_counter() - started)
 
