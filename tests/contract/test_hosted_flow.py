@@ -127,6 +127,30 @@ def test_compare_says_when_tuning_pays(finished: Run) -> None:
     assert json.loads((finished.path / "compare.json").read_text())["ways"][0]["name"] == tuned.name
 
 
+def test_compare_puts_a_local_run_beside_it(finished: Run, tiny_encoder: Path, tmp_path: Path) -> None:
+    given = finished.recipe
+    local = {
+        "task": given.task,
+        "model": str(tiny_encoder),
+        "method": "full",
+        "data": {"train": given.data.train, "test": given.data.test},
+        "training": {"epochs": 1, "compile": "off"},
+        "evaluate": {"resamples": 100, "baselines": []},
+    }
+    here = pipeline.run(recipe_file.parse(local), run_dir=tmp_path / "here")
+    found = compare.compare(finished, [here], table.load(), usd_per_hour=3.6)
+    way = found.ways[-1]
+    assert (way.name, way.kind, way.tuned) == ("here", "local", True)
+    assert way.latency is not None and way.usd_per_1000_calls == pytest.approx(way.latency)  # 0.001 dollars a second
+    assert way.fixed_usd == pytest.approx(here.summary()["tuning_seconds"] / 1000)
+    assert way.quality == here.metrics["accuracy"].as_dict() and way.prompt_tokens
+    assert found.quality is not None and len(found.quality["runs"]) == 2
+    assert [point.way for point in found.break_even] == [finished.summary()["hosted"]["model"], "here"]
+    assert found.break_even[1].days_left is None  # nobody shuts this machine down
+    unknown = compare.compare(finished, [here], table.load())
+    assert unknown.ways[-1].usd_per_1000_calls is None and any("this machine" in note for note in unknown.notes)
+
+
 def test_a_job_comes_home_with_the_old_models_answers(
     there: tuple[hosted_fake.Provider, str], tmp_path: Path, finished: Run
 ) -> None:
