@@ -83,6 +83,9 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
 
     opened.summary()
     recipe = opened.recipe
+    if recipe.method == "hosted":
+        fix = "name the rows to measure on when it is tuned: `--test FILE`"
+        raise UsageError("the model of this run is at a provider, not here", where=str(opened.path), fix=fix)
     log = _both(EventLog(opened.path), on_event)
     folder = opened.path
     if data is None:
