@@ -1,9 +1,9 @@
-"""Commands that make a finished model smaller and hand it on: quantize."""
+"""Commands that make a finished model smaller and hand it on: quantize, export, push."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -86,3 +86,68 @@ def quantize(
             ("report", made.report()),
         )
     )
+
+
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors, gguf, onnx or adapter.")],
+    outtype: Annotated[
+        str,
+        typer.Option("--outtype", metavar="TYPE", help="Of GGUF: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0."),
+    ] = "f16",
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="Folder of the result; default: `exports/FORMAT` in the run's."),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=1, help="Test rows to compare answers on.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Write a run's model for other programs, and verify it with theirs.
+
+    Each export is loaded again by the library that it is for, as far as that is installed, and its answers to test
+    rows are compared with the run's. The difference is printed and kept in `verification.json`.
+    """
+    from tunesmith import progress
+    from tunesmith.compression.export import export_run
+    from tunesmith.runs import open_run
+
+    opened = open_run(run)
+    with progress.shown(verdict=False) as on_event:
+        made = export_run(opened, cast(Any, to), target=folder, outtype=outtype, rows=rows, on_event=on_event)
+    if as_json:
+        print_json(made)
+        return
+    print_pairs(
+        (
+            ("export", made["export"]),
+            ("files", ", ".join(made["files"])),
+            ("bytes", f"{made['bytes']:,}"),
+            *(("verified by", one["text"]) for one in made["verified"]),
+        )
+    )
+
+
+def push(
+    run: Run,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; made if there is none.")],
+    export: Annotated[
+        str | None,
+        typer.Option("--export", metavar="NAME", help="One of the run's exports, e.g. `gguf-f16`; default: the model."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public; default: private.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a run's model or an export to the hub, with its model card.
+
+    The token is the one that `hf auth login` has stored, or `HF_TOKEN`; it is never printed. Paths of this machine are
+    left out of what is uploaded.
+    """
+    from tunesmith.compression.push import push as upload
+    from tunesmith.runs import open_run
+
+    opened = open_run(run)
+    page = upload(opened, repository, export=export, public=public)
+    if as_json:
+        print_json({"run": opened.path, "repository": repository, "page": page, "private": not public})
+    else:
+        print(page)

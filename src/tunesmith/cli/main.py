@@ -51,6 +51,10 @@ COMMANDS = {
     "quantize": Command(
         "tunesmith.cli.compressing:quantize", "Make a run's model smaller and faster, and measure what that costs.", USE
     ),
+    "export": Command(
+        "tunesmith.cli.compressing:export", "Write a run's model for other programs, and verify it with theirs.", USE
+    ),
+    "push": Command("tunesmith.cli.compressing:push", "Upload a run's model or an export to the hub.", USE),
     "serve": Command(
         "tunesmith.cli.serving:app",
         "Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.",

@@ -171,7 +171,7 @@ def evaluate_run(
     learned_from = _learned_from(recipe, data, trained.model)
     report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
     if (folder / "model").is_dir():
-        write_model_card(folder / "model", summary, _licence(recipe))
+        write_model_card(folder / "model", summary, licence_of(recipe))
     runs.write_json(folder / "summary.json", summary)
     return verdict
 
@@ -196,7 +196,7 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     verdict = "Not measured: the recipe keeps no rows for it."
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
     summary = summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
-    write_model_card(folder / "model", summary, _licence(recipe))
+    write_model_card(folder / "model", summary, licence_of(recipe))
     runs.write_json(folder / "summary.json", summary)
     return verdict
 
@@ -394,7 +394,7 @@ def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
     )
 
 
-def _licence(recipe: Recipe) -> str | None:
+def licence_of(recipe: Recipe) -> str | None:
     """Of the model that all began from."""
     behind = lineage.ancestors(recipe.model)
     model = behind[0]["model"] if behind else recipe.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,26 @@ logits = SentenceTransformer("{folder}").encode(["some text"])  # columns: {labe
 """
 
 
-def write_model_card(folder: Path, summary: dict[str, Any], licence: str | None) -> Path:
+def write_model_card(
+    folder: Path,
+    summary: dict[str, Any],
+    licence: str | None,
+    *,
+    notes: ArtefactNotes | None = None,
+    loading: Sequence[str] | None = None,
+    more: Sequence[str] = (),
+) -> Path:
     """Write ``README.md`` beside the weights.
 
     Args:
         folder: The run's ``model`` folder.
         summary: The run's summary.
         licence: Of the base model, if it is known.
+        notes: About the model; default: those in ``folder``.
+        loading: Lines that say how programs other than ours load it; default: by the formats of transformers and PEFT.
+        more: Lines before the intended use.
     """
-    notes = read_notes(folder)
+    notes = notes or read_notes(folder)
     text = "\n".join(
         [
             f"# {notes.base}, tuned for {notes.task}",
@@ -55,7 +67,8 @@ def write_model_card(folder: Path, summary: dict[str, Any], licence: str | None)
             f'tunesmith.load("{summary["run"]}").predict(["some text"])',
             "```",
             "",
-            *_plain_loading(notes),
+            *(_plain_loading(notes) if loading is None else loading),
+            *more,
             "## Intended use",
             "",
             "Texts like those it was trained on. On other texts measure first: `tunesmith eval RUN --data FILE`.",

@@ -1,0 +1,206 @@
+"""What quantizing and exporting real models comes to on this machine: size, speed, quality.
+
+    python benchmarks/compression.py PART... [--data FOLDER] [--work FOLDER] [--out benchmarks/compression.json]
+
+Parts: ``perplexity`` (SmolLM2-135M as it comes, on biomedical abstracts, every kind), ``minilm`` (tuned on
+sentence_polarity, every kind), ``qat`` (SmolLM2 tuned with and without fake quantization, both in 4 bits), ``gguf``
+(the tuned SmolLM2 as GGUF, read back). Each part is written to the file when it is done, so they can run one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import tunesmith
+from tunesmith import environment, runs
+from tunesmith.compression.settings import Quantize
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS, TOKENS = 12, 160
+CONTINUED = "smollm2-135m-instruct"
+
+
+def perplexity(args: argparse.Namespace) -> dict[str, Any]:
+    """Perplexity, bytes and speed of every kind, and of bf16."""
+    import torch
+
+    from tunesmith import catalog
+    from tunesmith.compression import speed
+    from tunesmith.compression.modules import layers_of, narrow_layers
+    from tunesmith.compression.sensitivity import calibrate, ways_of
+    from tunesmith.compression.settings import KINDS
+    from tunesmith.evaluation.answering import Setting
+    from tunesmith.models import inference
+    from tunesmith.models.load import load_model
+    from tunesmith.models.model import Model
+    from tunesmith.recipe import Generation
+    from tunesmith.tasks import TASKS
+
+    folder = catalog.model_folder(CONTINUED)
+    abstracts = json.loads((args.data / "pubmedqa" / "ori_pqal.json").read_text(encoding="utf-8"))
+    texts = [" ".join(entry["CONTEXTS"]) for entry in list(abstracts.values())[: 2 * TEXTS]]
+
+    def fresh(dtype: torch.dtype = torch.float32) -> Model:
+        return load_model(folder, name=CONTINUED, form="generate", dtype=dtype)
+
+    original = fresh()
+    examples = [original.tokenizer(text)["input_ids"][:TOKENS] for text in texts]
+    measured_on, calibrated_on = examples[:TEXTS], texts[TEXTS:]
+
+    def measure(model: Model) -> float:
+        weights = [[0.0] + [1.0] * (len(ids) - 1) for ids in measured_on]
+        nats = inference.answer_nats(model, measured_on, weights)
+        return math.exp(float(nats.sum()) / sum(len(ids) - 1 for ids in measured_on))
+
+    found: dict[str, Any] = {"fp32": {"perplexity": measure(original), "bytes": speed.memory_bytes(original.network)}}
+    prompts = [ids[:24] for ids in measured_on[:8]]
+    for kind in [kind for kind in KINDS if kind not in ("fp8", "onnx-int8")]:
+        model = fresh()
+        layers = layers_of(model)
+        bounds = {}
+        if kind == "int8-static":
+            from tunesmith.data.rows import Origin, Row
+
+            rows = [Row({"text": text[:800]}, Origin("calibration", n)) for n, text in enumerate(calibrated_on, 1)]
+            setting = Setting(TASKS["language-modeling"], None, None, Generation())
+            bounds = calibrate(model, layers, rows, setting)
+        narrow_layers(model, layers, kind, bounds)
+        disk = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in model.network.state_dict().values()}.values())
+        value = measure(model)
+        speeds = speed.measure_in_turns({"fp32": original, kind: model}, prompts)
+        found[kind] = {
+            "perplexity": value,
+            "perplexity_ratio": value / found["fp32"]["perplexity"],
+            "bytes_on_disk": disk,
+            "bytes_in_memory": speed.memory_bytes(model.network),
+            "ways": ways_of(model),
+            "speed": {name: speed.as_dict(lines) for name, lines in speeds.items()},
+        }
+        print(kind, json.dumps(found[kind]), flush=True)
+        del model
+    speeds = speed.measure_in_turns({"fp32": original, "bf16": fresh(torch.bfloat16)}, prompts)
+    found["bf16"] = {"speed": {name: speed.as_dict(lines) for name, lines in speeds.items()}}
+    return found
+
+
+def minilm(args: argparse.Namespace) -> dict[str, Any]:
+    """A sentence encoder tuned on film reviews, in every kind that it can be in."""
+    folder = args.work / "minilm"
+    run = _tuned(
+        folder,
+        data=_polarity(args, folder),
+        task="text-classification",
+        model="minilm-l6",
+        method="full",
+        training={"epochs": 1, "dropout": 0.0},
+        evaluate={"baselines": ["majority"]},
+    )
+    kinds = ("int8", "int8-static", "int8-weights", "int4-weights", "onnx-int8")
+    return {kind: _quantized(run, Quantize(to=kind, rows=32)) for kind in kinds}
+
+
+def qat(args: argparse.Namespace) -> dict[str, Any]:
+    """A language model tuned with and without fake quantization of 4 bits, both quantized to 4 bits."""
+    found = {}
+    for name, keys in (("without", {}), ("with", {"quantization_aware": "int4"})):
+        run = _tuned(
+            args.work / f"qat-{name}",
+            data=_commands(args, args.work),
+            task="text-generation",
+            model=CONTINUED,
+            method="full",
+            training={"epochs": 1, "max_steps": args.steps, "batch_size": 16, "dropout": 0.0, **keys},
+            evaluate={"baselines": [], "limit": 60, "generation": {"max_new_tokens": 1}},
+        )
+        found[name] = _quantized(run, Quantize(to="int4-weights", rows=8))
+    return found
+
+
+def gguf(args: argparse.Namespace) -> dict[str, Any]:
+    """The tuned language model as GGUF in every format, read back by transformers."""
+    from tunesmith.compression.export import export_run
+
+    run = runs.open_run(args.work / "qat-without" / "run")
+    found = {}
+    for kind in ("f16", "q8_0", "q4_0"):
+        target = args.work / f"gguf-{kind}"
+        shutil.rmtree(target, ignore_errors=True)
+        found[kind] = export_run(run, "gguf", target=target, outtype=kind)
+    return found
+
+
+def _tuned(folder: Path, *, data: Path, **keys: Any) -> runs.Run:
+    """A run of these keys; made once."""
+    if (folder / "run" / "summary.json").is_file():
+        return runs.open_run(folder / "run")
+    return tunesmith.tune(str(data), run_dir=folder / "run", precision="fp32", **keys)
+
+
+def _quantized(run: runs.Run, choice: Quantize) -> dict[str, Any]:
+    from tunesmith.compression.quantize import quantize
+
+    target = run.path / "quantized" / choice.to
+    shutil.rmtree(target, ignore_errors=True)
+    summary = quantize(run, choice).summary()
+    names = ["bytes", "original_bytes", "memory_bytes", "original_memory_bytes", "metrics", "original_metrics"]
+    names += ["speed", "ways", "sensitivity", "verdict"]
+    kept = {name: summary[name] for name in names}
+    print(choice.to, summary["verdict"], flush=True)
+    return kept
+
+
+def _polarity(args: argparse.Namespace, folder: Path) -> Path:
+    """Some of the film reviews, as rows."""
+    path = folder / "rows.jsonl"
+    rows = []
+    for label, name in (("positive", "rt-polarity.pos"), ("negative", "rt-polarity.neg")):
+        lines = (args.data / "sentence_polarity" / name).read_text(encoding="utf-8").splitlines()
+        rows += [{"text": line, "label": label} for line in lines[: args.rows // 2]]
+    _write(path, rows)
+    return path
+
+
+def _commands(args: argparse.Namespace, folder: Path) -> Path:
+    """Instructions and the shell commands that follow them."""
+    path = folder / "commands.jsonl"
+    lines = (args.data / "tldr_pages" / "tldr_en_pairs.jsonl").read_text(encoding="utf-8").splitlines()[:3000]
+    pairs = [json.loads(line) for line in lines]
+    _write(path, [{"prompt": f"{p['instruction']} ({p['tool']})", "completion": p["response"]} for p in pairs])
+    return path
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+PARTS = {"perplexity": perplexity, "minilm": minilm, "qat": qat, "gguf": gguf}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=list(PARTS), metavar="PART")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "compression")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "compression.json")
+    parser.add_argument("--rows", type=int, default=2400, help="film reviews")
+    parser.add_argument("--steps", type=int, default=30, help="updates of `qat`")
+    parser.add_argument("--note", default="", help="about the machine, e.g. that others worked on it too")
+    args = parser.parse_args()
+    for part in args.parts:
+        started = time.time()
+        found = PARTS[part](args)
+        known = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+        about = {"machine": environment.machine(), "versions": environment.versions(), "note": args.note}
+        known[part] = {**about, "seconds": round(time.time() - started), "results": found}
+        runs.write_json(args.out, known)
+
+
+if __name__ == "__main__":
+    main()

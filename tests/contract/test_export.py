@@ -1,0 +1,217 @@
+"""`tunesmith export` and `push`: what is written answers in its consumer's library as the run does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+import tunesmith
+from conftest import labelled_rows, write_jsonl
+from tunesmith import runs
+from tunesmith.cli.main import run as cli
+from tunesmith.compression import gguf_file, llama_cpp
+from tunesmith.compression.export import export_run
+from tunesmith.compression.push import push
+from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.events import nobody
+from tunesmith.models.load import load_model
+
+
+@pytest.fixture(scope="session")
+def classifier(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    folder = tmp_path_factory.mktemp("exported-classifier")
+    write_jsonl(folder / "rows.jsonl", labelled_rows(80))
+    return tunesmith.tune(
+        str(folder / "rows.jsonl"), task="text-classification", model=str(tiny_encoder), method="full",
+        run_dir=folder / "run", on_event=nobody, training={"max_steps": 4}, precision="fp32",
+        evaluate={"baselines": []},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def writer(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    folder = tmp_path_factory.mktemp("exported-writer")
+    write_jsonl(folder / "rows.jsonl", tiny.question_rows(40))
+    return tunesmith.tune(
+        str(folder / "rows.jsonl"), task="text-generation", model=str(tiny_decoder), method="peft",
+        run_dir=folder / "run", on_event=nobody, training={"max_steps": 6, "learning_rate": 1e-2}, precision="fp32",
+        evaluate={"baselines": [], "limit": 10, "generation": {"max_new_tokens": 2}},
+    )  # fmt: skip
+
+
+def by_transformers(made: dict[str, Any]) -> dict[str, Any]:
+    return next(one for one in made["verified"] if one["by"] in ("transformers", "peft", "onnxruntime"))
+
+
+def test_the_command_prints_the_difference_and_keeps_it(
+    writer: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "whole"
+    assert cli(["export", str(writer.path), "--to", "safetensors", "--dir", str(target), "--rows", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verified"][0]["largest_difference"] < 1e-5 and told["verified"][0]["same_choice"] == 1.0
+    kept = json.loads((target / "verification.json").read_text())
+    assert kept[0]["rows"] == 3 and kept[0]["by"] == "transformers"
+    card = (target / "README.md").read_text()
+    assert "Verified" in card and "licence" in card and "Intended use" in card
+    assert not (target / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0", "q4_0"])
+def test_gguf_is_read_back_with_the_same_scores(writer: runs.Run, tmp_path: Path, outtype: str) -> None:
+    made = export_run(writer, "gguf", target=tmp_path / outtype, outtype=outtype, rows=3)
+    found = by_transformers(made)
+    limit = {"f32": 1e-5, "f16": 2e-3, "q8_0": 2e-2, "q4_0": 0.3}[outtype]
+    assert found["largest_difference"] < limit * found["largest_score"] + 1e-6
+    if outtype in ("f32", "f16"):
+        assert found["same_choice"] == 1.0
+    modelfile = (tmp_path / outtype / "Modelfile").read_text()
+    assert f"FROM ./model-{outtype}.gguf" in modelfile and 'PARAMETER stop "<|im_end|>"' in modelfile
+    assert "TEMPLATE" in modelfile  # ChatML, in Ollama's own language
+
+
+def test_gguf_holds_tokenizer_and_chat_template(writer: runs.Run, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    export_run(writer, "gguf", target=tmp_path / "out", rows=1)
+    file = tmp_path / "out" / "model-f16.gguf"
+    reader = GGUFReader(file)
+    tokenizer = AutoTokenizer.from_pretrained(writer.model_folder)
+    assert reader.get_field("tokenizer.chat_template").contents() == tokenizer.chat_template  # type: ignore[union-attr]
+    assert reader.get_field("tokenizer.ggml.eos_token_id").contents() == tokenizer.eos_token_id  # type: ignore[union-attr]
+    assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"  # type: ignore[union-attr]
+    again = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    text = "what is the capital of spain please"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+@pytest.mark.skipif(not llama_cpp.installed(), reason="needs the extra `llama-cpp`")
+def test_llama_cpp_writes_the_same_tokens(writer: runs.Run, tmp_path: Path) -> None:
+    made = export_run(writer, "gguf", target=tmp_path / "out", outtype="f16", rows=2)
+    assert made["verified"][1]["same_choice"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_other_architectures_are_read_back_too(kind: str, tiny_decoder: Path, tmp_path: Path) -> None:
+    import transformers
+
+    from tunesmith.compression import verify
+
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False,
+        head_dim={"qwen3": 128}.get(kind, 8),  # transformers reads no other width of qwen3 from GGUF
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_decoder)
+    config.vocab_size = len(tokenizer)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = load_model(tmp_path / "model", name=kind)
+    gguf_file.refuse_unknown(model, "f32")
+    gguf_file.write_gguf(model, tmp_path / "model.gguf", "f32", name=kind, licence=None)
+    ids = tokenizer("what is the capital of france please")["input_ids"]
+    found = verify.compare(
+        "transformers", verify.in_transformers(model, tmp_path, "model.gguf"), verify.own_scores(model), [ids]
+    )
+    assert found.largest_difference is not None and found.largest_difference < 1e-5
+
+
+def test_an_adapter_goes_alone(writer: runs.Run, classifier: runs.Run, tmp_path: Path) -> None:
+    made = export_run(writer, "adapter", target=tmp_path / "adapter", rows=2)
+    assert by_transformers(made)["by"] == "peft" and by_transformers(made)["largest_difference"] < 1e-5
+    assert "adapter_model.safetensors" in made["files"] and "model.safetensors" not in made["files"]
+    with pytest.raises(UsageError, match="trained no adapter"):
+        export_run(classifier, "adapter", target=tmp_path / "none")
+
+
+def test_an_encoder_becomes_a_graph_that_takes_texts_of_any_length(classifier: runs.Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    made = export_run(classifier, "onnx", target=tmp_path / "graph", rows=4)
+    assert by_transformers(made)["largest_difference"] < 1e-4
+    assert json.loads((tmp_path / "graph" / "labels.json").read_text()) == ["negative", "positive"]
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(
+    writer: runs.Run, classifier: runs.Run, tmp_path: Path
+) -> None:
+    for run, to, keys, said in (
+        (classifier, "gguf", {}, "GGUF is for models that write"),
+        (writer, "onnx", {}, "only encoders with a head"),
+        (writer, "gguf", {"outtype": "q4_k_m"}, "llama.cpp's own tool"),
+        (writer, "gguf", {"outtype": "q9"}, "unknown format 'q9'"),
+        (writer, "tflite", {}, "unknown format 'tflite'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            export_run(run, to, target=tmp_path / "out", **keys)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_architecture_that_gguf_would_get_wrong_is_refused(writer: runs.Run, tmp_path: Path) -> None:
+    from tunesmith.compression.quantize import load_original
+
+    model: Any = load_original(writer)
+    model.transformer().config.model_type = "mamba9"
+    with pytest.raises(UsageError, match="the architecture `mamba9`"):
+        gguf_file.refuse_unknown(model, "f16")
+
+
+def test_a_disk_that_fills_in_mid_export_leaves_nothing(
+    writer: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+
+    def full(self: Any, *rest: Any, **keys: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        export_run(writer, "gguf", target=tmp_path / "out", rows=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Hub:
+    """What the hub's API would have been told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.made: dict[str, Any] = {}
+        self.files: dict[str, str] = {}
+        self.ignored: list[str] = []
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        if self.error:
+            raise self.error
+        self.made = {"repo": repo_id, "private": private}
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, ignore_patterns: list[str], commit_message: str) -> None:
+        self.ignored = ignore_patterns
+
+    def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str) -> None:
+        self.files[path_in_repo] = path_or_fileobj.decode()
+
+
+def test_a_push_is_private_and_names_no_folder_of_this_machine(writer: runs.Run) -> None:
+    hub = Hub()
+    assert push(writer, "me/model", api=hub) == "https://huggingface.co/me/model"
+    assert hub.made == {"repo": "me/model", "private": True}
+    assert {"tunesmith.json", "adapter_config.json", "README.md"} == set(hub.files) == set(hub.ignored)
+    assert not any(str(Path(writer.recipe.model).parent) in text for text in hub.files.values())
+    assert not any(str(writer.path) in text for text in hub.files.values())
+
+
+def test_what_the_hub_refuses_is_said_without_the_token(writer: runs.Run) -> None:
+    with pytest.raises(ResourceError, match="did not take the upload") as caught:
+        push(writer, "me/model", api=Hub(RuntimeError("401 for Bearer hf_planted_secret")))
+    assert "hf_planted_secret" not in str(caught.value)
+    with pytest.raises(UsageError, match="is no repository"):
+        push(writer, "model", api=Hub())
+    with pytest.raises(NotFoundError, match="has no export"):
+        push(writer, "me/model", export="gguf-f16", api=Hub())
