@@ -52,7 +52,9 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def sentences(name: str, limit: int | None) -> list[dict[str, Any]]:
     """The sentences of a file, with tokens and tags."""
-    found = read_sentences(Source(name, "conll", DATA / name), "utf-8")
+    found = list(read_sentences(Source(name, "conll", DATA / name), "utf-8"))
+    for fault in (item for item in found if isinstance(item, Fault)):
+        raise SystemExit(f"{fault.origin}: {fault.message}")
     rows = [item[0] for item in found if not isinstance(item, Fault)]
     return rows[:limit]
 
