@@ -73,7 +73,7 @@ def server(data: Path, model: Path, **more: Any) -> Iterator[str]:
         yield address
 
 
-def wait_for(condition: Any, seconds: float = 240) -> Any:
+def wait_for(condition: Any, seconds: float = 400) -> Any:
     """Wait until something is true, and give it. The limit is for what is broken, not for what is slow."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -82,7 +82,7 @@ def wait_for(condition: Any, seconds: float = 240) -> Any:
     return value
 
 
-def ended(client: Any, job_id: str, seconds: float = 240) -> Any:
+def ended(client: Any, job_id: str, seconds: float = 400) -> Any:
     """A job of the openai client, once it has ended."""
 
     def look() -> Any:
