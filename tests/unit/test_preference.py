@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+from conftest import write_jsonl
 from tunesmith.cli.main import run
 from tunesmith.data.pairs import Rated, make_pairs, split
+from tunesmith.data.prepare import check
 from tunesmith.errors import DataError
+from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.preference import turns_of
 
@@ -123,3 +126,29 @@ def test_the_catalogs_pairs_share_no_text_between_groups(tmp_path: Path, monkeyp
         for key in ("chosen", "rejected"):
             groups.setdefault(pair[key], set()).add(pair["group"])
     assert len(groups) > 1900 and all(len(found) == 1 for found in groups.values())
+
+
+def test_a_set_of_pairs_is_judged_as_a_whole(tmp_path: Path) -> None:
+    rows = [{"chosen": f"a much longer text {n}", "rejected": f"text {n}"} for n in range(80)]
+    rows[7] = {"chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]}
+    held_out = [{"chosen": rows[5]["chosen"], "rejected": "quite another"}, {"chosen": "new", "rejected": "newer"}]
+    files = {
+        part: write_jsonl(tmp_path / f"{part}.jsonl", lines) for part, lines in (("train", rows), ("test", held_out))
+    }
+    data = {"train": str(files["train"]), "test": [str(files["test"])], "validation": 0.0}
+    report = check(parse({"task": "preference", "model": "minilm-l6", "data": data}))
+    found = {problem.code: problem for problem in report.problems}
+    assert (found["contradiction"].count, str(found["contradiction"].where[0])) == (1, f"{files['train']}:8")
+    assert f"{files['train']}:4" in found["contradiction"].message
+    assert (found["shared-text"].count, str(found["shared-text"].where[0])) == (1, f"{files['test']}:1")
+    assert "99% of the training pairs" in found["length-bias"].message
+    assert any("characters on the average" in note for note in report.notes)
+
+
+def test_pairs_of_even_lengths_and_new_texts_are_not_blamed(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"q {n}", "chosen": "x" * (5 + n % 2), "rejected": "y" * (6 - n % 2), "margin": 1} for n in range(80)
+    ]
+    data = {"train": str(write_jsonl(tmp_path / "pairs.jsonl", rows)), "test": 0.3}
+    report = check(parse({"task": "preference", "model": "minilm-l6", "data": data}))
+    assert not {"contradiction", "shared-text", "length-bias"} & {problem.code for problem in report.problems}

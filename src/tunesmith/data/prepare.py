@@ -199,6 +199,7 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
             counts = tally(ledger, assignment, len(names))
     else:
         judge_row_labels(findings, survey, needed=TASKS[recipe.task].answer == "spans")
+    of_pairs = survey.pairs.judge(findings, ledger, assignment) if survey.pairs is not None else []
     judge_sizes(findings, counts, {"train": data.train, "validation": data.validation, "test": data.test})
     report = CheckReport(
         problems=findings.problems(),
@@ -208,7 +209,7 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         classes=class_balance(names, counts) if has_labels else row_label_balance(survey),
         lengths=length_statistics(counts),
         columns=list(iterate_choices(survey)),
-        notes=_notes(survey, near),
+        notes=_notes(survey, near) + of_pairs,
     )
     return report, assignment, counts
 

@@ -16,6 +16,7 @@ from tunesmith.data.columns import Choice, choose_columns
 from tunesmith.data.labels import LabelBook
 from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.near_duplicates import NearIndex
+from tunesmith.data.pair_checks import PairBook
 from tunesmith.data.problems import Fault, Findings
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
@@ -48,6 +49,7 @@ class Survey:
         row_labels: Part -> label -> how often it occurs, where a row may have any number of labels.
         label_origins: The first place of each (part, label) of these.
         near: Index of near duplicates.
+        pairs: What is known of preferences; ``None`` for other tasks.
         spool: The rows themselves; ``None`` if only a check is wanted.
         dropped: Takes the rows left out; ``None`` if nobody wants them.
         choices: The columns chosen, and for how many files which is the first.
@@ -63,6 +65,7 @@ class Survey:
     row_labels: dict[str, Counter[str]] = field(default_factory=dict)
     label_origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
     near: NearIndex = field(default_factory=NearIndex)
+    pairs: PairBook | None = None
     spool: RowSpool | None = None
     dropped: DroppedRows | None = None
     choices: dict[Choice, list[Any]] = field(default_factory=dict)
@@ -149,6 +152,8 @@ class Surveyor:
         self._data = recipe.data
         self._task = TASKS[recipe.task]
         self._survey = survey
+        if self._task.answer == "pair":
+            survey.pairs = PairBook()
         self._render = render
         self._rules = rules
         self._on_event = on_event
@@ -271,6 +276,8 @@ class Surveyor:
         offset = survey.spool.add(content) if survey.spool else 0
         numbers = (input_hash, target_hash, content_hash, offset, len(content))
         survey.ledger.add((*numbers, label, len(text) + len(target), tokens, cut, part), row.origin, group)
+        if survey.pairs is not None:
+            survey.pairs.add(row)
         if CONTENT not in row.fields:
             survey.near.add(plain, input_hash, position, part)
         return faults
