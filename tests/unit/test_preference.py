@@ -15,7 +15,10 @@ from conftest import write_jsonl
 from tunesmith.cli.main import run
 from tunesmith.data.pairs import Rated, make_pairs, split
 from tunesmith.data.prepare import check
+from tunesmith.data.render import ConversationRenderer, prompt_renderer
+from tunesmith.data.renderers import row_renderer
 from tunesmith.errors import DataError
+from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.preference import turns_of
@@ -152,3 +155,24 @@ def test_pairs_of_even_lengths_and_new_texts_are_not_blamed(tmp_path: Path) -> N
     data = {"train": str(write_jsonl(tmp_path / "pairs.jsonl", rows)), "test": 0.3}
     report = check(parse({"task": "preference", "model": "minilm-l6", "data": data}))
     assert not {"contradiction", "shared-text", "length-bias"} & {problem.code for problem in report.problems}
+
+
+def test_what_only_the_tokens_show_has_its_row(tiny_decoder: Path, tiny_encoder: Path) -> None:
+    task, long = TASKS["preference"], "the film is great " * 40
+    rows = [row(prompt="q", chosen=f"{long} a", rejected=f"{long} b")]
+    for folder, form, words in (
+        (tiny_decoder, "generate", "both answers are the same once they are cut"),
+        (tiny_encoder, "classify", "both texts have the same tokens"),
+    ):
+        render = row_renderer(load_tokenizer(folder), task, form=form, labels=None, max_length=32)
+        with pytest.raises(DataError, match=words) as caught:
+            render(rows[0])
+        assert str(caught.value.where) == "rows.jsonl:1"
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_has_its_row(tiny_decoder: Path) -> None:
+    renderer = ConversationRenderer(load_tokenizer(tiny_decoder), 32)
+    render = prompt_renderer(renderer, TASKS["text-generation"])
+    with pytest.raises(DataError, match="leaves no room for an answer") as caught:
+        render(row(prompt="what is the film " * 40, completion="good"))
+    assert str(caught.value.where) == "rows.jsonl:1"

@@ -114,12 +114,11 @@ def checked(reward: Reward, answers: Sequence[Answered], name: str) -> list[floa
     if len(values) != len(answers):
         raise RewardError(
             f"the reward `{name}` gave {len(values)} values for {len(answers)} answers",
+            where=str(answers[0].row.origin) if answers else None,
             fix="return one number for each answer, in their order",
         )
     for answer, value in zip(answers, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            if isinstance(value, bool):
-                continue
+        if not isinstance(value, int | float) or not math.isfinite(value):  # True and False are 1 and 0
             raise RewardError(
                 f"the reward `{name}` is {value!r} for the answer {answer.text[:60]!r}",
                 where=str(answer.row.origin),
