@@ -45,7 +45,7 @@ LONGEST_WORDS = 18
 CONTINUED = 400
 """Training snippets that the model that writes sees; the reward model sees them all."""
 PAIRS = 3200
-"""Training pairs, of about 7,600."""
+"""Training pairs, of about 7,800."""
 ASKED = 100
 """Held-out beginnings that are gone on from."""
 
