@@ -274,6 +274,10 @@ class Run:
         ]
         return predict(*self._loaded, named, generation)
 
+    def unload(self) -> None:
+        """Let go of the model that :meth:`predict` has loaded."""
+        self._loaded = None
+
     def _columns(self) -> dict[str, str]:
         """The user's column -> the task's field, as the data that were trained on have it."""
         path = self.path / "data.json"

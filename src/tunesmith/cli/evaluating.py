@@ -62,6 +62,15 @@ def compare(
         Path | None,
         typer.Option("--run-dir", metavar="DIR", help="The folder of the curve; an unfinished one is gone on with."),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE",
+            help="Time each run here and draw quality against the time of an answer and against size, with the Pareto "
+            "front: an `.svg`, or an `.html` page.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare runs on the same test rows; or, with --shots, ways to learn from few examples.
@@ -78,6 +87,13 @@ def compare(
     import tunesmith
 
     comparison = tunesmith.compare(*runs).as_dict()
+    if picture is not None:
+        from tunesmith.evaluation.deploy_chart import measure_candidates, write_picture
+
+        candidates = measure_candidates([tunesmith.load(run) for run in runs], comparison["runs"])
+        write_picture(picture, candidates, comparison["metric"])
+        comparison["deploy"] = [candidate.as_dict() for candidate in candidates]
+        comparison["picture"] = str(picture)
     if as_json:
         print_json(comparison)
         return
@@ -95,6 +111,7 @@ def compare(
         ),
     )
     stdout().print(comparison["verdict"], style="bold", markup=False, soft_wrap=True)
+    print_pairs((("picture", picture),))
 
 
 def _learning_curve(
