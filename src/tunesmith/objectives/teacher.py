@@ -19,7 +19,8 @@ from tunesmith.models.forms import answer_form
 from tunesmith.models.load import load_config, load_model, load_tokenizer, natural_form, trained_labels
 from tunesmith.models.model import Model, decoder_of
 from tunesmith.models.saving import load_artefact, read_notes
-from tunesmith.recipe import WRITTEN, Generation, Recipe, Stage, Training
+from tunesmith.recipe import Generation, Recipe, Stage, Training
+from tunesmith.refusals import WRITTEN
 from tunesmith.tasks import TASKS
 
 PLACE = "training.distillation.teacher"
