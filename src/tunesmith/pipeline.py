@@ -123,7 +123,7 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
         prepared = _prepare_stages(recipe, folder, tell)
         tell(Phase(step="model", message=f"base model {recipe.model}"))
         base = base_folder(recipe, tell)
-        _refuse_foreign_teachers(recipe, base)
+        _refuse_unusable_teachers(recipe, base)
         planned = _plan(folder, recipe, base, prepared, tell)
         from tunesmith.evaluation.evaluate import evaluate_run
         from tunesmith.planning.measured import Stopwatch
@@ -185,13 +185,13 @@ def _refuse_trained_on(prepared: PreparedData) -> None:
             )
 
 
-def _refuse_foreign_teachers(recipe: Recipe, base: Path) -> None:
+def _refuse_unusable_teachers(recipe: Recipe, base: Path) -> None:
     """A teacher that cannot teach this student is found out before anything is trained."""
     for stage in recipe.stages:
         if stage.objective == "distill":
-            from tunesmith.objectives.teacher import refuse_other_tokens
+            from tunesmith.objectives.teacher import refuse_unusable
 
-            refuse_other_tokens(recipe.of_stage(stage), stage, base)
+            refuse_unusable(recipe.of_stage(stage), stage, base)
 
 
 def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedData], tell: Listener) -> Plan:

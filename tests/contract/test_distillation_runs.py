@@ -16,7 +16,7 @@ import torch
 import tiny
 from conftest import labelled_rows, make_encoder, write_jsonl
 from tunesmith import pipeline, recipe_file
-from tunesmith.errors import RecipeError
+from tunesmith.errors import NotFoundError, RecipeError
 from tunesmith.events import CheckpointSaved, Event
 from tunesmith.runs import Run
 
@@ -277,6 +277,12 @@ def test_other_tokenizers_are_refused_before_anything_is_trained(
         tiny_decoder, asked, teacher=str(other), answers="teacher", written={"max_new_tokens": 4, "temperature": 1.0}
     )
     assert tune(tmp_path / "sequences", **tree | {"student": None}).metrics
+
+
+def test_a_run_that_is_not_there_is_named(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    tree = classification(tiny_encoder, reviews, teacher="runs/mistyped") | {"student": None}
+    with pytest.raises(NotFoundError, match="there is no run runs/mistyped"):
+        tune(tmp_path / "run", **tree)
 
 
 def test_a_teacher_of_other_labels_is_refused(teacher: Path, tiny_encoder: Path, tmp_path: Path) -> None:

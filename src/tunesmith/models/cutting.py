@@ -153,7 +153,7 @@ def keep_layers(network: Any, chosen: Sequence[int], *, where: str) -> None:
             fix=f"give a number from 1 to {len(layers) - 1}, or another model",
         )
     for name, value in vars(network.config).items():  # `layer_types` and the like
-        if isinstance(value, list) and len(value) == len(layers):
+        if "layer" in name and isinstance(value, list) and len(value) == len(layers):
             setattr(network.config, name, [value[number] for number in chosen])
     setattr(network.config, count, kept)
     for number in reversed(range(len(layers))):

@@ -12,7 +12,7 @@ import torch
 
 from tunesmith import catalog, lineage, runs
 from tunesmith.data.rows import Row
-from tunesmith.errors import RecipeError
+from tunesmith.errors import NotFoundError, RecipeError
 from tunesmith.events import Listener
 from tunesmith.models import attention, inference, packing
 from tunesmith.models.forms import answer_form
@@ -32,8 +32,14 @@ def name_of(recipe: Recipe, training: Training) -> str:
 
 
 def folder_of(name: str) -> Path:
-    """The folder with the teacher's files; of a run the one with its adapter, if it has one."""
+    """The folder with the teacher's files; of a run the one with its adapter, if it has one.
+
+    Raises:
+        NotFoundError: There is no such run, or no such model.
+    """
     run = _run(name)
+    if run is None and Path(name).parts[0] == str(runs.DEFAULT_ROOT) and not Path(name).is_dir():
+        raise NotFoundError(f"there is no run {name}", where=PLACE, fix="list the runs with `tunesmith runs list`")
     return catalog.model_folder(name) if run is None else run / "model"
 
 
@@ -119,8 +125,8 @@ def refuse_unfit(teacher: Model, student: Model) -> None:
         )
 
 
-def refuse_other_tokens(recipe: Recipe, stage: Stage, base: Path) -> None:
-    """Find out, before any weight is loaded, that teacher and student do not read the same tokens where they must.
+def refuse_unusable(recipe: Recipe, stage: Stage, base: Path) -> None:
+    """Find out, before any weight is loaded, that there is no such teacher, or that it cannot teach this student.
 
     Scores of labels can be learned from a teacher that reads in its own way; distributions of tokens, and states of
     tokens, cannot.
@@ -132,9 +138,14 @@ def refuse_other_tokens(recipe: Recipe, stage: Stage, base: Path) -> None:
 
     Raises:
         RecipeError: Says which choice needs the same tokens, and what does not.
+        NotFoundError: There is no such teacher.
     """
     assert stage.training is not None, "the recipe is resolved"
     own = stage.training.distillation
+    if own.is_server:
+        return
+    name = name_of(recipe, stage.training)
+    theirs = folder_of(name)
     form, _ = answer_form(recipe, stage, load_config(base))
     if not own.needs_scores:
         return
@@ -146,10 +157,9 @@ def refuse_other_tokens(recipe: Recipe, stage: Stage, base: Path) -> None:
             where="model",
             fix=by_text if form == "seq2seq" else "distil it for a task with labels, or take a causal language model",
         )
-    name = name_of(recipe, stage.training)
     if form == "classify" and not (own.hidden_weight or own.attention_weight):
         return
-    if not same_tokens(load_tokenizer(folder_of(name)), load_tokenizer(base)):
+    if not same_tokens(load_tokenizer(theirs), load_tokenizer(base)):
         raise RecipeError(
             f"the teacher {name} and the student {recipe.model} have different tokenizers, so what one says of a "
             "token means nothing to the other",
