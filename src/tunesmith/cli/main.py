@@ -37,6 +37,7 @@ COMMANDS = {
     "check": Command("tunesmith.cli.checking:check", "Report every problem of the data, with file and line.", TUNE),
     "pairs": Command("tunesmith.cli.pairing:pairs", "Turn ratings into pairs of a better and a worse text.", TUNE),
     "plan": Command("tunesmith.cli.planning:plan", "Say what a run will take: memory, time, money, disk.", TUNE),
+    "advise": Command("tunesmith.cli.planning:advise", "Say which ways suit data, task and limits, best first.", TUNE),
     "tune": Command("tunesmith.cli.tuning:tune", "Walk the five steps and leave a tuned model and a report.", TUNE),
     "resume": Command("tunesmith.cli.tuning:resume", "Go on with an interrupted run, bit for bit.", TUNE),
     "eval": Command("tunesmith.cli.evaluating:evaluate", "Measure a run again, on its own or on other data.", USE),

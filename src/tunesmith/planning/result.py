@@ -160,4 +160,5 @@ def _stage_dict(stage: StagePlan) -> dict[str, Any]:
         "kind": stage.kind,
         "basis": stage.correction.basis,
         "earlier_runs": stage.correction.samples,
+        "correction": {"seconds": stage.correction.seconds, "bytes": stage.correction.bytes},
     }
