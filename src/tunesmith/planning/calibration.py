@@ -22,6 +22,9 @@ ODDEST = 6.0
 """A run that took more than so many times the plan, or less than its inverse, was not what was planned."""
 LEAST_SECONDS = 5.0
 """Shorter runs are mostly their first updates."""
+MEMORY_NOISE = 256e6
+"""Bytes by which a process differs from run to run. What is planned and measured is compared with so much added to
+both, so that the ratio of two small numbers teaches nothing."""
 ROOM = {"same": (0.85, 1.25), "other": (0.6, 1.7), "none": (0.5, 2.2)}
 """Lower and upper bound as shares of the expected time: after runs of the same kind, of other kinds, of none."""
 MEMORY_ROOM = {"same": (0.85, 1.15), "other": (0.75, 1.3), "none": (0.75, 1.35)}
@@ -51,6 +54,11 @@ class Sample:
     planned_bytes: float
     bytes: float
     time: float
+
+    @property
+    def bytes_ratio(self) -> float:
+        """Measured over planned memory, as far as it means anything."""
+        return (max(0.0, self.bytes) + MEMORY_NOISE) / (max(0.0, self.planned_bytes) + MEMORY_NOISE)
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def correction(machine: str, kind: str) -> Correction:
         return Correction()
     return Correction(
         seconds=statistics.median(sample.own_seconds / sample.planned_seconds for sample in used),
-        bytes=statistics.median(sample.bytes / sample.planned_bytes for sample in used) if same else 1.0,
+        bytes=statistics.median(sample.bytes_ratio for sample in used) if same else 1.0,
         sharing=max(1.0, statistics.median(sample.seconds / sample.own_seconds for sample in used)),
         basis="same" if same else "other",
         samples=len(used),
@@ -127,11 +135,10 @@ def record(sample: Sample) -> bool:
 
 
 def _plausible(sample: Sample) -> bool:
-    pairs = ((sample.own_seconds, sample.planned_seconds), (sample.bytes, sample.planned_bytes))
-    return (
-        all(planned > 0 and took > 0 and 1 / ODDEST < took / planned < ODDEST for took, planned in pairs)
-        and sample.time <= time.time() + 86400
-    )
+    if not (sample.planned_seconds > 0 and sample.own_seconds > 0):
+        return False
+    ratios = (sample.own_seconds / sample.planned_seconds, sample.bytes_ratio)
+    return all(1 / ODDEST < ratio < ODDEST for ratio in ratios)
 
 
 def _sample(entry: dict[str, Any]) -> Sample:
