@@ -88,11 +88,11 @@ CASES = (
     case(TAG, "wnut17", 240),
     case(TAG, "wnut17", 200, batch_size=8),
     case(WRITE, "tldr", 12),
-    case(WRITE, "tldr", 24),
-    case(WRITE, "gsm8k", 6),
-    case(WRITE, "scitldr", 4),
-    case(WRITE_FULL, "tldr", 12),
-    case(WRITE_FULL, "gsm8k", 5),
+    case(WRITE, "tldr", 18),
+    case(WRITE, "gsm8k", 4),
+    case(WRITE, "scitldr", 3),
+    case(WRITE_FULL, "tldr", 10),
+    case(WRITE_FULL, "gsm8k", 3),
 )
 
 

@@ -259,7 +259,7 @@ def _suggest(
 
 def _planned(recipe: Recipe, folder: Path, data: PreparedData, machine: Machine) -> Plan:
     recipe = recipe.resolved()
-    return forecast(recipe, folder, [data] * len(recipe.stages), machine=machine)
+    return forecast(recipe, folder, [data] * len(recipe.stages), machine=machine, remedies=False)
 
 
 def _over(way: Suggestion, made: Plan | None, limits: Limits, machine: Machine) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any

@@ -260,16 +260,17 @@ class _Counter(TorchDispatchMode):
         sums["operations"] += 1
         flops = _product_flops(name, read)
         if flops:
-            self.add_product(flops, read[-1].dtype, moved)
+            shortest = min(*read[-2].shape[-2:], *read[-1].shape[-2:])
+            self.add_product(flops, read[-1].dtype, moved, shortest)
         elif name.startswith(("bernoulli", "native_dropout", "rand")):
             sums["random_seconds"] += sum(tensor.numel() for tensor in made[:1]) / machine.random
         else:
             sums["element_seconds"] += moved
 
-    def add_product(self, flops: float, dtype: torch.dtype, moved: float = 0.0) -> None:
+    def add_product(self, flops: float, dtype: torch.dtype, moved: float = 0.0, shortest: float = 512.0) -> None:
         """Count a product, bound by arithmetic or by the bus (the roofline, Williams et al. 2009)."""
         self._sums["flops"] += flops
-        self._sums["product_seconds"] += max(flops / self.machine.products(dtype), moved)
+        self._sums["product_seconds"] += max(flops / self.machine.products(dtype, shortest), moved)
 
     def _born(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()

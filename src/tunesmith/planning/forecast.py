@@ -109,6 +109,7 @@ def forecast(
     *,
     machine: Machine | None = None,
     correction: Correction | None = None,
+    remedies: bool = True,
 ) -> Plan:
     """The same for a resolved recipe whose model and data (of each stage) are at hand.
 
@@ -119,6 +120,7 @@ def forecast(
         on_event: Told what happens.
         machine: Where it would run; default: here.
         correction: Goes before what earlier runs say.
+        remedies: Look for changes that make it fit, where it does not.
     """
     from tunesmith.models.precision import default_device
     from tunesmith.planning import fitting
@@ -134,7 +136,7 @@ def forecast(
         for stage, prepared in zip(recipe.stages, data, strict=True)
     ]
     joined = _joined([planner.plan() for planner in planners], machine)
-    ways = [] if joined.fits else fitting.ways(planners, machine)
+    ways = [] if joined.fits or not remedies else fitting.ways(planners, machine)
     return dataclasses.replace(joined, advice=tuple([*ways, *_advice(recipe, joined, planners, machine)]))
 
 
