@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -49,8 +50,13 @@ def tuned(folder: Path, address: str, heard: Events | None = None, **more: Any) 
     return jobs.follow(client, job, folder, settings, tell)
 
 
-@pytest.mark.parametrize("kind", [429, 500, 503, "drop", "lost", "slow"])
-@pytest.mark.parametrize("path", ["/files", "/fine_tuning/jobs"])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        *(("/files", kind) for kind in (429, 500, "drop", "lost")),
+        *(("/fine_tuning/jobs", kind) for kind in (429, 500, "drop", "lost", "slow")),
+    ],
+)
 def test_a_fault_while_sending_or_making_leaves_one_file_and_one_job(
     there: There, tmp_path: Path, kind: int | str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +132,20 @@ def test_events_are_told_once_across_restarts(there: There, tmp_path: Path) -> N
     assert first.of(Step) and not second.of(Step)
     lines = (tmp_path / jobs.EVENTS).read_text().splitlines()
     assert len(lines) == len(set(lines)) == 4
+
+
+def test_changed_data_are_not_sent_under_an_old_intent(there: There, tmp_path: Path) -> None:
+    _, address = there
+    settings, known = Hosted(base_url=address), table.load()
+    path = tmp_path / "training_file.jsonl"
+    for text in ("{}\n", '{"a": 1}\n'):
+        path.write_text(text)
+        changed = (tmp_path / jobs.STATE).is_file()
+        with pytest.raises(UsageError, match="have changed") if changed else contextlib.nullcontext():
+            jobs.Intent.begin(
+                tmp_path, connect(settings, known), "m", "supervised", settings, 0, {"training_file": path}
+            )
+    assert changed
 
 
 def test_patience_ends_and_the_job_goes_on(there: There, tmp_path: Path) -> None:

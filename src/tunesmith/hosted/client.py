@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -236,8 +237,6 @@ def address(settings: Hosted, provider: Provider) -> str:
     Raises:
         UsageError: Neither the recipe nor the environment nor the table says.
     """
-    import os
-
     variable = provider.base_url_env
     given = settings.base_url or (os.environ.get(variable) if variable else None)
     if given and provider.base_path and provider.base_path.strip("/") not in given:

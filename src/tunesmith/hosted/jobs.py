@@ -14,7 +14,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,11 +65,18 @@ class Intent:
         seed: int,
         files: Mapping[str, Path],
     ) -> Intent:
-        """The run's intent: read, if there is one, else written."""
-        path = folder / STATE
-        if path.is_file():
-            return cls(folder, read_state(folder))
+        """The run's intent: read, if there is one, else written.
+
+        Raises:
+            UsageError: The files are others than those that the intent was written for.
+        """
         digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+        if (folder / STATE).is_file():
+            known = cls(folder, read_state(folder))
+            if {name: file["sha256"] for name, file in known.state["files"].items()} != digests:
+                fix = "bring the data back as they were, or tune in another folder"
+                raise UsageError("the data have changed since this run began", where=str(folder), fix=fix)
+            return known
         wanted = settings.model_dump(exclude={"again", "prices", "poll_seconds", "patience_minutes"})
         identity: list[Any] = [client.base_url, model, method, wanted, seed, digests]
         if settings.again:
@@ -201,10 +208,10 @@ def _create(intent: Intent, client: Client, order: JobOrder, tell: Listener) -> 
 
 def _keyed(order: JobOrder, attempt: int) -> JobOrder:
     """With a key that is the same for the same attempt; jobs that failed before are further attempts."""
-    return JobOrder(**{**order.__dict__, "key": f"{order.tag}-{attempt}"})
+    return replace(order, key=f"{order.tag}-{attempt}")
 
 
-def patiently(ask: Callable[[], Result], tell: Listener, *, sleep: Callable[[float], None] | None = None) -> Result:
+def patiently(ask: Callable[[], Result], tell: Listener) -> Result:
     """Ask again while the provider has a fault that may pass."""
     wait = FIRST_WAIT
     for number in range(1, TRIES + 1):
@@ -215,7 +222,7 @@ def patiently(ask: Callable[[], Result], tell: Listener, *, sleep: Callable[[flo
                 raise
             text = f"{error.what}; asking again in {wait:.0f} s ({number} of {TRIES - 1})"
             tell(Notice(level="warning", message=text, where=error.where))
-        (sleep or time.sleep)(wait)
+        time.sleep(wait)
         wait = min(LONGEST_WAIT, 2 * wait)
     raise AssertionError("the last try returns or raises")
 

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +287,6 @@ def seconds(value: Any) -> float:
     """Unix seconds of a number, or of a time in ISO 8601."""
     if isinstance(value, int | float):
         return float(value)
-    from datetime import datetime
-
     try:
         return datetime.fromisoformat(str(value)).timestamp()
     except ValueError:
