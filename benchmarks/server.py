@@ -132,6 +132,7 @@ def main() -> None:
         "longest_answer_tokens": asked.tokens,
         **found,
         "cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 1),
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "tunesmith")},
     }
     text = json.dumps(facts, indent=1)
