@@ -362,6 +362,9 @@ def _of_rewards(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
         yield "`sequence` is about tasks that one model learns in turn: leave it out beside a reward's stage"
     if recipe.evaluate.judge is not None and recipe.evaluate.judge.kind == "stage":
         yield "`evaluate.judge` must be a judge that nothing was learned from: name another run"
+    learns = recipe.method in ("rlhf", "verifiable-reward") or any(c.objective in ("ppo", "grpo") for c in stages)
+    if recipe.evaluate.judge is not None and not learns:
+        yield "`evaluate.judge` judges what learned from rewards: leave it out, or use `method: rlhf`"
 
 
 def _of_rlhf(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:

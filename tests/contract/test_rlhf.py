@@ -93,6 +93,7 @@ def test_a_method_says_what_it_lacks(data: dict[str, str], tiny_decoder: Path, t
         ({"sequence": {"replay": 0.1}}, "leave it out beside a reward"),
         ({"evaluate": {"judge": {"kind": "stage", "stage": "reward"}}}, "nothing was learned from"),
         ({"method": "peft", "stages": []}, "`data.preferences` is read by"),
+        ({"method": "peft", "data": {}, "stages": [], "evaluate": {"judge": "runs/x"}}, "judges what learned from"),
     ]:
         with pytest.raises(RecipeError, match=words):
             recipe(data, tiny_decoder, tiny_encoder, **change)
