@@ -3,8 +3,8 @@
     python benchmarks/compression.py PART... [--data FOLDER] [--work FOLDER] [--out benchmarks/compression.json]
 
 Parts: ``perplexity`` (SmolLM2-135M as it comes, on biomedical abstracts, every kind), ``minilm`` (tuned on
-sentence_polarity, every kind), ``qat`` (SmolLM2 tuned with and without fake quantization, both in 4 bits), ``gguf``
-(the tuned SmolLM2 as GGUF, read back). Each part is written to the file when it is done, so they can run one by one.
+sentence_polarity, every kind), ``gguf`` (SmolLM2 tuned on shell commands, as GGUF, read back). Each part is written to
+the file when it is done, so they can run one by one; of ``perplexity`` each kind is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tunesmith import environment, runs
 from tunesmith.compression.settings import Quantize
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS, TOKENS = 12, 160
+TEXTS, TOKENS = 8, 128
 CONTINUED = "smollm2-135m-instruct"
 
 
@@ -60,7 +59,7 @@ def perplexity(args: argparse.Namespace) -> dict[str, Any]:
 
     found: dict[str, Any] = {"fp32": {"perplexity": measure(original), "bytes": speed.memory_bytes(original.network)}}
     prompts = [ids[:24] for ids in measured_on[:8]]
-    for kind in [kind for kind in KINDS if kind not in ("fp8", "onnx-int8")]:
+    for kind in args.kinds or [kind for kind in KINDS if kind not in ("fp8", "onnx-int8")]:
         model = fresh()
         layers = layers_of(model)
         bounds = {}
@@ -83,6 +82,7 @@ def perplexity(args: argparse.Namespace) -> dict[str, Any]:
             "speed": {name: speed.as_dict(lines) for name, lines in speeds.items()},
         }
         print(kind, json.dumps(found[kind]), flush=True)
+        _keep(args, "perplexity", found)
         del model
     speeds = speed.measure_in_turns({"fp32": original, "bf16": fresh(torch.bfloat16)}, prompts)
     found["bf16"] = {"speed": {name: speed.as_dict(lines) for name, lines in speeds.items()}}
@@ -105,33 +105,27 @@ def minilm(args: argparse.Namespace) -> dict[str, Any]:
     return {kind: _quantized(run, Quantize(to=kind, rows=32)) for kind in kinds}
 
 
-def qat(args: argparse.Namespace) -> dict[str, Any]:
-    """A language model tuned with and without fake quantization of 4 bits, both quantized to 4 bits."""
-    found = {}
-    for name, keys in (("without", {}), ("with", {"quantization_aware": "int4"})):
-        run = _tuned(
-            args.work / f"qat-{name}",
-            data=_commands(args, args.work),
-            task="text-generation",
-            model=CONTINUED,
-            method="full",
-            training={"epochs": 1, "max_steps": args.steps, "batch_size": 16, "dropout": 0.0, **keys},
-            evaluate={"baselines": [], "limit": 60, "generation": {"max_new_tokens": 1}},
-        )
-        found[name] = _quantized(run, Quantize(to="int4-weights", rows=8))
-    return found
-
-
 def gguf(args: argparse.Namespace) -> dict[str, Any]:
-    """The tuned language model as GGUF in every format, read back by transformers."""
+    """A tuned language model as GGUF, read back by transformers and by llama.cpp if that is installed."""
     from tunesmith.compression.export import export_run
 
-    run = runs.open_run(args.work / "qat-without" / "run")
+    folder = args.work / "writer"
+    run = _tuned(
+        folder,
+        data=_commands(args, folder),
+        task="text-generation",
+        model=CONTINUED,
+        method="peft",
+        training={"max_steps": args.steps, "batch_size": 4},
+        evaluate={"baselines": [], "limit": 10, "generation": {"max_new_tokens": 1}},
+    )
     found = {}
-    for kind in ("f16", "q8_0", "q4_0"):
-        target = args.work / f"gguf-{kind}"
+    for kind in ("f16", "q8_0"):
+        target = folder / f"gguf-{kind}"
         shutil.rmtree(target, ignore_errors=True)
-        found[kind] = export_run(run, "gguf", target=target, outtype=kind)
+        made = export_run(run, "gguf", target=target, outtype=kind, rows=3)
+        found[kind] = {"bytes": made["bytes"], "verified": made["verified"]}
+        print(kind, json.dumps(found[kind]), flush=True)
     return found
 
 
@@ -169,7 +163,7 @@ def _polarity(args: argparse.Namespace, folder: Path) -> Path:
 def _commands(args: argparse.Namespace, folder: Path) -> Path:
     """Instructions and the shell commands that follow them."""
     path = folder / "commands.jsonl"
-    lines = (args.data / "tldr_pages" / "tldr_en_pairs.jsonl").read_text(encoding="utf-8").splitlines()[:3000]
+    lines = (args.data / "tldr_pages" / "tldr_en_pairs.jsonl").read_text(encoding="utf-8").splitlines()[:400]
     pairs = [json.loads(line) for line in lines]
     _write(path, [{"prompt": f"{p['instruction']} ({p['tool']})", "completion": p["response"]} for p in pairs])
     return path
@@ -180,7 +174,7 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-PARTS = {"perplexity": perplexity, "minilm": minilm, "qat": qat, "gguf": gguf}
+PARTS = {"perplexity": perplexity, "minilm": minilm, "gguf": gguf}
 
 
 def main() -> None:
@@ -190,16 +184,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs") / "compression")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "compression.json")
     parser.add_argument("--rows", type=int, default=2400, help="film reviews")
-    parser.add_argument("--steps", type=int, default=30, help="updates of `qat`")
+    parser.add_argument("--steps", type=int, default=4, help="updates of `gguf`")
+    parser.add_argument("--kinds", nargs="*", help="of `perplexity`; default: all")
     parser.add_argument("--note", default="", help="about the machine, e.g. that others worked on it too")
     args = parser.parse_args()
     for part in args.parts:
-        started = time.time()
-        found = PARTS[part](args)
-        known = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
-        about = {"machine": environment.machine(), "versions": environment.versions(), "note": args.note}
-        known[part] = {**about, "seconds": round(time.time() - started), "results": found}
-        runs.write_json(args.out, known)
+        _keep(args, part, PARTS[part](args))
+
+
+def _keep(args: argparse.Namespace, part: str, found: dict[str, Any]) -> None:
+    """Put results beside those that the file holds already."""
+    known = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+    before = known.get(part, {}).get("results", {})
+    about = {"machine": environment.machine(), "versions": environment.versions(), "note": args.note}
+    known[part] = about | {"results": before | found}
+    runs.write_json(args.out, known)
 
 
 if __name__ == "__main__":
