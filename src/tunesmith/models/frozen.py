@@ -45,12 +45,14 @@ class FrozenPrefix:
         parts: They and all that comes before them.
         width: Numbers of a token's state.
         dtype: Of a state.
+        whole: Whether the last layer's output is the body's: nothing stands between it and the head.
     """
 
     blocks: Sequence[nn.Module]
     parts: Sequence[nn.Module]
     width: int = 0
     dtype: torch.dtype = torch.float32
+    whole: bool = False
 
     def rest(self) -> None:
         """Put what is frozen into evaluation mode."""
@@ -117,8 +119,7 @@ def find(model: Model) -> FrozenPrefix | None:
     parts: list[nn.Module] = []
     _collect(model.network, blocks[-1], parts)
     prefix = FrozenPrefix(blocks, parts)
-    states_BSd = _trial(model, prefix)
-    return None if states_BSd is None else replace(prefix, width=states_BSd.shape[-1], dtype=states_BSd.dtype)
+    return _trial(model, prefix)
 
 
 def _frozen_layers(model: Model) -> int:
@@ -145,8 +146,8 @@ def _collect(module: nn.Module, last: nn.Module, parts: list[nn.Module]) -> bool
     return False
 
 
-def _trial(model: Model, prefix: FrozenPrefix) -> torch.Tensor | None:
-    """States of a small batch, if it comes out the same when the model begins with them; else ``None``."""
+def _trial(model: Model, prefix: FrozenPrefix) -> FrozenPrefix | None:
+    """The prefix with what a small batch shows of it; ``None`` if that comes out different without the layers."""
     lengths_B = torch.tensor(_PROBE_LENGTHS, device=model.device)
     mask_BS = torch.arange(WIDTH_MULTIPLE, device=model.device) < lengths_B[:, None]
     ids_BS = torch.arange(1, mask_BS.numel() + 1, device=model.device).view(mask_BS.shape).masked_fill(~mask_BS, 0)
@@ -163,9 +164,13 @@ def _trial(model: Model, prefix: FrozenPrefix) -> torch.Tensor | None:
             expected = model.read(batch)
             with prefix.passed_over(states_BSd):
                 found = model.read(batch)
+            packs = model.packs(WIDTH_MULTIPLE)
+            whole = packs and torch.equal(model.packed(batch)[mask_BS], states_BSd[mask_BS])
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # layers of another make
         return None
     finally:
         model.network.train(was_training)
     real = mask_BS if found.shape[:2] == mask_BS.shape else ...
-    return states_BSd if torch.equal(found[real], expected[real]) else None
+    if not torch.equal(found[real], expected[real]):
+        return None
+    return replace(prefix, width=states_BSd.shape[-1], dtype=states_BSd.dtype, whole=whole)

@@ -157,10 +157,13 @@ class Model:
         with self._beginning_with(batch.known_states):
             return network(**inputs)
 
-    def packed(self, body: nn.Module, batch: Batch) -> torch.Tensor:
+    def packed(self, batch: Batch) -> torch.Tensor:
         """Last hidden states of a batch, (B, S, d), computed without most of its padding; likewise."""
-        width = 1 if self.prefix is None else WIDTH_MULTIPLE
-        with self._beginning_with(batch.known_states):
+        states_BSd, width = batch.known_states, 1 if self.prefix is None else WIDTH_MULTIPLE
+        if self.prefix is not None and self.prefix.whole and states_BSd is not None:
+            return states_BSd
+        with self._beginning_with(states_BSd):
+            body = decoder_of(self.transformer())
             return packing.hidden_states(body, batch.input_ids, batch.attention_mask, width)
 
     def _beginning_with(self, states_BSd: torch.Tensor | None) -> AbstractContextManager[None]:
@@ -185,7 +188,7 @@ class Model:
         """Scores of the classes, (B, C) in at least fp32."""
         network: Any = self.network
         if self.packs(batch.input_ids.shape[1]) and isinstance(network, SentenceClassifier):
-            logits: torch.Tensor = network.head(self.packed(self.transformer(), batch), batch.attention_mask)
+            logits: torch.Tensor = network.head(self.packed(batch), batch.attention_mask)
         else:
             output = self.run(network, batch, **self._inputs(batch))
             logits = output if isinstance(output, torch.Tensor) else output.logits
@@ -196,7 +199,7 @@ class Model:
         inputs = self._inputs(batch)
         if isinstance(self.network, SentenceClassifier):
             if self.packs(batch.input_ids.shape[1]):
-                return pool(self.packed(self.transformer(), batch), batch.attention_mask, self.network.pooling)
+                return pool(self.packed(batch), batch.attention_mask, self.network.pooling)
             return self.network.embed(**inputs)
         network: Any = self.transformer()
         reader = network.get_encoder() if self.form == "seq2seq" else decoder_of(network)
@@ -232,7 +235,7 @@ class Model:
         parts = {name for name, _ in network.named_children()} - {network.base_model_prefix}
         plain = parts <= {"dropout", *self.head_names}  # of other heads (ModernBERT's) we do not know what they compute
         if plain and self.packs(batch.input_ids.shape[1]):
-            hidden_BSd = self.packed(decoder_of(network), batch)
+            hidden_BSd = self.packed(batch)
             logits = network.get_submodule(*self.head_names)(network.dropout(hidden_BSd[rows_N, columns_N]))
         else:
             output = self.run(self.network, batch, **self._inputs(batch))
@@ -260,14 +263,14 @@ class Model:
         """Last hidden states of a causal model, (B, S, d)."""
         decoder = decoder_of(self.transformer())
         if self.packs(batch.input_ids.shape[1]) and "segments" not in batch.extra:
-            return self.packed(decoder, batch)
+            return self.packed(batch)
         return cast(torch.Tensor, self.run(decoder, batch, **self.causal_inputs(batch)).last_hidden_state)
 
     def encoded(self, batch: Batch) -> torch.Tensor:
         """Last hidden states of an encoder, (B, S, d)."""
         encoder = decoder_of(self.transformer())
         if self.packs(batch.input_ids.shape[1]):
-            return self.packed(encoder, batch)
+            return self.packed(batch)
         return cast(torch.Tensor, self.run(encoder, batch, **self._inputs(batch)).last_hidden_state)
 
     def vocabulary_head(self) -> nn.Module:
