@@ -197,6 +197,7 @@ def page(results: dict[str, Any]) -> str:
     first = {name: plan for name, plan in plans.items() if plan["calibration"]}
     in_time = sum(abs(plan["seconds_off"]) <= TIME_OFF for plan in counted.values())
     in_memory = sum(-MEMORY_UNDER <= plan["bytes_off"] <= MEMORY_OFF for plan in counted.values())
+    missing = [one.name for one in CASES if one.name not in results["runs"]]
     facts = results["machine"]
     lines = [
         "# How good are the plans?",
@@ -222,6 +223,7 @@ def page(results: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
         *(row(name, plan) for name, plan in first.items()),
         "",
+        *([f"Not measured yet: {'; '.join(missing)}.", ""] if missing else []),
     ]
     return "\n".join(lines)
 

@@ -57,7 +57,7 @@ class Sample:
     @property
     def bytes_ratio(self) -> float:
         """Measured over planned memory, as far as it means anything."""
-        return (max(0.0, self.bytes) + MEMORY_NOISE) / (max(0.0, self.planned_bytes) + MEMORY_NOISE)
+        return ratio_of_bytes(self.bytes, self.planned_bytes)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,11 @@ class Correction:
         low, high = MEMORY_ROOM[self.basis]
         expected = planned * self.bytes
         return Range(fixed + low * expected, fixed + expected, fixed + high * expected)
+
+
+def ratio_of_bytes(measured: float, planned: float) -> float:
+    """Measured over planned memory, near 1 where both are small."""
+    return (max(0.0, measured) + MEMORY_NOISE) / (max(0.0, planned) + MEMORY_NOISE)
 
 
 def kind_of(*, form: str, objective: str, parameters: str, dtype: str, compiled: bool) -> str:

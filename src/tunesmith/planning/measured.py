@@ -53,6 +53,11 @@ class Stopwatch:
         self.tell(event)
         self._used = time.process_time()
 
+    def own_share(self, stage: str) -> float:
+        """Part of a stage's time by the clock that it would have taken on a machine of its own."""
+        taken = self._stages[stage]
+        return 1.0 if _on_gpu() else min(1.0, taken.own_seconds / max(taken.seconds, 1e-9))
+
     def compared(self, planned: Plan) -> dict[str, Any]:
         """The measurements as ``plan.json`` keeps them beside the plan; later plans learn from them."""
         stages: list[dict[str, Any]] = []

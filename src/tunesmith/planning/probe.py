@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from tunesmith.errors import UsageError
 from tunesmith.events import Event, Listener, Phase, StageFinished, Step
-from tunesmith.planning.calibration import Correction
+from tunesmith.planning.calibration import Correction, ratio_of_bytes
+from tunesmith.planning.measured import Stopwatch
 
 if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
@@ -25,7 +26,8 @@ class Probed:
     """What the updates after the first took; the first one also sets up what the others use.
 
     Attributes:
-        seconds: Of them.
+        seconds: Of them, by the clock.
+        own_seconds: Of the processors' time over the threads, which is what plans count in; on a GPU the clock's.
         planned_seconds: What the plan says of them, without correction.
         memory_bytes: The most at any time.
         planned_bytes: What the plan says of that part of it which depends on the rows, without correction.
@@ -33,6 +35,7 @@ class Probed:
     """
 
     seconds: float
+    own_seconds: float
     planned_seconds: float
     memory_bytes: int
     planned_bytes: float
@@ -42,8 +45,9 @@ class Probed:
     def correction(self) -> Correction:
         """What it says about a plan."""
         return Correction(
-            seconds=self.seconds / max(self.planned_seconds, 1e-9),
-            bytes=max(0.1, self.bytes / max(self.planned_bytes, 1.0)),
+            seconds=self.own_seconds / max(self.planned_seconds, 1e-9),
+            bytes=ratio_of_bytes(self.bytes, self.planned_bytes),
+            sharing=max(1.0, self.seconds / max(self.own_seconds, 1e-9)),
             basis="same",
             samples=1,
         )
@@ -100,10 +104,13 @@ def probe(recipe: Recipe, folder: Path, data: PreparedData, machine: Machine, te
         if isinstance(event, StageFinished):
             ends.append(event)
 
+    watch = Stopwatch(listen)
     with tempfile.TemporaryDirectory(prefix="tunesmith-probe-") as place:
-        tune_stages(Path(place), recipe, folder, [subset], listen)
+        tune_stages(Path(place), recipe, folder, [subset], watch)
+    seconds = sum(step.seconds for step in steps[1:])
     return Probed(
-        seconds=sum(step.seconds for step in steps[1:]),
+        seconds=seconds,
+        own_seconds=seconds * watch.own_share(stage.name),
         planned_seconds=planned.update_seconds * (len(steps) - 1) / len(steps),
         memory_bytes=ends[-1].peak_memory_bytes,
         planned_bytes=planned.flexible_bytes,
