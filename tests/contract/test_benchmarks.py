@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+RESULTS = sorted((BENCHMARKS / "results").glob("cpu-*.json"))
 
 
 @pytest.fixture
