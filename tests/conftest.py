@@ -7,8 +7,11 @@ import os
 import random
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("any-machine", deadline=None)  # a slow machine is not a wrong answer
+hypothesis.settings.load_profile("any-machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub; the tests of the hub set it themselves
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny tensors on a busy machine: spinning threads cost 4x
 

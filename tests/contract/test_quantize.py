@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -197,12 +196,6 @@ def test_what_is_slower_is_called_slower() -> None:
     assert speed_in_words(speeds) == (
         "here SLOWER (0.60 of the speed) at batch 1 and 1.5 times as fast at batch 8 than the original"
     )
-
-
-def test_the_original_model_stays_loadable(classifier: runs.Run) -> None:
-    copy = classifier.path.with_name("copy")
-    shutil.copytree(classifier.path, copy)
-    assert tunesmith.load(copy).predict(["a bad film"])
 
 
 def test_an_encoder_becomes_an_onnx_graph_in_eight_bits(classifier: runs.Run, tmp_path: Path) -> None:

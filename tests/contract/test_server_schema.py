@@ -38,7 +38,7 @@ def test_the_description_holds(api: Any) -> None:
     for operation in operations:
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=10, suppress_health_check=list(HealthCheck), database=None)
         def holds(case: Any) -> None:
             case.call_and_validate(headers={"Authorization": "Bearer secret"}, excluded_checks=BEYOND)
 

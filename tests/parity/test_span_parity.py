@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
@@ -30,7 +30,6 @@ def spans(tags: list[str]) -> list[Span]:
 
 
 @given(tags=st.lists(st.sampled_from(["O", *(f"{m}-{x}" for m in "BIES" for x in "ab")]), max_size=12))
-@settings(deadline=None)
 def test_tags_mean_the_spans_that_seqeval_reads(tags: list[str]) -> None:
     from seqeval.metrics.sequence_labeling import get_entities
 
@@ -40,7 +39,6 @@ def test_tags_mean_the_spans_that_seqeval_reads(tags: list[str]) -> None:
 
 
 @given(truth=TAGS, data=st.data())
-@settings(deadline=None)
 def test_f1_is_that_of_seqeval_and_nervaluate(truth: list[list[int]], data: st.DataObject) -> None:
     import warnings
 

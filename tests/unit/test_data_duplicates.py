@@ -92,7 +92,7 @@ def filled(rows: list[tuple[int, int, int]]) -> Ledger:
     return ledger
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2), st.integers(0, 2)), max_size=40),
     st.sampled_from([7, 10**6]),

@@ -38,7 +38,7 @@ def sides_of(rows: Rows, **options: object) -> list[int]:
 many_rows = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 4)), max_size=200)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(many_rows, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_order_does_not_matter_and_equal_inputs_stay_together(rows: Rows, seed: int, generator: random.Random) -> None:
     sides = sides_of(rows, seed=seed)
@@ -50,7 +50,7 @@ def test_order_does_not_matter_and_equal_inputs_stay_together(rows: Rows, seed: 
     assert sides_of([rows[n] for n in order], seed=seed) == [sides[n] for n in order]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 120), min_size=1, max_size=6), st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.5]))
 def test_every_class_keeps_its_share_on_every_side(sizes: list[int], share: float) -> None:
     rows = [(1000 * label + n, label) for label, size in enumerate(sizes) for n in range(size)]

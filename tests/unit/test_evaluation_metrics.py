@@ -157,7 +157,7 @@ def test_the_metric_that_decides_can_be_chosen() -> None:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=80), st.lists(st.sampled_from("abc"), max_size=80))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_common_subsequence_equals_the_textbook_table(a: list[str], b: list[str]) -> None:
     table = np.zeros((len(a) + 1, len(b) + 1), dtype=int)
     for i, left in enumerate(a):

@@ -57,7 +57,7 @@ def tokenizer_of(kind: str, template: str | None = CHATML) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(question=TEXTS, answer=TEXTS)
 def test_the_prompt_is_the_beginning_of_the_example(kind: str, question: str, answer: str) -> None:
     """Whatever stands at the edge: a merge over it would make training and serving differ by a token."""
@@ -74,7 +74,7 @@ def test_the_prompt_is_the_beginning_of_the_example(kind: str, question: str, an
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "split digits"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(question=TEXTS, answer=TEXTS)
 def test_the_learned_tokens_spell_the_answer(kind: str, question: str, answer: str) -> None:
     rendering = ConversationRenderer(tokenizer_of(kind), 10_000)

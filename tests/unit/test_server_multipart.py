@@ -16,7 +16,7 @@ from tunesmith.server.multipart import Received, clean_filename, receive_form
 
 KIND = "multipart/form-data; boundary=BoUnDaRy"
 LIMIT = 10_000
-slow = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slow = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def receive(folder: Path, body: bytes, cuts: Sequence[int] = (), kind: str | None = KIND) -> Received:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny
@@ -79,7 +79,6 @@ def test_given_tokens_are_the_words() -> None:
 
 
 @given(text=TEXTS, data=st.data())
-@settings(deadline=None)
 def test_spans_of_whole_words_survive_word_pieces(tiny_bert: Path, text: str, data: st.DataObject) -> None:
     tokenizer = cached_tokenizer(tiny_bert)
     words = word_offsets(text)
