@@ -4,7 +4,7 @@
     python benchmarks/acceptance.py --only banking77
 
 Settings were chosen on validation rows. Beside the run's own baselines, TF-IDF with logistic regression is fitted on
-the same training rows and measured on the same test rows. Results go to `acceptance.json`.
+the same training rows and measured on the same test rows. Results go to `results/acceptance.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tunesmith.recipe import Evaluate  # noqa: E402
 from tunesmith.runs import write_json, write_text  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
-RESULTS = HERE / "acceptance.json"
+RESULTS = HERE / "results" / "acceptance.json"
 BASELINES = ["majority", "base", {"few-shot": 5}, "features"]
 
 

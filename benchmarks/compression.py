@@ -1,6 +1,6 @@
 """What quantizing and exporting real models comes to on this machine: size, speed, quality.
 
-    python benchmarks/compression.py PART... [--data FOLDER] [--work FOLDER] [--out benchmarks/compression.json]
+    python benchmarks/compression.py PART... [--data FOLDER] [--work FOLDER] [--out benchmarks/results/compression.json]
 
 Parts: ``perplexity`` (SmolLM2-135M as it comes, on biomedical abstracts, every kind), ``minilm`` (tuned on
 sentence_polarity, every kind), ``gguf`` (SmolLM2 tuned on shell commands, as GGUF, read back). Each part is written to
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=list(PARTS), metavar="PART")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=Path("runs") / "compression")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "compression.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "compression.json")
     parser.add_argument("--rows", type=int, default=2400, help="film reviews")
     parser.add_argument("--steps", type=int, default=4, help="updates of `gguf`")
     parser.add_argument("--kinds", nargs="*", help="of `perplexity`; default: all")

@@ -6,9 +6,9 @@
 
 banking77: MiniLM-L6 with a head fitted on all 9,010 training rows teaches MiniLM-L3, which has 16 of each intent; three
 draws of these, each against the same student on their labels alone. (Tuning all of MiniLM-L6 gave 0.931 too, see
-`acceptance.json`, and takes half an hour on a slow machine.)
+`results/acceptance.json`, and takes half an hour on a slow machine.)
 pubmedqa: SmolLM2 cut to 15 of its 30 layers, taught by the whole of it on some abstracts, against the same cut student
-without a teacher. A run that is stopped goes on where it was. Results go to `distill.json`.
+without a teacher. A run that is stopped goes on where it was. Results go to `results/distill.json`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tunesmith.recipe import Evaluate, Generation  # noqa: E402
 from tunesmith.runs import Run, open_run, read_answers, write_json  # noqa: E402
 from tunesmith.tasks import TASKS  # noqa: E402
 
-RESULTS = HERE / "distill.json"
+RESULTS = HERE / "results" / "distill.json"
 DISTILLATION = {"label_weight": 0.2, "temperature": 4.0}
 TRAINING = {
     "epochs": 3,

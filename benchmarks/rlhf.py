@@ -8,7 +8,7 @@ Snippets of film reviews were rated by people from -4 to 4 (vaderSentiment, C. J
 least 1.0 apart teach a reward model; the snippets are divided before they are paired. SmolLM2 learns to go on from
 the first words of snippets, good and bad ones, and then, by PPO, to write what the reward model likes. A second judge
 never saw a film review: it learned from the ratings of newspaper editorials. Ridge regression on TF-IDF, fitted to
-the ratings of the same training snippets, is what the reward model has to beat. Results go to `rlhf.json`.
+the ratings of the same training snippets, is what the reward model has to beat. Results go to `results/rlhf.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tunesmith.evaluation.intervals import bootstrap, mean  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 
 SOURCE = ROOT.parent / "shared" / "data" / "vader_ratings"
-RESULTS = HERE / "rlhf.json"
+RESULTS = HERE / "results" / "rlhf.json"
 KEPT = ("metrics", "baselines", "verdict", "seconds", "by_length", "reinforcement", "side_by_side", "stage_reward")
 MARGIN = 1.0
 CLEAR = 0.5

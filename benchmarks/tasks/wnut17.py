@@ -6,7 +6,7 @@
 
 Each contender is a process of its own and leaves the spans that it found; both are measured by the same code, strict
 span F1 with bootstrap intervals and a paired comparison. Speed is real tokens, without padding, over the seconds of the
-updates. Results go to `benchmarks/tasks/wnut17.json`. The data lie beside the project (`../shared/data/wnut17`).
+updates. Results go to `benchmarks/results/wnut17.json`. The data lie beside the project (`../shared/data/wnut17`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tunesmith.runs import write_json, write_text  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "wnut17"
 WORK = cpu.PEERS / "work" / "wnut17"
-RESULT = HERE / "tasks" / "wnut17.json"
+RESULT = HERE / "results" / "wnut17.json"
 LABELS = ["corporation", "creative-work", "group", "location", "person", "product"]
 SETTINGS = {"epochs": 5, "batch_size": 32, "learning_rate": 1e-4, "max_length": 128, "labels": LABELS}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
