@@ -275,8 +275,8 @@ def section(found: Results) -> Section:
     ]
     rows += [[title, share.format(), *[""] * 4] for title, share in shares if share is not None]
     lead = (
-        "What the student kept of its teacher. All answer the same test rows; differences and shares are paired by "
-        "row. The time for one row is the median of rows asked one by one, teacher and student in turns."
+        "All answer the same test rows; differences and shares are paired by row. The time for one row is the median "
+        "of rows asked one by one, teacher and student in turns."
     )
     columns = ["System", metric.title, "Distilled minus it", "Parameters", "Weights", "Time for one row"]
     return Section("distillation", "What the student kept of its teacher", lead, columns, rows, found.as_dict())
