@@ -181,6 +181,17 @@ def test_two_processes_build_once(tmp_path: Path):
     assert log.read_text() == "built\n"
 
 
+def test_folders_of_the_same_name_in_two_runs_do_not_wait_for_each_other(tmp_path: Path):
+    def build_the_other(folder: Path) -> dict[str, object]:
+        events, listen = heard()
+        other = tmp_path / "run-2" / "tokens" / "teacher"
+        cache.ensure(other, lambda staging: {}, key={}, on_event=listen)  # would wait forever for the lock held here
+        assert other.is_dir() and not events
+        return {}
+
+    cache.ensure(tmp_path / "run-1" / "tokens" / "teacher", build_the_other, key={})
+
+
 def test_a_killed_process_leaves_no_half_folder_and_no_lock(tmp_path: Path):
     target, log = tmp_path / "x" / "thing", tmp_path / "log"
     process = worker(target, log, 60)

@@ -53,6 +53,13 @@ def locked(name: str, on_event: Listener = nobody) -> Iterator[None]:
         lock.release()
 
 
+def _lock_name(folder: Path) -> str:
+    """Readable for what lies in the cache. Elsewhere every run has folders of the same names: the whole path counts."""
+    if folder.is_relative_to(root()):
+        return f"{folder.parent.name}-{folder.name}"
+    return f"{folder.name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"
+
+
 def ensure(
     folder: Path,
     build: Callable[[Path], dict[str, Any]],
@@ -60,22 +67,20 @@ def ensure(
     key: dict[str, Any],
     on_event: Listener = nobody,
     deep: bool = True,
-    lock: str | None = None,
 ) -> Path:
     """Return ``folder`` complete and undamaged, building it first if it is not.
 
     Args:
-        folder: Its final place; the parent's name and its own name the lock.
+        folder: Its final place, in the cache or elsewhere.
         build: Fills a staging folder and returns notes for the manifest.
         key: What the folder was made from; another key in the manifest means it is out of date.
         on_event: Hears about damage and waiting.
         deep: Compare every file's sha256 (once a process), not only sizes.
-        lock: Its name, where the folder is not the cache's own.
 
     Raises:
         ResourceError: The folder cannot be written (disk full, no permission).
     """
-    with locked(lock or f"{folder.parent.name}-{folder.name}", on_event):
+    with locked(_lock_name(folder), on_event):
         if folder.exists():
             fault = damage(folder, key=key, deep=deep)
             if fault is None:

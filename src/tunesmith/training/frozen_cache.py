@@ -133,8 +133,7 @@ def _states(
         _compute(model, prefix, data, states_Td, settings.micro_tokens or 4096, tell)
         return {}
 
-    lock = f"frozen-{hashlib.blake2b(str(folder.absolute()).encode(), digest_size=6).hexdigest()}"
-    cache.ensure(folder, build, key=key, on_event=tell, lock=lock)
+    cache.ensure(folder, build, key=key, on_event=tell)
     return States(data.offsets, _mapped(folder, size, prefix.dtype))
 
 
