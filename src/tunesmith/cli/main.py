@@ -55,7 +55,9 @@ COMMANDS = {
     "export": Command(
         "tunesmith.cli.compressing:export", "Write a run's model for other programs, and verify it with theirs.", USE
     ),
-    "push": Command("tunesmith.cli.compressing:push", "Upload a run's model or an export to the hub.", USE),
+    "push": Command(
+        "tunesmith.cli.compressing:push", "Upload a run's model or an export to the hub, with its model card.", USE
+    ),
     "serve": Command(
         "tunesmith.cli.serving:app",
         "Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.",
