@@ -157,6 +157,11 @@ def _of_parameters(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
             f"`kind: {kind}` puts virtual tokens before the text, which cannot become part of the next stage's "
             "base: use `kind: lora` in this stage"
         )
+    if isinstance(chosen.parameters, Prompt) and chosen.training.ppo.value_trunk == "separate":
+        yield (
+            f"`kind: {kind}` learns virtual tokens, which a separate value trunk would read and change too: "
+            "use `ppo: {value_trunk: shared}`, or `kind: lora`"
+        )
 
 
 def _of_fits(recipe: Recipe, chosen: Chosen) -> Iterator[str]:

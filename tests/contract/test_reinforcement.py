@@ -81,6 +81,33 @@ def test_the_optimum_is_reached(
     assert "value_head" not in dict(tune.model.network.named_modules())
 
 
+@pytest.mark.parametrize("parameters", [Full(), LoRA(rank=4)], ids=["full", "lora"])
+def test_values_of_a_trunk_of_their_own_leave_the_policy_alone(
+    parameters: Parameters, tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = {}
+    for trunk, weight in itertools.product(("shared", "separate"), (0.01, 10.0)):
+        own = PPO["ppo"] | {"value_trunk": trunk, "value_weight": weight}
+        more: dict[str, Any] = {"ppo": own, "max_steps": 1, "eval_steps": 1, "max_grad_norm": 1e9, "seed": 0}
+        folder = tmp_path / f"{trunk}-{weight}"
+        tune, events = trainer("ppo", folder, tiny_decoder, monkeypatch, parameters, **more)
+        frozen = {id(p) for p in tune.model.network.parameters() if not p.requires_grad}
+        if trunk == "separate":
+            copy = tune.model.network.get_submodule("value_trunk")
+            began = {name: p.detach().clone() for name, p in copy.named_parameters() if p.requires_grad}
+            assert began
+            assert {id(p) for p in copy.parameters() if not p.requires_grad} <= frozen
+        tune.run()
+        if trunk == "separate":
+            learned = dict(copy.named_parameters())
+            assert any(not torch.equal(learned[name], was) for name, was in began.items())
+        tune.objective.finish(tune.model)
+        assert not [name for name, _ in tune.model.network.named_modules() if name.startswith("value_")]
+        ends[trunk, weight] = torch.cat([p.detach().flatten() for _, p in tune.model.trainable()])
+    assert torch.equal(ends["separate", 0.01], ends["separate", 10.0])
+    assert not torch.equal(ends["shared", 0.01], ends["shared", 10.0])
+
+
 def test_a_high_price_of_divergence_keeps_the_policy_at_home(
     tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,13 +131,15 @@ def test_the_price_follows_its_target(tiny_decoder: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("parameters", [Full(), LoRA(rank=4)], ids=["full", "lora"])
-@pytest.mark.parametrize("name", ["ppo", "grpo"])
+@pytest.mark.parametrize("name", ["ppo", "ppo, separate trunk", "grpo"])
 def test_a_resumed_run_ends_with_the_same_bits(
     name: str, parameters: Parameters, tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more: dict[str, Any] = {"max_steps": 4, "checkpoint_steps": 2, "eval_steps": 4, "keep_checkpoints": 3}
     more |= {"batch_size": 16, "ppo": {"kl": 0.1, "kl_target": 1.0, "minibatches": 2}}
     more |= {"grpo": {"kl": 0.1, "group": 4, "epochs": 2, "minibatches": 2}}
+    if name == "ppo, separate trunk":
+        name, more["ppo"] = "ppo", more["ppo"] | {"value_trunk": "separate"}
     whole, _ = trainer(name, tmp_path, tiny_decoder, monkeypatch, parameters, **more)
     whole.run()
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")

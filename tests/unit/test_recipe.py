@@ -93,6 +93,15 @@ def test_a_missing_key_says_which() -> None:
         ({"method": "features", "parameters": {"kind": "lora"}}, "belong together"),
         ({"method": "features", "stages": [{"name": "one"}, {"name": "two"}]}, "has no stages"),
         ({"training": {"batch_size": 8, "batch_tokens": 512}}, "not both"),
+        (
+            {
+                "task": "text-generation",
+                "objective": "ppo",
+                "parameters": {"kind": "prefix-tuning"},
+                "training": {"ppo": {"value_trunk": "separate"}},
+            },
+            "would read and change too",
+        ),
     ],
 )
 def test_impossible_pairs_are_refused_with_the_reason(change: dict, words: str) -> None:

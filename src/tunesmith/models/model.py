@@ -157,13 +157,18 @@ class Model:
         with self._beginning_with(batch.known_states):
             return network(**inputs)
 
-    def packed(self, batch: Batch) -> torch.Tensor:
-        """Last hidden states of a batch, (B, S, d), computed without most of its padding; likewise."""
+    def packed(self, batch: Batch, body: nn.Module | None = None) -> torch.Tensor:
+        """Last hidden states of a batch, (B, S, d), computed without most of its padding; likewise.
+
+        Args:
+            batch: The texts.
+            body: Another network of the same kind, in the place of the model's own.
+        """
         states_BSd, width = batch.known_states, 1 if self.prefix is None else WIDTH_MULTIPLE
         if self.prefix is not None and self.prefix.whole and states_BSd is not None:
             return states_BSd
         with self._beginning_with(states_BSd):
-            body = decoder_of(self.transformer())
+            body = body or decoder_of(self.transformer())
             return packing.hidden_states(body, batch.input_ids, batch.attention_mask, width)
 
     def _beginning_with(self, states_BSd: torch.Tensor | None) -> AbstractContextManager[None]:
@@ -259,11 +264,11 @@ class Model:
         )
         return cast(torch.Tensor, output.logits)
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Last hidden states of a causal model, (B, S, d)."""
-        decoder = decoder_of(self.transformer())
+    def hidden_states(self, batch: Batch, decoder: nn.Module | None = None) -> torch.Tensor:
+        """Last hidden states of a causal model, (B, S, d); or of another decoder of the same kind."""
+        decoder = decoder or decoder_of(self.transformer())
         if self.packs(batch.input_ids.shape[1]) and "segments" not in batch.extra:
-            return self.packed(batch)
+            return self.packed(batch, decoder)
         return cast(torch.Tensor, self.run(decoder, batch, **self.causal_inputs(batch)).last_hidden_state)
 
     def encoded(self, batch: Batch) -> torch.Tensor:

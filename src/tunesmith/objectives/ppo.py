@@ -6,6 +6,7 @@ value head's first weights, the penalty for answers without an end, whitening, t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from tunesmith.data.batches import Batch, TokenFile, collate, micro_batches
 from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.events import Listener
 from tunesmith.models.inference import TOKENS_A_PASS
-from tunesmith.models.model import Model
+from tunesmith.models.model import Model, decoder_of
 from tunesmith.objectives.base import Experience, LossSum
 from tunesmith.objectives.cross_entropy import linear_token_nats, scored_token_nats
 from tunesmith.objectives.policy import Policy, described, minibatches
@@ -33,10 +34,13 @@ from tunesmith.objectives.rollouts import Sample, aligned
 from tunesmith.recipe import Training
 
 VALUE_HEAD = "value_head"
+VALUE_TRUNK = "value_trunk"
 
 
 class PPO(Policy):
-    """The policy learns from its own answers, with a value head on the same trunk as the judge of single tokens.
+    """The policy learns from its own answers, with a value head as the judge of single tokens.
+
+    The head stands on the policy's own trunk, or on one that begins as a copy of it and learns nothing but values.
 
     A token's reward is minus the price of its divergence from the reference; the last one also gets the score of the
     answer (Ziegler et al. 2019, arXiv 1909.08593, equation 2).
@@ -50,8 +54,10 @@ class PPO(Policy):
         self.price = self.own.kl
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
-        """Put a value head on the model, which trains beside what trains."""
-        super().start(model, sets, folder, tell)  # first: the reference has no use for a value head
+        """Put a value head, and a trunk of its own if it shall have one, on the model: both train beside what trains."""
+        super().start(model, sets, folder, tell)  # first: the reference has no use for values
+        if self.own.value_trunk == "separate":
+            model.network.add_module(VALUE_TRUNK, _trunk_like(model))
         width = int(cast(Any, model.transformer()).config.hidden_size)
         head = nn.Linear(width, 1).to(model.device)
         torch.manual_seed(self.settings.seed)
@@ -60,8 +66,9 @@ class PPO(Policy):
         model.network.add_module(VALUE_HEAD, head)
 
     def finish(self, model: Model) -> None:
-        """Take the value head away again: nobody who uses the model needs it."""
-        delattr(model.network, VALUE_HEAD)
+        """Take away what values need: nobody who uses the model needs it."""
+        for name in {VALUE_HEAD, VALUE_TRUNK} & dict(model.network.named_children()).keys():
+            delattr(model.network, name)
 
     # --- what a step learns from ---------------------------------------------------------------------------------
 
@@ -146,6 +153,8 @@ class PPO(Policy):
         else:
             nats = scored_token_nats(model.vocabulary_scores(hidden_Nd), targets_N, temperature)
         head = cast(nn.Linear, model.network.get_submodule(VALUE_HEAD))
+        if self.own.value_trunk == "separate":
+            hidden_Nd = model.hidden_states(batch, model.network.get_submodule(VALUE_TRUNK))[rows_N, before_N]
         values_N = head(hidden_Nd.to(head.weight.dtype)).squeeze(-1)
         return -nats.nats_N, values_N, nats.entropy_N, rows_N, before_N + 1
 
@@ -195,6 +204,12 @@ class PPO(Policy):
         """Take it back."""
         super().load_state(state)
         self.price = state["price"]
+
+
+def _trunk_like(model: Model) -> nn.Module:
+    """A copy of what stands below the vocabulary head, in which the frozen weights are the model's own."""
+    shared = {id(weight): weight for weight in model.network.parameters() if not weight.requires_grad}
+    return copy.deepcopy(decoder_of(model.transformer()), shared)
 
 
 def _split(flat: FloatArray, like: Sequence[FloatArray]) -> list[FloatArray]:

@@ -117,6 +117,11 @@ class PPOLoss(Part):
     clip: float = Field(default=0.2, gt=0, description="Of the policy's ratio.")
     value_clip: float = Field(default=0.2, gt=0, description="Of the change of a value.")
     value_weight: float = Field(default=0.1, ge=0, description="Of the value loss.")
+    value_trunk: Literal["shared", "separate"] = Field(
+        default="shared",
+        description="`shared`: the value head reads the policy's own states. `separate`: those of a copy that learns "
+        "values alone, so that neither disturbs the other; it costs a second pass, and memory for what trains.",
+    )
     entropy_weight: float = Field(default=0.0, ge=0, description="Reward of spread in the policy.")
     whiten_rewards: bool = Field(default=False, description="Scale the rewards of a batch to variance 1.")
     whiten_advantages: bool = Field(default=True, description="Scale the advantages of a batch to mean 0, variance 1.")
