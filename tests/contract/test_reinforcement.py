@@ -90,7 +90,7 @@ def test_values_of_a_trunk_of_their_own_leave_the_policy_alone(
         own = PPO["ppo"] | {"value_trunk": trunk, "value_weight": weight}
         more: dict[str, Any] = {"ppo": own, "max_steps": 1, "eval_steps": 1, "max_grad_norm": 1e9, "seed": 0}
         folder = tmp_path / f"{trunk}-{weight}"
-        tune, events = trainer("ppo", folder, tiny_decoder, monkeypatch, parameters, **more)
+        tune, _ = trainer("ppo", folder, tiny_decoder, monkeypatch, parameters, **more)
         frozen = {id(p) for p in tune.model.network.parameters() if not p.requires_grad}
         if trunk == "separate":
             copy = tune.model.network.get_submodule("value_trunk")

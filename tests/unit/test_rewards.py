@@ -201,3 +201,81 @@ def test_graders_look_at_parts_of_json_and_at_what_came_with_the_prompt() -> Non
     assert grade({"type": "python", "source": source}, '{"a": 2}', item={"n": 3}) == [6]
     with pytest.raises(RewardError, match=r"sample\.reasoning"):
         grade(check | {"input": "{{sample.reasoning}}"}, "x", item={"n": 3})
+
+
+PROGRAM = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nIt adds."
+
+
+def test_programs_are_worth_the_share_of_tests_that_they_pass() -> None:
+    tests = ["assert add(1, 2) == 3", "assert add('a', 'b') == 'ab'", "assert add(1, 1) == 3", "assert add(1) == 1"]
+    texts = [PROGRAM, "def add(a, b): return 3", "no program", "```\nadd = lambda a, b: a + b\n```", ""]
+    assert score(answers(*texts, tests=tests), kind="tests") == [0.5, 0.5, 0, 0.5, 0]
+    assert score(answers(PROGRAM, tests="assert add(1, 2) == 3\nassert add(2, 2) == 4"), kind="tests") == [1]
+    assert score(answers(PROGRAM, item={"tests": tests[:1]}), kind="tests") == [1]  # as rows of prompts have it
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "while True: pass",
+        "raise SystemExit(0)",
+        "import os; print('1.0'); os._exit(0)",
+        "import atexit; atexit.register(print, '1.0'); raise SystemExit",
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "x = 'a' * 10**10",
+    ],
+)
+def test_programs_that_cheat_or_hang_are_worth_nothing(program: str) -> None:
+    assert score(answers(program, tests=["assert False"]), kind="tests", timeout=1.5) == [0]
+
+
+def test_a_row_without_tests_is_named() -> None:
+    with pytest.raises(RewardError, match="no `tests`") as caught:
+        score(answers(PROGRAM), kind="tests")
+    assert caught.value.where == "rows.jsonl:1"
+
+
+def judge(decoder: Path, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "system", "content": "You grade films."}, {"role": "user", "content": f"Grade: {ANSWER}"}]
+    return {"type": "score_model", "name": "judge", "model": str(decoder), "input": turns, **more}
+
+
+def test_a_model_as_the_judge_gives_its_expected_grade(tiny_decoder: Path) -> None:
+    """By hand: the likelihoods of the grades, from plain transformers, normalised."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    [found] = grade(judge(tiny_decoder, range=[1, 3]), "a fine film")
+    tokenizer, network = AutoTokenizer.from_pretrained(tiny_decoder), AutoModelForCausalLM.from_pretrained(tiny_decoder)
+    turns = [
+        {"role": "system", "content": "You grade films."},
+        {"role": "user", "content": "Grade: a fine film\n\nAnswer with a number from 1 to 3 alone."},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    nats = []
+    for number in "123":
+        ids = [*prompt, *tokenizer(number, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logs = network(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        nats.append(sum(logs[place - 1, ids[place]] for place in range(len(prompt), len(ids))))
+    expected = torch.softmax(torch.stack(nats), 0) @ torch.tensor([1.0, 2.0, 3.0])
+    assert found == pytest.approx(float(expected), abs=2e-2)  # computed here in the machine's own precision
+    several = grade(judge(tiny_decoder), "a fine film", "dull", "a fine film")
+    assert several[0] == several[2] and all(0 <= value <= 1 for value in several)
+    both = {"type": "multi", "graders": {"j": judge(tiny_decoder)}, "calculate_output": "2 * j"}
+    assert grade(both, "a fine film", "dull") == [pytest.approx(2 * value, abs=1e-2) for value in several[:2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"range": [1, 0]}, "range"), ({"input": []}, "needs `input`"), ({"model": ""}, "needs `model`")],
+)
+def test_a_malformed_model_judge_is_refused(tiny_decoder: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        grade(judge(tiny_decoder) | change, "x")
+
+
+def test_an_encoder_cannot_be_asked_for_a_grade(tiny_encoder: Path) -> None:
+    with pytest.raises(RecipeError, match="no causal language model"):
+        grade(judge(tiny_encoder), "x")

@@ -54,7 +54,7 @@ class PPO(Policy):
         self.price = self.own.kl
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
-        """Put a value head, and a trunk of its own if it shall have one, on the model: both train beside what trains."""
+        """Put a value head on the model, with its own trunk if it shall have one; both train beside what trains."""
         super().start(model, sets, folder, tell)  # first: the reference has no use for values
         if self.own.value_trunk == "separate":
             model.network.add_module(VALUE_TRUNK, _trunk_like(model))

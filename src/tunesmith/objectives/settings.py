@@ -65,9 +65,10 @@ class KTOLoss(Part):
 class RewardSource(Part):
     """One thing that scores what the model writes; several are added up."""
 
-    kind: Literal["exact", "number", "regex", "json", "run", "stage", "python", "http", "grader"] = Field(
-        description="`exact`, `number`, `regex`, `json`: rules. `run`: a tuned judge. `stage`: what an earlier stage "
-        "of this run made. `python`: your own function. `http`: an address. `grader`: an object of OpenAI's graders."
+    kind: Literal["exact", "number", "regex", "json", "tests", "run", "stage", "python", "http", "grader"] = Field(
+        description="`exact`, `number`, `regex`, `json`: rules. `tests`: the share of the row's `tests` that the "
+        "program in the answer passes. `run`: a tuned judge. `stage`: what an earlier stage of this run made. "
+        "`python`: your own function. `http`: an address. `grader`: an object of OpenAI's graders."
     )
     weight: float = Field(default=1.0, description="Its share in the sum.")
     pattern: str | None = Field(default=None, description="Of `regex`.")
@@ -81,7 +82,7 @@ class RewardSource(Part):
     url: str | None = Field(default=None, description="Of `http`.")
     grader: dict[str, Any] | None = Field(default=None, description="Of `grader`.")
     timeout: float = Field(
-        default=60.0, gt=0, description="Seconds that one call may take (`python`, `http`, `grader`)."
+        default=60.0, gt=0, description="Seconds that one call may take (`tests`, `python`, `http`, `grader`)."
     )
 
     @model_validator(mode="after")

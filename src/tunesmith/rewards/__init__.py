@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tunesmith.errors import RewardError
 from tunesmith.tasks import TASKS
@@ -22,6 +22,7 @@ KINDS = {
     "number": "tunesmith.rewards.rules:Number",
     "regex": "tunesmith.rewards.rules:Regex",
     "json": "tunesmith.rewards.rules:Json",
+    "tests": "tunesmith.rewards.rules:UnitTests",
     "run": "tunesmith.rewards.runs:OfRun",
     "python": "tunesmith.rewards.functions:Function",
     "http": "tunesmith.rewards.functions:Endpoint",
@@ -60,6 +61,12 @@ def answered(row: Row, text: str, tokens: Sequence[int] = ()) -> Answered:
     """An answer to the prompt of a row."""
     turns = TASKS["text-generation"].conversation(row, None, None)
     return Answered(turns[:-1], text, str(turns[-1].get("content") or ""), row, tokens)
+
+
+def item_of(row: Row) -> dict[str, Any]:
+    """What a reward may look at: the fields of the row, and all that came with it beside the prompt."""
+    fields = dict(row.fields)
+    return fields | fields.pop("item", {})
 
 
 def of_stages(sources: Sequence[RewardSource], made: Mapping[str, Path]) -> list[RewardSource]:

@@ -1,4 +1,4 @@
-"""OpenAI's grader objects: string_check, text_similarity, python and multi, on one's own machine.
+"""OpenAI's grader objects: string_check, text_similarity, python, score_model and multi, on one's own machine.
 
 Templates name the row's fields as ``{{item.x}}``, the answer as ``{{sample.output_text}}``, and, where it is JSON, what
 is in it as ``{{sample.output_json.x}}``.
@@ -15,7 +15,10 @@ from typing import Any
 
 from tunesmith.errors import RecipeError, RewardError
 from tunesmith.recipe import RewardSource
-from tunesmith.rewards import Answered
+from tunesmith.rewards import Answered, item_of
+
+Grade = Callable[[Sequence[Answered]], list[float]]
+"""The grades of answers, in their order."""
 
 _ABSENT = object()
 SLOT = re.compile(r"{{\s*(item|sample)\.([\w.]+)\s*}}")
@@ -48,29 +51,34 @@ class Grader:
 
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
         """The grade of each answer."""
-        return [self.grade(answer) for answer in answers]
+        return self.grade(answers)
 
 
-def compiled(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float]:
-    """A grader as a function of an answer.
+def compiled(grader: dict[str, Any], timeout: float) -> Grade:
+    """A grader as a function of answers.
 
     Raises:
         RecipeError: Its type is unknown, or cannot run here.
     """
     kind = grader.get("type")
-    makers: dict[str, Callable[[dict[str, Any], float], Callable[[Answered], float]]] = {
+    makers: dict[str, Callable[[dict[str, Any], float], Grade]] = {
         "string_check": _string_check,
         "text_similarity": _text_similarity,
         "python": _python,
+        "score_model": _score_model,
         "multi": _multi,
     }
     if kind not in makers:
         raise RecipeError(
             f"the grader type {kind!r} cannot run here",
             where="rewards.grader.type",
-            fix=f"use {', '.join(sorted(makers))}; for a model as the judge `kind: run`",
+            fix=f"use {', '.join(sorted(makers))}; for a tuned judge `kind: run`",
         )
     return makers[kind](grader, timeout)
+
+
+def _each(grade: Callable[[Answered], float]) -> Grade:
+    return lambda answers: [grade(answer) for answer in answers]
 
 
 def filled(template: str, answer: Answered) -> str:
@@ -84,7 +92,7 @@ def filled(template: str, answer: Answered) -> str:
         place, path = match.groups()
         if place == "sample":
             return _of_sample(path, answer.text)
-        fields = {**item_of(answer), "reference": answer.reference}
+        fields = {**item_of(answer.row), "reference": answer.reference}
         found = _at(path, fields)
         if found is _ABSENT:
             raise NoSuchFieldError(
@@ -95,12 +103,6 @@ def filled(template: str, answer: Answered) -> str:
         return str(found)
 
     return SLOT.sub(value, template)
-
-
-def item_of(answer: Answered) -> dict[str, Any]:
-    """What a grader may look at: the fields of the row, and all that came with it beside the prompt."""
-    fields = dict(answer.row.fields)
-    return fields | fields.pop("item", {})
 
 
 def _of_sample(path: str, text: str) -> str:
@@ -133,7 +135,7 @@ def _at(path: str, value: Any) -> Any:
     return value
 
 
-def _string_check(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float]:
+def _string_check(grader: dict[str, Any], timeout: float) -> Grade:
     operation = _OPERATIONS.get(str(grader.get("operation")))
     if operation is None:
         raise RecipeError(
@@ -142,14 +144,14 @@ def _string_check(grader: dict[str, Any], timeout: float) -> Callable[[Answered]
             fix=f"use {', '.join(_OPERATIONS)}",
         )
     given, wanted = str(grader.get("input", "")), str(grader.get("reference", ""))
-    return lambda answer: float(operation(filled(given, answer), filled(wanted, answer)))
+    return _each(lambda answer: float(operation(filled(given, answer), filled(wanted, answer))))
 
 
-def _text_similarity(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float]:
+def _text_similarity(grader: dict[str, Any], timeout: float) -> Grade:
     metric = str(grader.get("evaluation_metric"))
     measure = _similarity(metric)
     given, wanted = str(grader.get("input", "")), str(grader.get("reference", ""))
-    return lambda answer: measure(filled(given, answer), filled(wanted, answer))
+    return _each(lambda answer: measure(filled(given, answer), filled(wanted, answer)))
 
 
 def _similarity(metric: str) -> Callable[[str, str], float]:
@@ -175,7 +177,7 @@ def _similarity(metric: str) -> Callable[[str, str], float]:
     )
 
 
-def _python(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float]:
+def _python(grader: dict[str, Any], timeout: float) -> Grade:
     from tunesmith.rewards.sandbox import call_grade
 
     source = str(grader.get("source", ""))
@@ -183,12 +185,29 @@ def _python(grader: dict[str, Any], timeout: float) -> Callable[[Answered], floa
     def grade(answer: Answered) -> float:
         value = _json(answer.text)
         sample = {"output_text": answer.text, "output_json": None if value is _ABSENT else value}
-        return call_grade(source, sample, item_of(answer), timeout)
+        return call_grade(source, sample, item_of(answer.row), timeout)
+
+    return _each(grade)
+
+
+def _score_model(grader: dict[str, Any], timeout: float) -> Grade:
+    from tunesmith.rewards.model_judge import ModelJudge
+
+    judge, turns = ModelJudge(grader), list(grader.get("input", []))
+
+    def grade(answers: Sequence[Answered]) -> list[float]:
+        return judge([[{"role": turn["role"], "content": filled(_text(turn), a)} for turn in turns] for a in answers])
 
     return grade
 
 
-def _multi(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float]:
+def _text(turn: dict[str, Any]) -> str:
+    """The template of a message, whose content may be in parts."""
+    content = turn.get("content", "")
+    return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content)
+
+
+def _multi(grader: dict[str, Any], timeout: float) -> Grade:
     parts = {name: compiled(part, timeout) for name, part in dict(grader.get("graders", {})).items()}
     formula = str(grader.get("calculate_output", ""))
     try:
@@ -196,7 +215,13 @@ def _multi(grader: dict[str, Any], timeout: float) -> Callable[[Answered], float
         calculate(tree, dict.fromkeys(parts, 1.0))
     except (SyntaxError, RecipeError, ArithmeticError) as error:
         raise RecipeError(f"calculate_output {formula!r}: {error}", where="rewards.grader.calculate_output") from error
-    return lambda answer: calculate(tree, {name: part(answer) for name, part in parts.items()})
+
+    def grade(answers: Sequence[Answered]) -> list[float]:
+        columns = [part(answers) for part in parts.values()]
+        grades = zip(*columns, strict=True) if columns else [()] * len(answers)
+        return [calculate(tree, dict(zip(parts, values, strict=True))) for values in grades]
+
+    return grade
 
 
 def calculate(node: ast.expr, values: dict[str, float]) -> float:

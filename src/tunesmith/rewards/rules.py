@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.errors import MissingExtraError, RecipeError
+from tunesmith.errors import MissingExtraError, RecipeError, RewardError
 from tunesmith.recipe import RewardSource
-from tunesmith.rewards import Answered
+from tunesmith.rewards import Answered, item_of
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -83,3 +83,57 @@ def last_number(text: str) -> float | None:
     """The last number in a text; commas between digits are taken out."""
     found = _NUMBER.findall(text)
     return float(found[-1].replace(",", "")) if found else None
+
+
+class UnitTests:
+    """The share of the row's ``tests`` that the program in the answer passes.
+
+    ``tests`` is a list of Python statements, or a text of them that counts as one. The program is the last block of
+    code of the answer, or all of it. Program and tests run in :mod:`tunesmith.rewards.sandbox`; one that does not
+    compile, raises, takes too long or does what it must not is worth 0.
+    """
+
+    def __init__(self, source: RewardSource) -> None:
+        self.timeout = source.timeout
+
+    def __call__(self, answers: Sequence[Answered]) -> list[float]:
+        """Between 0 and 1 for each.
+
+        Raises:
+            RewardError: A row has no tests.
+        """
+        return [self._passed(answer) for answer in answers]
+
+    def _passed(self, answer: Answered) -> float:
+        from tunesmith.rewards.sandbox import call_grade
+
+        tests = item_of(answer.row).get("tests")
+        tests = [tests] if isinstance(tests, str) else tests
+        if not isinstance(tests, list) or not tests:
+            raise RewardError(
+                "the row has no `tests` for the program to pass",
+                where=str(answer.row.origin),
+                fix="give each row a list of Python statements, e.g. `tests: ['assert add(1, 2) == 3']`",
+            )
+        blocks = _CODE.findall(answer.text)
+        program = {"output_text": blocks[-1] if blocks else answer.text}
+        try:
+            return call_grade(_RUN_TESTS, program, {"tests": [str(test) for test in tests]}, self.timeout)
+        except RewardError:
+            return 0.0
+
+
+_CODE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+_RUN_TESTS = """
+def grade(sample, item):
+    passed = 0
+    for test in item["tests"]:
+        names = {"__name__": "program"}
+        try:
+            exec(sample["output_text"], names)
+            exec(test, names)
+        except BaseException:
+            continue
+        passed += 1
+    return passed / len(item["tests"])
+"""

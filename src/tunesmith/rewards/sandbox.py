@@ -8,6 +8,7 @@ wrote wants a machine of its own.
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from typing import Any
@@ -21,8 +22,6 @@ limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
 resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-given = json.load(sys.stdin)
-code = compile(given["source"], "grader", "exec")
 import math, re, string, statistics, difflib, fractions, decimal, datetime, collections, itertools, functools, random
 def refuse(event, args):
     if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.kill",
@@ -31,10 +30,15 @@ def refuse(event, args):
         raise PermissionError(f"a grader may not do this: {event}")
     if event == "open" and (not isinstance(args[1], str) or set(args[1]) & set("wax+")) and args[1] is not None:
         raise PermissionError("a grader may not write files")
-sys.addaudithook(refuse)
-names = {"__name__": "grader"}
-exec(code, names)
-print(json.dumps(float(names["grade"](given["sample"], given["item"]))))
+def main():
+    given = json.load(sys.stdin)
+    code = compile(given["source"], "grader", "exec")
+    mark = given.pop("mark")
+    sys.addaudithook(refuse)
+    names = {"__name__": "grader"}
+    exec(code, names)
+    print("\\n" + mark, json.dumps(float(names["grade"](given["sample"], given["item"]))))
+main()
 """
 
 
@@ -44,17 +48,15 @@ def call_grade(source: str, sample: dict[str, Any], item: dict[str, Any], timeou
     Raises:
         RewardError: It raised, took longer than ``timeout`` seconds, or gave no number.
     """
-    given = json.dumps({"source": source, "sample": sample, "item": item}, default=str)
+    mark = secrets.token_hex(16)  # what the source prints itself is not taken for its grade
+    given = json.dumps({"source": source, "sample": sample, "item": item, "mark": mark}, default=str)
     command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY_BYTES), str(int(timeout) + 2)]
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, env={})
     except subprocess.TimeoutExpired as error:
         raise RewardError(f"the Python grader took longer than {timeout:g} s", fix="raise `timeout`") from error
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    if done.returncode != 0 or not last:
+    said, _, value = (done.stdout.strip().splitlines() or [""])[-1].partition(" ")
+    if done.returncode != 0 or said != mark:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RewardError(f"the Python grader failed: {reason}", fix="its `grade(sample, item)` must return a number")
-    try:
-        return float(json.loads(last))
-    except (ValueError, TypeError) as error:
-        raise RewardError(f"the Python grader printed {last[:80]!r} last", fix="print nothing in `grade`") from error
+    return float(json.loads(value))

@@ -68,10 +68,10 @@ def tried(grader: dict[str, Any], text: str, item: dict[str, Any]) -> dict[str, 
     try:
         if grader["type"] == "multi":
             for name, part in grader["graders"].items():
-                parts[name] = compiled(part, SECONDS)(answer)
+                [parts[name]] = compiled(part, SECONDS)([answer])
             reward = calculate(ast.parse(grader["calculate_output"], mode="eval").body, parts)
         else:
-            reward = compiled(grader, SECONDS)(answer)
+            [reward] = compiled(grader, SECONDS)([answer])
     except RewardError as error:
         kind, detail = _kind(error)
         errors[kind] = True
