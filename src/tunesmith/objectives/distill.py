@@ -27,7 +27,7 @@ from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.cross_entropy import token_cross_entropy
 from tunesmith.objectives.divergence import Target, Whole, divergence, summed
 from tunesmith.objectives.layers import Layers
-from tunesmith.objectives.rollouts import to_examples, write
+from tunesmith.objectives.rollouts import engine_of, to_examples, write
 from tunesmith.objectives.supervised import Supervised
 from tunesmith.objectives.tag import Tag
 from tunesmith.objectives.teacher import Teacher, folder_of, load_teacher
@@ -242,6 +242,13 @@ class OnPolicy(Distill):
         """Load the teacher, which stays."""
         super().start(model, sets, folder, tell)
         self.folder = folder / "answers"
+        self.engine = engine_of(model, self.settings.rollouts)
+
+    def finish(self, model: Model) -> None:
+        """Let go of what wrote."""
+        super().finish(model)
+        if self.engine is not None:
+            self.engine.close()
 
     def experience(self, model: Model, data: TokenFile, rows: np.ndarray, step: int) -> Experience:
         """One answer to each prompt of the batch."""
@@ -270,6 +277,7 @@ class OnPolicy(Distill):
             max_new_tokens=chosen.max_new_tokens,
             temperature=chosen.temperature,
             seed=f"{self.settings.seed}:{seed}",
+            engine=self.engine,
         )
         metrics = {
             "length": float(np.mean([len(sample.tokens) for sample in samples])),

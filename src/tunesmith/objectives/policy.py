@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,11 @@ from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import Objective
-from tunesmith.objectives.rollouts import Reference, Sample, log_likelihoods, to_examples, write
+from tunesmith.objectives.rollouts import Reference, Sample, engine_of, log_likelihoods, to_examples, write
 from tunesmith.recipe import Training
+
+if TYPE_CHECKING:
+    from tunesmith.generation.vllm_engine import VLLMEngine
 
 BLOWN_UP = 50.0
 """Nats of divergence of a whole answer beyond which a policy probably writes for its judge rather than for people. A
@@ -53,6 +56,7 @@ class Policy(Objective):
         self.tell: Listener = nobody
         self.folder = Path()
         self.reference: Reference | None = None
+        self.engine: VLLMEngine | None = None
         self._first: dict[str, float] = {}
         self._told: set[str] = set()
 
@@ -61,8 +65,14 @@ class Policy(Objective):
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Remember what the model is now: the reference."""
         self.folder, self.tell = folder / "answers", tell
+        self.engine = engine_of(model, self.settings.rollouts)
         if self.needs_reference:
             self.reference = Reference(model)
+
+    def finish(self, model: Model) -> None:
+        """Let go of what wrote."""
+        if self.engine is not None:
+            self.engine.close()
 
     def write(self, model: Model, data: TokenFile, rows: np.ndarray, group: int, seed: str) -> list[Sample]:
         """Answers to the prompts of a batch."""
@@ -75,6 +85,7 @@ class Policy(Objective):
             max_new_tokens=chosen.max_new_tokens,
             temperature=chosen.temperature,
             seed=f"{self.settings.seed}:{seed}",
+            engine=self.engine,
         )
 
     def scored(self, samples: Sequence[Sample]) -> FloatArray:

@@ -67,6 +67,7 @@ class PPO(Policy):
 
     def finish(self, model: Model) -> None:
         """Take away what values need: nobody who uses the model needs it."""
+        super().finish(model)
         for name in {VALUE_HEAD, VALUE_TRUNK} & dict(model.network.named_children()).keys():
             delattr(model.network, name)
 

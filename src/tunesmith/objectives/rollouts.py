@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from tunesmith.generation.sampling import Sampling
 from tunesmith.models.inference import TOKENS_A_PASS, generate
 from tunesmith.models.model import Model
 from tunesmith.objectives.supervised import token_nats
+from tunesmith.recipe import Rollouts
+
+if TYPE_CHECKING:
+    from tunesmith.generation.vllm_engine import VLLMEngine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +56,19 @@ def write(
     max_new_tokens: int,
     temperature: float,
     seed: str,
+    engine: VLLMEngine | None = None,
 ) -> list[Sample]:
     """``group`` answers to each prompt, those to one prompt next to each other.
 
-    Each answer has a seed of its own, so the same call with the same weights writes the same again.
+    Each answer has a seed of its own, so the same call with the same weights writes the same again. (vLLM does not
+    promise it: what a seed gives may depend on the batch there.)
     """
     model.network.eval()
     prompts = [data.tokens(row).tolist() for row in rows for _ in range(group)]
     room = min(max_new_tokens, max(1, model.max_length - max(map(len, prompts))))
-    if unsupported(model):
+    if engine is not None:
+        written, ended = engine.write(model, prompts, room, temperature, seed)
+    elif unsupported(model):
         written = generate(model, prompts, max_new_tokens=room, temperature=temperature, seed=_number(seed))
         ended = [len(tokens) < room for tokens in written]
     else:
@@ -71,6 +79,20 @@ def write(
         whole = [*tokens, model.eos_ids[0]] if finished and model.eos_ids else tokens
         samples.append(Sample(data.rows[rows[number // group]], prompt, whole, finished, text))
     return samples
+
+
+def engine_of(model: Model, settings: Rollouts) -> VLLMEngine | None:
+    """What writes in the place of the running batch, if the settings want it.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        RecipeError: It does not take this model.
+    """
+    if settings.engine == "own":
+        return None
+    from tunesmith.generation.vllm_engine import VLLMEngine
+
+    return VLLMEngine(model)
 
 
 def _in_running_batch(

@@ -100,6 +100,11 @@ class Rollouts(Part):
     max_new_tokens: int = Field(default=64, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(default=1.0, gt=0, description="Of sampling; ratios are those of this policy too.")
     validation_prompts: int = Field(default=64, ge=1, description="Validation prompts answered at each validation.")
+    engine: Literal["own", "vllm"] = Field(
+        default="own",
+        description="What writes. `vllm` (an extra, for GPUs) holds the base a second time, gets the LoRA adapter anew "
+        "each step, and does not promise that a resumed run ends with the same bits.",
+    )
 
 
 class PPOLoss(Part):
