@@ -70,6 +70,7 @@ def test_three_stages_of_one_run(data: dict[str, str], tiny_decoder: Path, tiny_
     assert sum(band["pairs"] for band in judged["by_length"]) == judged["pairs"]
     page = run.report().read_text(encoding="utf-8")
     assert "Answers side by side" in page and "The reward model of stage reward" in page
+    assert "Mean reward of the answers went from" in page  # the chart, for those who cannot see it
 
     killed = tmp_path / "killed"  # in the reward stage: what PPO then makes depends on every bit of the judge
     shutil.copytree(run.path, killed)

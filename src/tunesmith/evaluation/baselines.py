@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ from tunesmith.events import Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
-from tunesmith.models.precision import default_device
 from tunesmith.recipe import Baseline, Evaluate
 from tunesmith.tasks.base import Answer
 from tunesmith.tasks.summarization import Summarization
@@ -34,11 +33,45 @@ if TYPE_CHECKING:
 
 DEFAULT_SHOTS = 5
 
+Found = tuple[str, str, str, Outputs, int]
+"""A baseline that was measured: its name, its title, what it is, its outputs and its parameters."""
+
+Untuned = tuple[str, Path]
+"""An untuned model: its name and its folder."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """What all baselines of a run have in common.
+
+    Attributes:
+        wanted: From the recipe.
+        kinds: Which kinds are among them, of those that fit the task.
+        data: Training rows for shots, shares and features; validation rows for choices.
+        rows: The test rows.
+        setting: What all systems share.
+        dtype: For loading models.
+        device: For loading models.
+    """
+
+    wanted: Sequence[Baseline]
+    kinds: set[str]
+    data: PreparedData
+    rows: Sequence[Row]
+    setting: Setting
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def shots(self) -> int:
+        """Examples in the prompt, or of each label."""
+        return next((b.shots for b in self.wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
+
 
 def run_baselines(
     wanted: Sequence[Baseline],
-    base: tuple[str, Path],
-    larger: dict[str, Path],
+    base: Untuned,
+    larger: Sequence[Untuned],
     data: PreparedData,
     rows: Sequence[Row],
     setting: Setting,
@@ -50,8 +83,8 @@ def run_baselines(
 
     Args:
         wanted: From the recipe.
-        base: Name and folder of the untuned base model.
-        larger: Name -> folder of the larger models.
+        base: The untuned base model.
+        larger: Larger ones; their systems' names begin with theirs.
         data: Training rows for shots, shares and features; validation rows for choices.
         rows: The test rows.
         setting: What all systems share.
@@ -59,115 +92,92 @@ def run_baselines(
         dtype: For loading models.
         device: For loading models.
     """
-    shots = next((b.shots for b in wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
-    kinds: set[str] = {baseline.kind for baseline in wanted}
-    if setting.task.answer == "open":
-        kinds.discard("few-shot")  # there are no answers to show
+    field = Field(wanted, {baseline.kind for baseline in wanted}, data, rows, setting, dtype, device)
     right = truth(setting.task, [setting.task.reference(row) for row in rows], setting.labels, settings)
-
-    def system(name: str, title: str, what: str, outputs: Outputs, parameters: int) -> System:
+    for name, title, what, outputs, parameters in _measured(base, larger, field):
         metrics = measure(outputs, right, settings)
         setting.on_event(evaluated(name, outputs, metrics))
-        return System(name, title, what, outputs, metrics, parameters=parameters)
+        yield System(name, title, what, outputs, metrics, parameters=parameters, is_ceiling=name == "oracle")
 
-    if setting.task.answer == "pair":
-        untuned = _load(base[0], base[1], setting, dtype, device)
-        for found in pairs.baselines(kinds, untuned, data.train, rows, setting):
-            yield system(*found)
+
+def _measured(base: Untuned, larger: Sequence[Untuned], field: Field) -> Iterator[Found]:
+    answer = field.setting.task.answer
+    if answer in ("pair", "thumb"):
+        yield from (_pairs if answer == "pair" else _thumbs)(base, field)
         return
-    if setting.task.answer == "thumb":
-        untuned = _load(base[0], base[1], setting, dtype, device)
-        if untuned is not None and "base" in kinds:
-            outputs = answering.answer(untuned, rows, setting)
-            what = "how much likelier the untuned model finds liked answers"
-            yield system("base", f"{base[0]}, untuned", what, outputs, untuned.total_parameters)
+    of_model = _likelihoods if answer == "likelihood" else _answers
+    if answer != "likelihood":
+        yield from _without_model(field)
+    yield from of_model(*base, field)
+    asked = replace(field, kinds={"base", "few-shot"})
+    for name, folder in larger:
+        for key, title, what, outputs, parameters in of_model(name, folder, asked):
+            yield f"{name}-{key}", title, what, outputs, parameters
+
+
+def _pairs(base: Untuned, field: Field) -> Iterator[Found]:
+    yield from pairs.baselines(field.kinds, _load(*base, field), field.data.train, field.rows, field.setting)
+
+
+def _thumbs(base: Untuned, field: Field) -> Iterator[Found]:
+    untuned = _load(*base, field)
+    if untuned is not None and "base" in field.kinds:
+        outputs = answering.answer(untuned, field.rows, field.setting)
+        what = "how much likelier the untuned model finds liked answers"
+        yield "base", f"{base[0]}, untuned", what, outputs, untuned.total_parameters
+
+
+def _without_model(field: Field) -> Iterator[Found]:
+    """What needs no model: sentences of the document, the commonest answer, a dictionary."""
+    task, rows, train = field.setting.task, field.rows, field.data.train
+    if isinstance(task, Summarization) and "lead" in field.kinds:
+        count = next((b.sentences for b in field.wanted if b.kind == "lead" and b.sentences), 1)
+        what = f"the first {f'{count} sentences' if count > 1 else 'sentence'} of the document"
+        yield "lead", f"Lead-{count}", what, extractive.lead(rows, task, count), 0
+    if isinstance(task, Summarization) and "oracle" in field.kinds:
+        what = "a ceiling, not a rival: the document's own sentences, chosen with the right answer in sight"
+        yield "oracle", "Best extract", what, extractive.oracle(rows, task, "rouge1"), 0
+    if "majority" in field.kinds and task.answer in _ALWAYS:
+        yield "majority", *_ALWAYS[task.answer], answering.majority(train, rows, field.setting), 0
+    if "majority" in field.kinds and task.answer == "spans":
+        what = "gives each word the tag that it most often has in the training data"
+        yield "dictionary", "Dictionary", what, by_dictionary(train, rows), 0
+
+
+def _answers(name: str, folder: Path, field: Field) -> Iterator[Found]:
+    """An untuned model: asked without examples, with some, and its frozen features."""
+    tell, answer = field.setting.on_event, field.setting.task.answer
+    if field.setting.task.name == "image-classification" or not field.kinds & {"base", "few-shot", "features"}:
         return
-    if setting.task.answer == "likelihood":
-        for name, folder, prefix in _models(base, larger):
-            wanted_here = kinds if not prefix else {"base"}
-            for key, title, what, outputs, size in _likelihoods(name, folder, wanted_here, data, rows, setting, dtype):
-                yield system(prefix + key, title, what, outputs, size)
-        return
-    if isinstance(setting.task, Summarization):
-        count = next((b.sentences for b in wanted if b.kind == "lead" and b.sentences), 1)
-        if "lead" in kinds:
-            what = f"the first {f'{count} sentences' if count > 1 else 'sentence'} of the document"
-            yield system("lead", f"Lead-{count}", what, extractive.lead(rows, setting.task, count), 0)
-        if "oracle" in kinds:
-            what = "a ceiling, not a rival: the document's own sentences, chosen with the right answer in sight"
-            ceiling = system("oracle", "Best extract", what, extractive.oracle(rows, setting.task, "rouge1"), 0)
-            yield replace(ceiling, is_ceiling=True)
-    if "majority" in kinds and setting.task.answer in _ALWAYS:
-        yield system(
-            "majority",
-            *_ALWAYS[setting.task.answer],
-            answering.majority(data.train, rows, setting),
-            0,
-        )
-    if "majority" in kinds and setting.task.answer == "spans":
-        yield system(
-            "dictionary",
-            "Dictionary",
-            "gives each word the tag that it most often has in the training data",
-            by_dictionary(data.train, rows),
-            0,
-        )
-    if setting.task.name == "image-classification":
-        return
-    for name, folder, prefix in _models(base, larger):
-        own = kinds if not prefix else {"base", "few-shot"}
-        if not own & {"base", "few-shot", "features"}:
-            continue
-        setting.on_event(Phase(step="evaluate", message=f"baselines of {name}"))
-        writes = natural_form(load_config(folder)) != "classify"
-        fits = "features" in own and setting.task.answer in _ALWAYS and not prefix
-        if setting.task.answer in ("spans", "labels", "score") and not writes:
-            setting.on_event(Notice(level="info", message=f"{name} cannot write: no baseline of it without training"))
-            if fits:
-                yield system(*_features(name, folder, None, data, rows, setting, dtype, device))
-            continue
-        asked = _prompted if writes else _embedded
-        model = _load(name, folder, setting, dtype, device)
-        if model is None:
-            setting.on_event(
-                Notice(level="info", message=f"{name} has no sentence vectors: no zero-shot baseline of it")
-            )
-        else:
-            for key, title, what, outputs in asked(model, own, shots, data, rows, setting):
-                yield system(prefix + key, title, what, outputs, model.total_parameters)
-        if fits:
-            yield system(*_features(name, folder, model, data, rows, setting, dtype, device))
-        del model
+    tell(Phase(step="evaluate", message=f"baselines of {name}"))
+    writes = natural_form(load_config(folder)) != "classify"
+    model = None
+    if answer in ("spans", "labels", "score") and not writes:
+        tell(Notice(level="info", message=f"{name} cannot write: no baseline of it without training"))
+    elif (model := _load(name, folder, field)) is None:
+        tell(Notice(level="info", message=f"{name} has no sentence vectors: no zero-shot baseline of it"))
+    else:
+        for key, title, what, outputs in (_prompted if writes else _embedded)(model, field):
+            yield key, title, what, outputs, model.total_parameters
+    if "features" in field.kinds and answer in _ALWAYS:
+        yield _features(name, folder, model, field)
 
 
-def _models(base: tuple[str, Path], larger: dict[str, Path]) -> list[tuple[str, Path, str]]:
-    """Name and folder of each untuned model, and what the names of its systems begin with."""
-    return [(*base, "")] + [(name, folder, f"{name}-") for name, folder in larger.items()]
-
-
-def _likelihoods(
-    name: str,
-    folder: Path,
-    kinds: set[str],
-    data: PreparedData,
-    rows: Sequence[Row],
-    setting: Setting,
-    dtype: torch.dtype,
-) -> Iterator[tuple[str, str, str, Outputs, int]]:
+def _likelihoods(name: str, folder: Path, field: Field) -> Iterator[Found]:
     """How likely untuned models find documents: one that knows but the frequencies of tokens, and the base model."""
     form: Form = "generate" if natural_form(load_config(folder)) == "generate" else "mask"
-    model = load_model(folder, name=name, form=form, dtype=dtype, device=default_device())
-    if "majority" in kinds:
+    model = load_model(folder, name=name, form=form, dtype=field.dtype, device=field.device)
+    if "majority" in field.kinds:
         what = "guesses by how frequent each token is in the training documents, whatever stands around it"
-        yield "majority", "Token frequencies", what, unigram(model, data.train, rows, setting.task), 0
-    if "base" not in kinds:
+        yield "majority", "Token frequencies", what, unigram(model, field.data.train, field.rows, field.setting.task), 0
+    if "base" not in field.kinds:
         return
     if form == "mask" and model.head_names:
         message = f"{name} has no head that predicts words, so there is nothing to measure before tuning"
-        setting.on_event(Notice(level="info", message=message))
+        field.setting.on_event(Notice(level="info", message=message))
         return
-    setting.on_event(Phase(step="evaluate", message=f"{name} before tuning"))
-    outputs = score_documents(model, rows, setting.task, setting.on_event)
+    field.setting.on_event(Phase(step="evaluate", message=f"{name} before tuning"))
+    outputs = score_documents(model, field.rows, field.setting.task, field.setting.on_event)
     yield "base", f"{name}, untuned", "the model before tuning, on the same documents", outputs, model.total_parameters
 
 
@@ -179,24 +189,16 @@ _ALWAYS: dict[Answer, tuple[str, str]] = {
 """Title and description of the system that answers all rows alike."""
 
 
-def _features(
-    name: str,
-    folder: Path,
-    model: Model | None,
-    data: PreparedData,
-    rows: Sequence[Row],
-    setting: Setting,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[str, str, str, Outputs, int]:
+def _features(name: str, folder: Path, model: Model | None, field: Field) -> Found:
     """A classical fit on the frozen model's vectors; thresholds of several labels are tuned like the tuned model's."""
+    data, rows, setting = field.data, field.rows, field.setting
     frozen = model or load_model(
         folder,
         name=name,
         form="classify",
         labels=setting.labels,
-        dtype=dtype,
-        device=device,
+        dtype=field.dtype,
+        device=field.device,
         pooling=pooling_of(folder) or "mean",
     )
     head = answering.fit_features(frozen, data.train, data.validation, setting)
@@ -212,20 +214,20 @@ def _features(
 Asked = Iterator[tuple[str, str, str, Outputs]]
 
 
-def _load(name: str, folder: Path, setting: Setting, dtype: torch.dtype, device: torch.device) -> Model | None:
+def _load(name: str, folder: Path, field: Field) -> Model | None:
     """The untuned model in its own form; ``None`` for an encoder that was never taught to compare texts."""
     natural = natural_form(load_config(folder))
     if natural != "classify":
-        return load_model(folder, name=name, form=natural, dtype=dtype, device=device)
+        return load_model(folder, name=name, form=natural, dtype=field.dtype, device=field.device)
     if pooling_of(folder) is None:
         return None
-    return load_model(folder, name=name, form="classify", labels=setting.labels, dtype=dtype, device=device)
+    labels = field.setting.labels
+    return load_model(folder, name=name, form="classify", labels=labels, dtype=field.dtype, device=field.device)
 
 
-def _prompted(
-    model: Model, kinds: set[str], k: int, data: PreparedData, rows: Sequence[Row], setting: Setting
-) -> Asked:
+def _prompted(model: Model, field: Field) -> Asked:
     """A generating model, asked in words."""
+    kinds, k, data, rows, setting = field.kinds, field.shots, field.data, field.rows, field.setting
     how = "the likeliest label by the model's own likelihood" if setting.task.answer == "label" else "greedy answers"
     if "base" in kinds:
         what = f"the untuned model, asked without examples; {how}"
@@ -233,7 +235,7 @@ def _prompted(
     if "few-shot" in kinds and model.form == "seq2seq":
         message = f"{model.name} is an encoder-decoder, which learns nothing from examples in the prompt: no few-shot"
         setting.on_event(Notice(level="info", message=message))
-    elif "few-shot" in kinds and len(data.train):
+    elif "few-shot" in kinds and len(data.train) and setting.task.answer != "open":  # else there is nothing to show
         fixed = random_shots(data.train, k, setting.task, setting.labels, setting.seed)
         what = f"the untuned model with {{}} in the prompt; {how}"
         yield (
@@ -250,10 +252,9 @@ def _prompted(
         )
 
 
-def _embedded(
-    model: Model, kinds: set[str], k: int, data: PreparedData, rows: Sequence[Row], setting: Setting
-) -> Asked:
+def _embedded(model: Model, field: Field) -> Asked:
     """A sentence encoder, asked by distance."""
+    kinds, k, data, rows, setting = field.kinds, field.shots, field.data, field.rows, field.setting
     if "base" in kinds:
         what = "the untuned encoder: the label whose name lies nearest to the text"
         yield "base", f"{model.name}, 0 shots", what, answering.by_label_similarity(model, rows, setting)

@@ -132,6 +132,44 @@ def training_chart(steps: Sequence[Step], validations: Sequence[Validated], metr
         )
 
 
+_POLICY_PANELS = {
+    "reward": "Reward",
+    "kl": "Divergence, nats an answer",
+    "entropy": "Entropy, nats a token",
+    "length": "Tokens an answer",
+}
+
+
+def policy_chart(steps: Sequence[Step]) -> str:
+    """What a model that learns from rewards went through: reward, divergence, entropy and length of its answers.
+
+    Args:
+        steps: Events of updates; those without a reward are left out.
+
+    Returns:
+        SVG; empty if no step knows of a reward.
+    """
+    learned = [step for step in steps if "reward" in step.metrics]
+    if not learned:
+        return ""
+    shown = [name for name in _POLICY_PANELS if all(name in step.metrics for step in learned)]
+    x = np.array([step.step for step in learned], dtype=np.float64)
+    window = max(1, len(learned) // 12)
+    with new_figure(9.2, 2.6) as figure:
+        for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            values = np.array([step.metrics[name] for step in learned])
+            if window > 1:
+                panel.plot(*_thinned(x, values), color=ACCENT, alpha=0.25, linewidth=0.9)
+            panel.plot(*_thinned(x, _smoothed(values, window)), color=ACCENT)
+            panel.set_title(_POLICY_PANELS[name])
+            panel.set_xlabel("steps")
+            panel.tick_params(length=0)
+            panel.locator_params(axis="both", nbins=4)
+        rewards = [step.metrics["reward"] for step in learned]
+        text = f"Mean reward of the answers went from {rewards[0]:.3g} to {rewards[-1]:.3g} in {len(learned)} steps."
+        return as_svg(figure, "policy", text)
+
+
 def length_chart(lengths: Mapping[str, Sequence[int]]) -> str:
     """How long texts are, in words: one outline for each of two sets, in the same bins.
 

@@ -13,7 +13,7 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
-from tunesmith.evaluation import answering, comparison, distillation, judge_stages, pairs, reinforcement, report
+from tunesmith.evaluation import answering, charts, comparison, distillation, judge_stages, pairs, reinforcement, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.general import measure_general
@@ -27,7 +27,7 @@ from tunesmith.evaluation.sequence import section as sequence_section
 from tunesmith.evaluation.stage_gains import gains_section, stage_gains, without_domain
 from tunesmith.events import Listener, Notice, Phase, Step, Validated
 from tunesmith.planning.measured import section as planned_section
-from tunesmith.recipe import Baseline, Recipe
+from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -59,6 +59,51 @@ class Remade:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What the parts of an evaluation have in common.
+
+    Attributes:
+        folder: The run's.
+        recipe: Resolved.
+        data: What the last stage learned from, with the rows to measure on.
+        trained: The tuned model.
+        stages: Data of every stage, if it is also wanted what each gave.
+        remade: If the model was made from another one.
+        base: The folder of the base model.
+        made: Name of each stage -> the folder of the model that it left.
+        rows: The rows that all systems answer.
+        right: Their right answers.
+        setting: What all systems share.
+    """
+
+    folder: Path
+    recipe: Recipe
+    data: PreparedData
+    trained: Trained
+    stages: Sequence[PreparedData]
+    remade: Remade | None
+    base: Path
+    made: Mapping[str, Path]
+    rows: Sequence[Row]
+    right: Truth
+    setting: answering.Setting
+
+    @property
+    def tell(self) -> Listener:
+        """Who is told everything that is measured."""
+        return self.setting.on_event
+
+
+@dataclass(frozen=True)
+class _Others:
+    """What the tuned model stands beside: all systems, and those that some sections tell more of."""
+
+    systems: list[System]
+    origin: reinforcement.Origin | None
+    lesson: distillation.Lesson | None
+
+
 def evaluate_run(
     folder: Path,
     recipe: Recipe,
@@ -83,28 +128,53 @@ def evaluate_run(
     Returns:
         The verdict.
     """
-    from tunesmith.models.cutting import base_folder, base_title
-    from tunesmith.models.precision import choose_dtype, default_device
+    from tunesmith.models.cutting import base_folder
 
     if not (len(data.test) or len(data.validation)):  # as the recipe wants it: else the checks of the data stopped it
         return _leave_unmeasured(folder, recipe, trained, tell)
     started = time.time()
-    task = TASKS[recipe.task]
+    task, settings = TASKS[recipe.task], recipe.evaluate
     rows = rows_to_measure(recipe, data, tell)
-    settings = recipe.evaluate
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
     made = runs.stage_models(folder, recipe)
-    judges = judges_of(recipe, made)
     setting = answering.Setting(
-        task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
+        task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges_of(recipe, made)
     )
-    tell(Phase(step="evaluate", message=f"the tuned model on {len(rows)} test rows"))
-    outputs = answering.answer(trained.model, rows, setting)
-    metrics = measure(outputs, right, settings)
-    tell(evaluated("tuned", outputs, metrics))
-    tuned = System(
+    base = base_folder(recipe, tell)
+    trial = _Trial(folder, recipe, data, trained, stages, remade, base, made, rows, right, setting)
+    tuned = _tuned(trial)
+    others = _others(trial)
+    rivals = [other for other in others.systems if not other.is_ceiling]
+    comparisons = comparison.compare(tuned, rivals, right, settings)
+    verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
+    keep_answers(folder, task, rows, tuned, right)
+    sections = _sections(trial, tuned, others)
+    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    baselines = {other.name: other.metrics for other in others.systems}
+    summary = summarise(folder, recipe, trained, tuned.metrics, baselines, verdict, sum(seconds.values()))
+    summary |= {section.name: section.data for section in sections}
+    summary |= remade.facts if remade else {}
+    content = report_content(
+        folder, recipe, data, rows, right, tuned, others.systems, comparisons, verdict, seconds, summary
+    )
+    learned_from = _learned_from(recipe, data, trained.model)
+    report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
+    if (folder / "model").is_dir():
+        write_model_card(folder / "model", summary, licence_of(recipe))
+    runs.write_json(folder / "summary.json", summary)
+    return verdict
+
+
+def _tuned(trial: _Trial) -> System:
+    """The tuned model, measured."""
+    recipe, trained = trial.recipe, trial.trained
+    trial.tell(Phase(step="evaluate", message=f"the tuned model on {len(trial.rows)} test rows"))
+    outputs = answering.answer(trained.model, trial.rows, trial.setting)
+    metrics = measure(outputs, trial.right, recipe.evaluate)
+    trial.tell(evaluated("tuned", outputs, metrics))
+    return System(
         "tuned",
-        remade.title if remade else f"{recipe.model}, tuned ({recipe.method})",
+        trial.remade.title if trial.remade else f"{recipe.model}, tuned ({recipe.method})",
         "the model that this run made",
         outputs,
         metrics,
@@ -112,68 +182,73 @@ def evaluate_run(
         trainable_parameters=trained.facts["trainable_parameters"],
         training_seconds=trained.seconds,
     )
-    larger = {b.model: catalog.model_folder(b.model, on_event=tell) for b in _larger(settings.baselines)}
-    base = base_folder(recipe, tell)
+
+
+def _others(trial: _Trial) -> _Others:
+    """The baselines that the recipe wants, and what the method of itself is to be compared with; measured."""
+    from tunesmith.models.cutting import base_title
+    from tunesmith.models.precision import choose_dtype, default_device
+
+    recipe, rows, right, setting = trial.recipe, trial.rows, trial.right, trial.setting
     device = default_device()
-    others = list(
+    # A fit on frozen features needs no comparison with itself.
+    wanted = [b for b in recipe.evaluate.baselines if (b.kind, recipe.method) != ("features", "features")]
+    larger = [
+        (b.model, catalog.model_folder(b.model, on_event=trial.tell)) for b in wanted if b.kind == "larger" and b.model
+    ]
+    systems = list(
         run_baselines(
-            # A fit on frozen features needs no comparison with itself.
-            [b for b in settings.baselines if (b.kind, recipe.method) != ("features", "features")],
-            (base_title(recipe), base),
+            wanted,
+            (base_title(recipe), trial.base),
             larger,
-            data,
+            trial.data,
             rows,
             setting,
-            settings,
+            recipe.evaluate,
             choose_dtype(recipe.precision, device),
             device,
         )
     )
-    origin = None
-    if judges is not None:
-        origin = reinforcement.measure_origin(recipe, base, made, trained.model, rows, right, setting)
-        others += [origin.system] if origin.system is not None else []
-    if stages and any(b.kind == "without-domain" for b in settings.baselines):
-        others.append(without_domain(folder, recipe, data, rows, right, setting, tell))
-    lesson = None
-    if remade is None:
-        lesson = distillation.measure_lesson(folder, recipe, trained.model, stages, rows, right, setting, tell)
-    others += lesson.systems if lesson else []
-    others += [remade.original] if remade else []
-    rivals = [other for other in others if not other.is_ceiling]
-    comparisons = comparison.compare(tuned, rivals, right, settings)
-    verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
-    keep_answers(folder, task, rows, tuned, right)
-    sections = list(remade.sections) if remade else []
-    if origin is not None:
-        sections += reinforcement.sections(reinforcement.summarised(tuned, others, rows, origin, settings))
-    sections += [judge_stages.section(one) for one in judge_stages.stage_judges(recipe, made, stages, tell)]
+    origin = lesson = None
+    if setting.judges is not None:
+        origin = reinforcement.measure_origin(recipe, trial.base, trial.made, trial.trained.model, rows, right, setting)
+        systems += [origin.system] if origin.system is not None else []
+    if trial.stages and any(b.kind == "without-domain" for b in wanted):
+        systems.append(without_domain(trial.folder, recipe, trial.data, rows, right, setting, trial.tell))
+    if trial.remade is None:
+        lesson = distillation.measure_lesson(
+            trial.folder, recipe, trial.trained.model, trial.stages, rows, right, setting, trial.tell
+        )
+    systems += lesson.systems if lesson else []
+    systems += [trial.remade.original] if trial.remade else []
+    return _Others(systems, origin, lesson)
+
+
+def _sections(trial: _Trial, tuned: System, others: _Others) -> list[report.Section]:
+    """What the report tells of this task and this method besides."""
+    recipe, settings, right, stages, tell = trial.recipe, trial.recipe.evaluate, trial.right, trial.stages, trial.tell
+    task, model = TASKS[recipe.task], trial.trained.model
+    sections = list(trial.remade.sections) if trial.remade else []
+    if others.origin is not None:
+        found = reinforcement.summarised(tuned, others.systems, trial.rows, others.origin, settings)
+        sections += reinforcement.sections(found, charts.policy_chart(_curves(trial.folder)[0]))
+    sections += [judge_stages.section(one) for one in judge_stages.stage_judges(recipe, trial.made, stages, tell)]
     if task.answer == "pair":
-        sections.append(judge_stages.length_section(pairs.by_length(rows, outputs, settings)))
-    if recipe.method == "sequential" and stages and (known := measure_sequence(folder, recipe, stages, tell)):
+        sections.append(judge_stages.length_section(pairs.by_length(trial.rows, tuned.outputs, settings)))
+    if recipe.method == "sequential" and stages and (known := measure_sequence(trial.folder, recipe, stages, tell)):
         sections.append(sequence_section(known))
     if behind := lineage.ancestors(recipe.model):
-        sections.append(_lineage_section(behind, recipe, metrics))
-    if lesson:
-        sections.append(distillation.section(distillation.results(lesson, tuned, others, right, settings)))
-    if gains := stage_gains(folder, recipe, base, stages, tell):
+        sections.append(_lineage_section(behind, recipe, tuned.metrics))
+    if others.lesson:
+        found_out = distillation.results(others.lesson, tuned, others.systems, right, settings)
+        sections.append(distillation.section(found_out))
+    if gains := stage_gains(trial.folder, recipe, trial.base, stages, tell):
         sections.append(gains_section(gains))
-    if task.answer == "likelihood" and (general := measure_general(recipe, base, trained.model, tell)):
+    if task.answer == "likelihood" and (general := measure_general(recipe, trial.base, model, tell)):
         sections.append(general)
-    if compared := planned_section(folder):
+    if compared := planned_section(trial.folder):
         sections.append(compared)
-    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
-    baselines = {other.name: other.metrics for other in others}
-    summary = summarise(folder, recipe, trained, metrics, baselines, verdict, sum(seconds.values()))
-    summary |= {section.name: section.data for section in sections}
-    summary |= remade.facts if remade else {}
-    content = report_content(folder, recipe, data, rows, right, tuned, others, comparisons, verdict, seconds, summary)
-    learned_from = _learned_from(recipe, data, trained.model)
-    report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
-    if (folder / "model").is_dir():
-        write_model_card(folder / "model", summary, licence_of(recipe))
-    runs.write_json(folder / "summary.json", summary)
-    return verdict
+    return sections
 
 
 def _lineage_section(behind: list[dict[str, Any]], recipe: Recipe, metrics: Mapping[str, Interval]) -> report.Section:
@@ -214,10 +289,6 @@ def rows_to_measure(recipe: Recipe, data: PreparedData, tell: Listener) -> list[
         return list(rows)
     tell(Notice(level="info", message=f"measuring on {limit} of {len(rows)} {part} rows (`evaluate.limit`)"))
     return sorted(rows, key=lambda row: row.key)[:limit]
-
-
-def _larger(baselines: Sequence[Baseline]) -> list[Any]:
-    return [baseline for baseline in baselines if baseline.kind == "larger"]
 
 
 def keep_answers(

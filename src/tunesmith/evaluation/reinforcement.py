@@ -210,8 +210,8 @@ def _shown(outputs: Outputs, row: int) -> str:
     return f"{shortened(outputs.texts[row], 300)} ({outputs.rewards[row]:.2f})"
 
 
-def sections(found: Reinforcement) -> list[Section]:
-    """For the report: the figures, and answers side by side."""
+def sections(found: Reinforcement, chart: str = "") -> list[Section]:
+    """For the report: the figures, with a chart of how it went, and answers side by side."""
     judged = any(standing.judge is not None for standing in found.standings.values())
     columns = ["System", "Reward", "Spread", "Tuned model gains", "Tuned answer is worth more"]
     columns += ["Second judge", "Tuned answer is better by it"] if judged else []
@@ -228,7 +228,9 @@ def sections(found: Reinforcement) -> list[Section]:
     )
     titles = [standing.title for standing in found.standings.values()]
     return [
-        Section("reinforcement", "What learning from rewards gave", lead + doubt, columns, table, found.as_dict()),
+        Section(
+            "reinforcement", "What learning from rewards gave", lead + doubt, columns, table, found.as_dict(), chart
+        ),
         Section(
             "side_by_side",
             "Answers side by side",
