@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class StageJudge:
 
 
 def stage_judges(
-    recipe: Recipe, made: dict[str, Path], stages: Sequence[PreparedData], tell: Listener
+    recipe: Recipe, made: Mapping[str, Path], stages: Sequence[PreparedData], tell: Listener
 ) -> list[StageJudge]:
     """Measure every stage but the last (which the run itself measures) that learned from pairs to score.
 
