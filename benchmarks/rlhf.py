@@ -3,6 +3,7 @@
     python benchmarks/rlhf.py --out runs/rlhf                 all of it; again, it goes on where it was stopped
     python benchmarks/rlhf.py --out runs/rlhf --only reward   the reward model alone
     python benchmarks/rlhf.py --out runs/rlhf --seconds 480   stop (at a checkpoint) after about so long
+    python benchmarks/rlhf.py --picture                       draw the results' curve for the documentation
 
 Snippets of film reviews were rated by people from -4 to 4 (vaderSentiment, C. J. Hutto). Pairs of snippets rated at
 least 1.0 apart teach a reward model; the snippets are divided before they are paired. SmolLM2 learns to go on from
@@ -30,11 +31,14 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from tunesmith import environment, pipeline, recipe_file, runs  # noqa: E402
 from tunesmith.data.pairs import PairSet, Rated, make_pairs, split  # noqa: E402
+from tunesmith.evaluation.charts import policy_chart  # noqa: E402
+from tunesmith.evaluation.curve_chart import on_its_own  # noqa: E402
 from tunesmith.evaluation.intervals import bootstrap, mean  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 
 SOURCE = ROOT.parent / "shared" / "data" / "vader_ratings"
 RESULTS = HERE / "results" / "rlhf.json"
+PICTURE = ROOT / "docs" / "assets" / "rlhf.svg"
 KEPT = ("metrics", "baselines", "verdict", "seconds", "by_length", "reinforcement", "side_by_side", "stage_reward")
 MARGIN = 1.0
 CLEAR = 0.5
@@ -133,13 +137,13 @@ def reward_recipe(folder: Path) -> dict[str, Any]:
 def rlhf_recipe(folder: Path) -> dict[str, Any]:
     """The three stages. A short system prompt stands in the place of the template's own, which is longer."""
     ppo = {
-        "max_steps": 40,
-        "batch_size": 16,
+        "max_steps": 60,
+        "batch_size": 32,
         "learning_rate": 3e-4,
         "schedule": "constant",
         "warmup": 0.05,
-        "eval_steps": 40,
-        "checkpoint_steps": 4,
+        "eval_steps": 60,
+        "checkpoint_steps": 5,
         "rollouts": {"max_new_tokens": 20, "validation_prompts": 32},
         "ppo": {"kl": 0.05, "epochs": 2, "minibatches": 2},
     }
@@ -191,13 +195,17 @@ def curve(run: runs.Run) -> list[dict[str, float]]:
 def main() -> None:
     """Do what is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "rlhf")
+    parser.add_argument("--picture", action="store_true", help="only draw the curve of the committed results")
     parser.add_argument("--only", choices=("judge", "reward", "rlhf"))
     parser.add_argument("--seconds", type=float, default=None, help="stop at a checkpoint after about so many")
     given = parser.parse_args()
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    if given.picture:
+        runs.write_text(PICTURE, on_its_own(policy_chart(known["ppo"])))
+        return
     if given.seconds is not None:
         stop_after(given.seconds)
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for name, make in {"reward": reward_recipe, "judge": judge_recipe, "rlhf": rlhf_recipe}.items():
         if given.only not in (None, name) and not (given.only == "rlhf" and name == "judge"):
             continue

@@ -140,24 +140,23 @@ _POLICY_PANELS = {
 }
 
 
-def policy_chart(steps: Sequence[Step]) -> str:
+def policy_chart(curve: Sequence[Mapping[str, float]]) -> str:
     """What a model that learns from rewards went through: reward, divergence, entropy and length of its answers.
 
     Args:
-        steps: Events of updates; those without a reward are left out.
+        curve: Metrics of one ``step`` each.
 
     Returns:
-        SVG; empty if no step knows of a reward.
+        SVG; empty if there are none.
     """
-    learned = [step for step in steps if "reward" in step.metrics]
-    if not learned:
+    if not curve:
         return ""
-    shown = [name for name in _POLICY_PANELS if all(name in step.metrics for step in learned)]
-    x = np.array([step.step for step in learned], dtype=np.float64)
-    window = max(1, len(learned) // 12)
+    shown = [name for name in _POLICY_PANELS if all(name in metrics for metrics in curve)]
+    x = np.array([metrics["step"] for metrics in curve], dtype=np.float64)
+    window = max(1, len(curve) // 12)
     with new_figure(9.2, 2.6) as figure:
         for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            values = np.array([step.metrics[name] for step in learned])
+            values = np.array([metrics[name] for metrics in curve])
             if window > 1:
                 panel.plot(*_thinned(x, values), color=ACCENT, alpha=0.25, linewidth=0.9)
             panel.plot(*_thinned(x, _smoothed(values, window)), color=ACCENT)
@@ -165,8 +164,8 @@ def policy_chart(steps: Sequence[Step]) -> str:
             panel.set_xlabel("steps")
             panel.tick_params(length=0)
             panel.locator_params(axis="both", nbins=4)
-        rewards = [step.metrics["reward"] for step in learned]
-        text = f"Mean reward of the answers went from {rewards[0]:.3g} to {rewards[-1]:.3g} in {len(learned)} steps."
+        first, last = curve[0]["reward"], curve[-1]["reward"]
+        text = f"Mean reward of the answers went from {first:.3g} to {last:.3g} in {len(curve)} steps."
         return as_svg(figure, "policy", text)
 
 

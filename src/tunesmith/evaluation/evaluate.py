@@ -231,7 +231,8 @@ def _sections(trial: _Trial, tuned: System, others: _Others) -> list[report.Sect
     sections = list(trial.remade.sections) if trial.remade else []
     if others.origin is not None:
         found = reinforcement.summarised(tuned, others.systems, trial.rows, others.origin, settings)
-        sections += reinforcement.sections(found, charts.policy_chart(_curves(trial.folder)[0]))
+        curve = [{"step": s.step, **s.metrics} for s in _curves(trial.folder)[0] if "reward" in s.metrics]
+        sections += reinforcement.sections(found, charts.policy_chart(curve))
     sections += [judge_stages.section(one) for one in judge_stages.stage_judges(recipe, trial.made, stages, tell)]
     if task.answer == "pair":
         sections.append(judge_stages.length_section(pairs.by_length(trial.rows, tuned.outputs, settings)))
