@@ -19,7 +19,7 @@ from tunesmith.objectives.rollouts import Reference, Sample, engine_of, log_like
 from tunesmith.recipe import Training
 
 if TYPE_CHECKING:
-    from tunesmith.generation.vllm_engine import VLLMEngine
+    from tunesmith.generation.vllm_rollouts import VLLMRollouts
 
 BLOWN_UP = 50.0
 """Nats of divergence of a whole answer beyond which a policy probably writes for its judge rather than for people. A
@@ -56,7 +56,7 @@ class Policy(Objective):
         self.tell: Listener = nobody
         self.folder = Path()
         self.reference: Reference | None = None
-        self.engine: VLLMEngine | None = None
+        self.engine: VLLMRollouts | None = None
         self._first: dict[str, float] = {}
         self._told: set[str] = set()
 

@@ -25,7 +25,7 @@ from tunesmith.objectives.supervised import token_nats
 from tunesmith.recipe import Rollouts
 
 if TYPE_CHECKING:
-    from tunesmith.generation.vllm_engine import VLLMEngine
+    from tunesmith.generation.vllm_rollouts import VLLMRollouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def write(
     max_new_tokens: int,
     temperature: float,
     seed: str,
-    engine: VLLMEngine | None = None,
+    engine: VLLMRollouts | None = None,
 ) -> list[Sample]:
     """``group`` answers to each prompt, those to one prompt next to each other.
 
@@ -81,7 +81,7 @@ def write(
     return samples
 
 
-def engine_of(model: Model, settings: Rollouts) -> VLLMEngine | None:
+def engine_of(model: Model, settings: Rollouts) -> VLLMRollouts | None:
     """What writes in the place of the running batch, if the settings want it.
 
     Raises:
@@ -90,9 +90,9 @@ def engine_of(model: Model, settings: Rollouts) -> VLLMEngine | None:
     """
     if settings.engine == "own":
         return None
-    from tunesmith.generation.vllm_engine import VLLMEngine
+    from tunesmith.generation.vllm_rollouts import VLLMRollouts
 
-    return VLLMEngine(model)
+    return VLLMRollouts(model)
 
 
 def _in_running_batch(

@@ -21,7 +21,7 @@ from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.errors import MissingExtraError, RecipeError
 from tunesmith.events import Step
-from tunesmith.generation.vllm_engine import VLLMEngine
+from tunesmith.generation.vllm_rollouts import VLLMRollouts
 from tunesmith.models.model import Model
 from tunesmith.models.plain_lora import first_weights
 from tunesmith.objectives import policy
@@ -148,7 +148,7 @@ def test_an_adapter_that_began_with_a_part_of_the_base(tiny_decoder: Path, tmp_p
     disturb(model)
     data = prompts(model, tmp_path / "data")
     asked = {"group": 1, "max_new_tokens": 6, "temperature": 1e-4, "seed": "s"}
-    theirs = [s.tokens for s in write(model, data, [0, 1, 2], engine=VLLMEngine(model), **asked)]
+    theirs = [s.tokens for s in write(model, data, [0, 1, 2], engine=VLLMRollouts(model), **asked)]
     assert theirs == [s.tokens for s in write(model, data, [0, 1, 2], **asked)]
 
 
@@ -156,7 +156,7 @@ def test_what_it_cannot_do_is_refused(tiny_decoder: Path, vllm: type[StandIn], m
     for choice in (Full(), LoRA(rank=4, dora=True), LoRA(rank=600)):
         model = tiny.build(tiny_decoder, "generate", choice, Training(), dtype=torch.float32)
         with pytest.raises(RecipeError, match="vLLM"):
-            VLLMEngine(model)
+            VLLMRollouts(model)
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingExtraError, match=r"engine: vllm"):
-        VLLMEngine(tiny.build(tiny_decoder, "generate", LoRA(rank=4), Training(), dtype=torch.float32))
+        VLLMRollouts(tiny.build(tiny_decoder, "generate", LoRA(rank=4), Training(), dtype=torch.float32))

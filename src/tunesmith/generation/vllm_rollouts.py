@@ -25,7 +25,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
 
 
-class VLLMEngine:
+class VLLMRollouts:
     """Writes with vLLM.
 
     Args:
