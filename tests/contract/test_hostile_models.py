@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
+import yaml
 
+import serving
 from tunesmith.data.render import ConversationRenderer
 from tunesmith.errors import TunesmithError
 from tunesmith.models.load import load_config, load_model, load_tokenizer
 from tunesmith.models.saving import load_artefact
+from tunesmith.server.app import create_app
+from tunesmith.server.settings import Settings
 
 
 class Touch:
@@ -93,6 +99,7 @@ def test_an_artefact_with_pickled_weights_is_refused(tmp_path: Path, folder: Pat
         "{% for n in range(999999999) %}x{% endfor %}",
         "{{ cycler.__init__.__globals__.os.system('true') }}",
         "{% include 'config.json' %}",
+        "{{ 'x' * 10 ** 11 }}",
     ],
 )
 def test_a_template_that_reaches_out_is_an_error(folder: Path, template: str) -> None:
@@ -100,3 +107,41 @@ def test_a_template_that_reaches_out_is_an_error(folder: Path, template: str) ->
     tokenizer.chat_template = template
     with pytest.raises(TunesmithError):
         ConversationRenderer(tokenizer, 256).prompt([{"role": "user", "content": "hi"}])
+
+
+def test_a_template_without_end_hangs_no_server(tmp_path: Path, folder: Path, tiny_decoder: Path) -> None:
+    """Whoever asks that model hears why, a job on it fails, and everybody else is served meanwhile."""
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
+    (folder / "chat_template.jinja").write_text(endless)
+    models = tmp_path / "models.yaml"
+    models.write_text(yaml.safe_dump({"good": str(tiny_decoder), "hostile": str(folder)}))
+    app = create_app(Settings(data=tmp_path / "data", models=models, **serving.QUICK))
+    with serving.serving(app) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120)
+        ask: Any = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        client.chat.completions.create(model="good", **ask)
+        told: list[Any] = []
+
+        def attack() -> None:
+            with pytest.raises(openai.BadRequestError) as error:
+                client.chat.completions.create(model="hostile", **ask)
+            told.append(error.value.body)
+
+        attackers = [threading.Thread(target=attack) for _ in range(64)]  # more than the server has threads
+        for thread in attackers:
+            thread.start()
+        served = 0
+        while not told:
+            client.chat.completions.create(model="good", **ask)
+            client.models.list()
+            served += 1
+        for thread in attackers:
+            thread.join()
+        assert served and len(told) == len(attackers)
+        assert {error["code"] for error in told} == {"chat_template_stopped"}
+        assert "took more than 3 s" in told[0]["message"]
+        file = client.files.create(file=("a.jsonl", serving.jsonl(serving.chat_rows(12))), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model="hostile", training_file=file.id)
+        ended = serving.ended(client, job.id)
+        assert ended.status == "failed" and ended.error and ended.error.param == "model"
+        assert "took more than 3 s" in ended.error.message

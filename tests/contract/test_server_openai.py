@@ -128,6 +128,17 @@ def test_checkpoints_are_models(client: OpenAI, finished: Any, data: Path) -> No
     assert any(all((best[name] == tensors[name]).all() for name in best) for tensors in saved.values())
 
 
+def test_the_last_three_epochs_are_shown(client: OpenAI, training_file: str) -> None:
+    """Also where an earlier one validated best: the tuned model has its weights."""
+    validation = client.files.create(file=("v.jsonl", jsonl(chat_rows(60)[48:])), purpose="fine-tune")
+    hyperparameters: Any = {"n_epochs": 5, "batch_size": 24, "learning_rate_multiplier": 100}
+    job = client.fine_tuning.jobs.create(
+        model="gpt-tiny", training_file=training_file, validation_file=validation.id, hyperparameters=hyperparameters
+    )
+    assert serving.ended(client, job.id).status == "succeeded"
+    assert [c.step_number for c in client.fine_tuning.jobs.checkpoints.list(job.id)] == [5, 4, 3]
+
+
 def test_the_tuned_model_and_its_checkpoints_answer(client: OpenAI, finished: Any) -> None:
     models = [finished.fine_tuned_model, *(f"{finished.fine_tuned_model}:ckpt-step-{step}" for step in (3, 6))]
     question: Any = [{"role": "user", "content": "what is the capital of france"}]
@@ -216,7 +227,7 @@ BOTH: Any = {"type": "multi", "name": "both", "graders": {"exact": EXACT, "near"
              "calculate_output": "0.5 * exact + 0.5 * near"}  # fmt: skip
 
 
-def test_rewards(client: OpenAI, address: str, finished: Any) -> None:
+def test_rewards(client: OpenAI, address: str, finished: Any, data: Path) -> None:
     """Reinforcement: prompts without answers, fields for the grader, its rewards in events, checkpoints and results."""
     rows = [
         {"messages": [{"role": "user", "content": f"what is the capital of {country} {n}"}], "capital": capital}
@@ -226,7 +237,8 @@ def test_rewards(client: OpenAI, address: str, finished: Any) -> None:
         client.files.create(file=(f"{name}.jsonl", jsonl(part)), purpose="fine-tune")
         for name, part in (("train", rows[:12]), ("valid", rows[12:]))
     )
-    asked: Any = {"n_epochs": 1, "batch_size": 4, "compute_multiplier": 0.5, "reasoning_effort": "medium"}
+    asked: Any = {"n_epochs": 2, "batch_size": 4, "compute_multiplier": 0.5, "reasoning_effort": "medium"}
+    asked |= {"eval_interval": 1}
     method: Any = {"type": "reinforcement", "reinforcement": {"grader": NEAR, "hyperparameters": asked}}
     job = client.fine_tuning.jobs.create(
         model="gpt-tiny", training_file=train.id, validation_file=valid.id, method=method
@@ -235,16 +247,22 @@ def test_rewards(client: OpenAI, address: str, finished: Any) -> None:
     assert job.status == "succeeded", job
     assert job.method.reinforcement.grader.evaluation_metric == "fuzzy_match"
     taken = job.method.reinforcement.hyperparameters
-    assert (taken.n_epochs, taken.batch_size, taken.eval_interval, taken.eval_samples) == (1, 4, 3, 8)
+    assert (taken.n_epochs, taken.batch_size, taken.eval_interval, taken.eval_samples) == (2, 4, 1, 8)
     events = {event.message: event.data for event in client.fine_tuning.jobs.list_events(job.id, limit=100)}
-    step = next(data for message, data in events.items() if message.startswith("Step 1/3 , train mean reward=0."))
+    step = next(data for message, data in events.items() if message.startswith("Step 1/6 , train mean reward=0."))
     assert 0 < step["train_reward_mean"] < 1
-    assert any(message.startswith("Step 3/3 , full validation mean reward=0.") for message in events)
+    assert any(message.startswith("Step 6/6 , full validation mean reward=0.") for message in events)
     assert any("`reasoning_effort` changes nothing" in message for message in events)
-    checkpoint = next(iter(client.fine_tuning.jobs.checkpoints.list(job.id)))
-    assert checkpoint.step_number == 3 and 0 < checkpoint.metrics.valid_reward_mean < 1  # type: ignore[attr-defined]
+    shown = {c.step_number: c.metrics.valid_reward_mean for c in client.fine_tuning.jobs.checkpoints.list(job.id)}
+    lines = (data / "jobs" / job.id / "run" / "events.jsonl").read_text().splitlines()
+    found = [event for event in map(json.loads, lines) if event["type"] == "validated"]
+    rewards = {event["step"]: event["metrics"]["reward"] for event in found}
+    assert len(rewards) == 6 and all(0 < reward < 1 for reward in rewards.values())
+    best = sorted(rewards, key=lambda step: (-rewards[step], step))[:3]
+    assert list(shown) == sorted(best, reverse=True)  # the three that validated best, newest first
+    assert shown == {step: pytest.approx(rewards[step]) for step in best}
     table = base64.b64decode(client.files.content(job.result_files[0]).read()).decode().splitlines()
-    assert table[0] == "step,train_loss,train_reward_mean,valid_reward_mean" and len(table) == 4
+    assert table[0] == "step,train_loss,train_reward_mean,valid_reward_mean" and len(table) == 7
     question: Any = [{"role": "user", "content": "what is the capital of france"}]
     answer = client.chat.completions.create(model=job.fine_tuned_model, messages=question, max_tokens=3)
     assert answer.usage.completion_tokens <= 3

@@ -121,3 +121,12 @@ def test_the_manifest_names_every_file(tmp_path: Path) -> None:
     path = save(tmp_path, 1).path
     manifest = json.loads((path / "MANIFEST.json").read_text())
     assert set(manifest["files"]) == {p.name for p in path.iterdir()} - {"MANIFEST.json"}
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
+    scores = {"1": [0.5, -1.0], "2": [0.7, -2.0], "3": [0.7, -1.0], "4": [0.5, -1.0], "10": [0.1, 0.0]}
+    assert checkpoint.best_steps(scores, 4) == [3, 2, 1, 4] and checkpoint.best_steps({}, 3) == []
+    for step in (1, 2, 3, 4, 10):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, 1, set(checkpoint.best_steps(scores, 2)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003", "step-00000010"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tunesmith.data import templates
 from tunesmith.data.fitting import fit
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.settings import LossOn
@@ -33,7 +34,7 @@ TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
 the system message: with the real one, a model tuned today would be asked something else tomorrow, and a run that is
 resumed after midnight would go on with other tokens."""
 
-_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.{0,99}?)(?P=quote)\s*\)""")
 _NO_SYSTEM_ROLE = (
     "this template has no lasting place for a system message: write its text at the head of the first user message, "
     "for training and in service"
@@ -150,6 +151,7 @@ class ConversationRenderer:
         if not tokenizer.chat_template:
             tokenizer.chat_template = "{{ bos_token }}" * _adds_bos(tokenizer) + PLAIN_TEMPLATE
         tokenizer.chat_template = _on_a_fixed_day(tokenizer.chat_template)
+        templates.start()
         specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -168,6 +170,7 @@ class ConversationRenderer:
         Raises:
             DataError: No token, or every token, would carry loss; a weight is no number of 0 or more; or the template
                 cannot be used on these messages.
+            TemplateLimitError: The template takes too much time or memory.
         """
         where = str(origin) if origin else None
         text = self._text(messages, tools, where)
@@ -216,14 +219,16 @@ class ConversationRenderer:
         # Columnar formats fill absent keys with None, which templates take for present (`'tool_calls' in message`).
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         safe = [{"content": "", **self._neutral(message)} for message in given]
+        tools = self._neutral(tools) or None
         try:
-            return self.tokenizer.apply_chat_template(
+            return templates.render(
+                self.tokenizer.get_chat_template(tools=tools),
                 safe,
-                tools=self._neutral(tools) or None,
-                tokenize=False,
+                tools=tools,
                 add_generation_prompt=add_generation_prompt,
+                variables=self.tokenizer.special_tokens_map,
             )
-        except Exception as error:  # a template is a program of the model's author and may raise anything
+        except (templates.TemplateError, ValueError) as error:  # none of several templates is the default one
             fix = "most templates want an optional system message first, then user and assistant in turn"
             if messages and messages[0].get("role") == "system" and self._takes(messages[1:], tools):
                 fix = _NO_SYSTEM_ROLE

@@ -224,7 +224,7 @@ class StagePlanner:
         flexible = sum(size for name, size in uncorrected.items() if name in FLEXIBLE)
         checkpoint = network.trainable * (network.wide + (12 if network.narrow else 8))
         validations = max(1, round(epochs)) if trains else 0
-        kept = min(validations, settings.keep_checkpoints + 1)
+        kept = min(validations, settings.keep_checkpoints + settings.keep_best_checkpoints)
         saved = model.trainable_parameters if model.has_adapters else model.total_parameters
         return StagePlan(
             name=self.stage.name,

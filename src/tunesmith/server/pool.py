@@ -90,6 +90,7 @@ class Loaded:
         notes: What the artefact says of itself; ``None`` for a base.
         bytes: Memory beside the host's.
         lock: Held while its tokenizer is used: its settings change from call to call.
+        turn: Held around a rendering, so that requests wait for a slow template without a thread each.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Loaded:
     notes: ArtefactNotes | None
     bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
     touched: int = 0
 

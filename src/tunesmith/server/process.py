@@ -162,7 +162,7 @@ def _train(place: Path, options: dict[str, Any]) -> dict[str, Any]:
     events = list(runs.read_events(folder))
     runs.write_text(place / "results.csv", results_csv(events))
     metrics = checkpoint_metrics(events)
-    steps = _usable_checkpoints(run, place / "checkpoints")
+    steps = _usable_checkpoints(run, place / "checkpoints", by_score=job["method"]["type"] == "reinforcement")
     summary = run.summary()
     return {
         "tokens": int(summary["tokens"]),
@@ -171,15 +171,24 @@ def _train(place: Path, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _usable_checkpoints(run: runs.Run, target: Path) -> list[int]:
-    """Write each checkpoint that was kept as a model that can be loaded. Gives their steps."""
+def _usable_checkpoints(run: runs.Run, target: Path, *, by_score: bool) -> list[int]:
+    """Write the checkpoints that OpenAI would show as models that can be loaded: the last, or the best of them.
+
+    Returns:
+        Their steps, in order.
+    """
     from tunesmith.models.saving import load_artefact, save_artefact
+    from tunesmith.server.recipes import KEPT_CHECKPOINTS
     from tunesmith.training import checkpoint
 
     stages = sorted((run.path / "stages").iterdir(), key=lambda path: int(path.name.partition("-")[0]))
     found = sorted((stages[-1] / "checkpoints").glob("step-*"))
+    if by_score and found:
+        scores = checkpoint.read(found[-1]).trainer["position"].get("scores", {})  # none without validation rows
+        best = checkpoint.best_steps(scores, KEPT_CHECKPOINTS)
+        found = [path for path in found if int(path.name.removeprefix("step-")) in best] or found
     steps = []
-    for path in found:
+    for path in found[-KEPT_CHECKPOINTS:]:
         saved = checkpoint.read(path)
         steps.append(saved.step)
         final = target / f"step-{saved.step}"

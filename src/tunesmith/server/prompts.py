@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
 
+from tunesmith.data.templates import TemplateLimitError
 from tunesmith.errors import DataError
 from tunesmith.server import tools as calls
 from tunesmith.server.answers import answer_length, json_constraint
@@ -71,7 +72,8 @@ async def chat_prompt(
     """Tokens of a conversation up to the answer, exactly as the model was trained to see it.
 
     Raises:
-        ApiError: 400: the model does not write, or its template refuses the messages or knows no tools.
+        ApiError: 400: the model does not write, or its template refuses the messages, knows no tools, or goes beyond
+            the limits of templates.
     """
     renderer = loaded.renderer
     if renderer is None:
@@ -90,9 +92,12 @@ async def chat_prompt(
             return renderer.prompt(messages, tools=tools)
 
     try:
-        return await run_in_threadpool(render)
+        async with loaded.turn:
+            return await run_in_threadpool(render)
     except DataError as error:
         raise ApiError(400, str(error.what), code="invalid_messages", param="messages") from error
+    except TemplateLimitError as error:
+        raise ApiError(400, str(error.what), code="chat_template_stopped", param="model") from error
 
 
 def stops(body: Penalised) -> list[str]:

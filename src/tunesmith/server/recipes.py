@@ -28,7 +28,7 @@ _METHODS = {
 AUTO_BETA = 0.1
 """As in the paper on DPO (arXiv 2305.18290), and what OpenAI starts from."""
 KEPT_CHECKPOINTS = 3
-"""As at OpenAI: the checkpoints of the last three epochs can be used."""
+"""As at OpenAI: those of the last three epochs can be used; of ``reinforcement`` the three that validated best."""
 
 
 def auto_epochs(examples: int) -> int:
@@ -99,7 +99,10 @@ def job_recipe(
         "task": task,
         "method": ours_method,
         "data": {"validation": 0.0, "test": 0.0},
-        "training": {"keep_checkpoints": KEPT_CHECKPOINTS},
+        "training": {
+            "keep_checkpoints": KEPT_CHECKPOINTS,
+            "keep_best_checkpoints": KEPT_CHECKPOINTS if method == "reinforcement" else 1,
+        },
         "evaluate": {"baselines": ["base"]},
     }
     ours: dict[str, Any] = {

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ def read(path: Path) -> Checkpoint:
             raise
         raise CheckpointError(f"not a complete checkpoint: {error}", where=str(path)) from error
     return Checkpoint(path, int(trainer["step"]), trainer, trainer.get("needs"))
+
+
+def best_steps(scores: Mapping[str, Sequence[float]], count: int) -> list[int]:
+    """The steps of the ``count`` best validations, best first; of equals the earlier one, as the loop has it."""
+    return sorted((int(step) for step in scores), key=lambda step: ([-x for x in scores[str(step)]], step))[:count]
 
 
 def prune(folder: Path, keep: int, protected: set[int]) -> None:

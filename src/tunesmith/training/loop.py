@@ -58,6 +58,7 @@ class Position:
     best_step: int = 0
     best_score: list[float] | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)  # of all validations, by their step
     validations_without_gain: int = 0
     seconds: float = 0.0
     tokens: int = 0
@@ -367,7 +368,7 @@ class Trainer:
             np.arange(len(data)),
             lambda: evaluate_loss(self.model, self.objective, data, position.micro_tokens),
         )
-        score = self.objective.score(metrics)
+        score = position.scores[str(position.step)] = self.objective.score(metrics)
         best = position.best_score is None or score > position.best_score
         position.validations_without_gain = 0 if best else position.validations_without_gain + 1
         if best:
@@ -409,8 +410,8 @@ class Trainer:
             },
             needs=self.position.best_step or None,
         )
-        keep = {self.position.best_step} if self.position.best_step else set()
-        checkpoint.prune(self.checkpoints, self.settings.keep_checkpoints, keep)
+        best = checkpoint.best_steps(self.position.scores, self.settings.keep_best_checkpoints)
+        checkpoint.prune(self.checkpoints, self.settings.keep_checkpoints, {*best, self.position.best_step})
         self._kept_step = saved.step
         size = checkpoint.size(saved.path)
         self.on_event(CheckpointSaved(stage=self.name, step=saved.step, path=str(saved.path), bytes=size))

@@ -101,7 +101,8 @@ class Training(Part):
     checkpoint_steps: int | None = Field(
         default=None, ge=1, description="Save every N updates; default: at each validation."
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints kept, besides the best one.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints kept, besides the best.")
+    keep_best_checkpoints: int = Field(default=1, ge=1, description="Best checkpoints kept, by their validation.")
     compile: Switch = Field(
         default="auto", description="Compile the layers. `auto`: where the run is long enough to pay for it."
     )
