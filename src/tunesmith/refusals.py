@@ -13,6 +13,7 @@ from tunesmith.recipe import (
     HEADS,
     LANGUAGE_OBJECTIVES,
     WEIGHTED,
+    LoRA,
     NoParameters,
     ObjectiveName,
     Parameters,
@@ -236,6 +237,42 @@ def _of_distillation(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
         yield "`sequence.replay` does not replay what a teacher taught: leave it out, or use `hold: l2`"
 
 
+def _of_quantization_aware(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
+    """Training with the rounding of a number format."""
+    kind = chosen.training.quantization_aware
+    if kind is None:
+        return
+    parameters = chosen.parameters
+    if chosen.kind not in (None, "full", "layers", "lora"):
+        yield (
+            f"`training.quantization_aware` lets weights learn to be rounded, and with `kind: {chosen.kind}` those "
+            "that are rounded do not train: use `kind: full`, `layers` or `lora`, or leave it out"
+        )
+    if isinstance(parameters, LoRA):
+        if parameters.quantization != "none":
+            yield (
+                f"the base is kept in {parameters.quantization} already, and `training.quantization_aware` rounds what "
+                "the adapter is added to: use `parameters.quantization: none`"
+            )
+        if parameters.dora or parameters.dropout:
+            yield (
+                "`training.quantization_aware` rounds the base with the adapter added to it, which `dora` and "
+                "`dropout` of the adapter do not allow: leave them out"
+            )
+    if chosen.objective in ("ppo", "grpo", "contrastive"):
+        yield (
+            f"`training.quantization_aware` is not made for the objective `{chosen.objective}`: use it in a stage of "
+            f"`{chosen.usual_objective}`"
+        )
+    if recipe.sequence.adapters != "chain":
+        yield "`training.quantization_aware` is lost where adapters are kept apart or merged: leave it out"
+    if recipe.quantize is not None and chosen.number == chosen.of and recipe.quantize.to != kind:
+        yield (
+            f"the model is trained for the rounding of `{kind}` and then quantized to `{recipe.quantize.to}`: give the "
+            "same to `training.quantization_aware` and `quantize`"
+        )
+
+
 def _of_hosted(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
     """Jobs at a provider, which decides what trains, and how."""
     if recipe.method != "hosted":
@@ -269,6 +306,7 @@ STAGE_RULES: tuple[Callable[[Recipe, Chosen], Iterator[str]], ...] = (
     _of_fits,
     _of_few_shot,
     _of_distillation,
+    _of_quantization_aware,
     _of_hosted,
 )
 

@@ -89,6 +89,28 @@ def test_every_way_that_is_taken_as_right_is_right(kind: str) -> None:
     assert found >= 1
 
 
+def test_activations_take_eight_bits_where_sums_cannot_saturate_and_seven_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each way gives at either width what plain arithmetic gives, and half the steps make twice the error."""
+    narrow = Narrow("int8", *narrowing.to_int8(weights()))
+    x = torch.randn(8, 128, generator=torch.Generator().manual_seed(3))
+    exact = x @ narrowing.widened(narrow.values, narrow.scale).T
+    cpu = torch.device("cpu")
+    can, errors = kernels.levels(cpu), {}
+    for capability, steps in (({}, 127), ({"avx512_vnni": True}, 255), ({"amx_int8": True}, 255)):
+        if steps > can:
+            continue
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capability: found, raising=False)
+        assert kernels.levels(cpu) == steps and kernels.levels(torch.device("cuda")) == 255
+        plain = kernels._wide_product(narrow)(x)
+        errors[steps] = kernels._difference(plain, exact)
+        for name, make, _ in kernels._ways(narrow):
+            assert kernels._difference(make(narrow)(x), plain) < 1e-5, name
+    if can == 255:
+        assert errors[255] == pytest.approx(errors[127] / 2, rel=0.2)
+
+
 def test_a_wrong_way_is_refused_however_fast_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = Narrow("int8", *narrowing.to_int8(weights()))
 

@@ -193,6 +193,15 @@ def test_a_plan_counts_the_steps_and_tokens_of_the_run(folders, reviews):
     assert limited.steps == 3 and limited.tokens < made.tokens / 4
 
 
+def test_rounding_in_training_takes_time_and_memory(folders, reviews):
+    training = {"epochs": 2, "batch_size": 8}
+    plain = planned(folders["encoder"], reviews, training=training)
+    rounded = planned(folders["encoder"], reviews, training=training | {"quantization_aware": "int8"})
+    assert rounded.trainable_parameters == plain.trainable_parameters
+    assert rounded.memory_bytes.high > plain.memory_bytes.high
+    assert rounded.seconds.high > plain.seconds.high
+
+
 def test_features_take_no_steps(folders, reviews):
     made = planned(folders["encoder"], reviews, method="features")
     assert made.steps == 0 and made.trainable_parameters == 0 and made.tokens > 0

@@ -4,8 +4,9 @@ Which way is fast depends on the processor, and some are *wrong* on some: withou
 8-bit numbers into 16 bits that saturate, which ruins a model without a word. So each way is first compared with plain
 floating-point arithmetic, then timed, on the very weights that it shall serve.
 
-Activations are taken in :data:`LEVELS` steps, 7 bits, for which no pair can saturate: 127 * 128 * 2 < 2^15. Where
-weights alone are narrow an activation is two such digits, about 14 bits, so that the same 8-bit product computes it.
+Activations are taken in :func:`levels` steps: 8 bits where the hardware adds products in 32 bits (VNNI, AMX, GPUs),
+else 7, for which no pair can saturate: 127 * 128 * 2 < 2^15. Where weights alone are narrow an activation is two such
+digits, 14 to 16 bits, so that the same 8-bit product computes it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from torch import nn
 
 from tunesmith.compression import narrowing
 
-LEVELS = 127
-"""Steps between the smallest and the largest activation of a token."""
 TOLERANCE = {"int8": 2e-2, "int8-static": 2e-2, "int8-weights": 1e-3, "int4-weights": 1e-2, "fp8": 2e-2}
 """Relative difference, in the norm, to the same product in floating point that rounding alone explains."""
 TIMED_ROWS = (1, 8)
@@ -62,6 +61,15 @@ class Chosen:
     def keeps_values(self) -> bool:
         """Whether the kept values are still needed."""
         return self.bytes_a_weight == 0
+
+
+def levels(device: torch.device) -> int:
+    """Steps between the smallest and the largest activation of a token: 255, or 127 where sums might saturate."""
+    if device.type != "cpu":
+        return 255
+    # From torch 2.11 on; one that does not tell gets the 7 bits that are right anywhere.
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return 255 if has.get("avx512_vnni") or has.get("amx_int8") else 127
 
 
 _winners: dict[tuple[Any, ...], str] = {}
@@ -123,7 +131,7 @@ def _sample(narrow: Narrow) -> torch.Tensor:
     if narrow.kind == "int8-static":
         return sample.clamp(-1, 1) * min(abs(narrow.low), abs(narrow.high))
     sample[:, 0] = 8.0
-    sample[0] = sample[0].abs()  # one-sided: the largest sums
+    sample[0] = torch.rand(width, generator=generator).to(sample) * 8.0  # one-sided: the largest sums
     return sample
 
 
@@ -152,12 +160,7 @@ def _seconds(product: Product, sample: torch.Tensor) -> float:
 def _rounded(narrow: Narrow) -> Product:
     """What a kind does to activations, in floating point."""
     if narrow.kind == "int8":
-
-        def dynamic(x: torch.Tensor) -> torch.Tensor:
-            digits, low, step = _digits(x)
-            return digits.round() * step + low
-
-        return dynamic
+        return rounded_rows
     if narrow.kind == "int8-static":
         low, step = narrow.low, _static_step(narrow)
         return lambda x: ((x.clamp(narrow.low, narrow.high) - low) / step).round() * step + low
@@ -177,15 +180,21 @@ def _wide_product(narrow: Narrow) -> Product:
     return lambda x: nn.functional.linear(rounded(x), narrowing.widened(narrow.values, narrow.scale))
 
 
+def rounded_rows(x: torch.Tensor) -> torch.Tensor:
+    """Activations (..., K) fp32 as the kind ``int8`` rounds them."""
+    digits, low, step = _digits(x)
+    return digits.round() * step + low
+
+
 def _digits(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each row as numbers 0 to :data:`LEVELS`, not yet rounded, with its smallest value (M, 1) and its step (M, 1)."""
-    low, high = torch.aminmax(x, dim=1, keepdim=True)
-    step = ((high - low) / LEVELS).clamp_(min=1e-12)
+    """Each row as numbers 0 to :func:`levels`, not yet rounded, with its smallest value (..., 1) and its step."""
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    step = ((high - low) / levels(x.device)).clamp_(min=1e-12)
     return (x - low) / step, low, step
 
 
 def _static_step(narrow: Narrow) -> float:
-    return max((narrow.high - narrow.low) / LEVELS, 1e-12)
+    return max((narrow.high - narrow.low) / levels(narrow.values.device), 1e-12)
 
 
 def _fbgemm(packed: Any) -> Product:
@@ -214,10 +223,11 @@ def _row_sums(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def _dynamic_fbgemm(narrow: Narrow) -> Product:
     packed, sums_N = _packed(narrow.values, narrow.scale), _row_sums(narrow.values, narrow.scale)
     multiply, single = _fbgemm(packed), torch.ops.quantized.linear_dynamic
+    in_7_bits = levels(narrow.values.device) < 255
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 1:  # torch's own dynamic product does the same in one call; `True`: in 7 bits
-            return single(x, packed, True)
+        if len(x) == 1:  # torch's own dynamic product does the same in one call
+            return single(x, packed, in_7_bits)
         digits, low, step = _digits(x)
         return torch.addcmul(low * sums_N, multiply(digits), step)
 
@@ -244,13 +254,13 @@ def _two_digits(narrow: Narrow) -> Product:
     values, scale = narrow.values, narrow.scale
     if narrow.kind == "int4-weights":
         values, scale = narrowing.to_int8(narrowing.widened(values, scale))
-    multiply, sums_N = _fbgemm(_packed(values, scale)), _row_sums(values, scale)
+    multiply, sums_N, base = _fbgemm(_packed(values, scale)), _row_sums(values, scale), levels(values.device)
 
     def product(x: torch.Tensor) -> torch.Tensor:
         digits, low, step = _digits(x)
         first = digits.floor()
-        found = multiply(torch.cat([first, (digits - first).mul_(LEVELS)]))
-        whole = torch.add(found[: len(x)], found[len(x) :], alpha=1 / LEVELS)
+        found = multiply(torch.cat([first, (digits - first).mul_(base)]))
+        whole = torch.add(found[: len(x)], found[len(x) :], alpha=1 / base)
         return torch.addcmul(low * sums_N, whole, step)
 
     return product
@@ -274,13 +284,15 @@ def _int_mm(narrow: Narrow) -> Product:
     """The product of whole numbers that torch has on every device; cuBLAS wants more than 16 rows."""
     values_KN, sums_N, scale_N = narrow.values.t(), _row_sums(narrow.values, narrow.scale), narrow.scale.float()
     least = 17 if narrow.values.is_cuda else 1
+    half = (levels(narrow.values.device) + 1) // 2  # digits have no sign, the numbers of this product have
 
     def product(x: torch.Tensor) -> torch.Tensor:
         digits, low, step = _digits(x)
-        whole = digits.round_().to(torch.int8)
+        whole = digits.round_().sub_(half).to(torch.int8)
         rows = len(whole)
         whole = nn.functional.pad(whole, (0, 0, 0, max(0, least - rows)))
-        return torch.addcmul(low * sums_N, torch._int_mm(whole, values_KN)[:rows].float() * scale_N, step)
+        found = torch._int_mm(whole, values_KN)[:rows].float() * scale_N
+        return torch.addcmul((low + half * step) * sums_N, found, step)
 
     return product
 

@@ -17,6 +17,8 @@ KINDS: dict[QuantizationKind, str] = {
     "fp8": "weights and activations in 8-bit floats, on GPUs that multiply them",
     "onnx-int8": "an encoder as an ONNX graph with 8-bit weights and activations, run by ONNX Runtime",
 }
+AwareKind = Literal["int8", "int8-weights", "int4-weights"]
+"""Number formats that a model can be trained for."""
 GROUP = 32
 """Weights of a row that share a scale in 4 bits."""
 

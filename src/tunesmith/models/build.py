@@ -1,4 +1,4 @@
-"""The one order of transforms: load, head, quantize the base, parameters, frozen layers, compile.
+"""The one order of transforms: load, head, quantize the base, parameters, fake quantization, frozen layers, compile.
 
 Nothing else puts a model together for training.
 """
@@ -12,6 +12,7 @@ import torch
 
 from tunesmith import parameters
 from tunesmith.allocator import keep_freed_memory
+from tunesmith.compression import fake_quantization
 from tunesmith.errors import RecipeError
 from tunesmith.models import attention, frozen, packing
 from tunesmith.models.heads import Pooling
@@ -62,6 +63,8 @@ def build_for_training(
     quantize_base(model, choice.quantization if isinstance(choice, Added) else "none")
     torch.manual_seed(training.seed)
     parameters.apply(model, choice)
+    if training.quantization_aware is not None:
+        fake_quantization.simulate(model, training.quantization_aware)
     if not model.virtual_tokens:
         model.packable_length = packing.longest_row(decoder_of(model.transformer()), attention.NAME)
     model.prefix = frozen.find(model)

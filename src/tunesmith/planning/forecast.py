@@ -269,6 +269,7 @@ class StagePlanner:
         """The stage's network on the meta device, in the precision that it would have."""
         import torch
 
+        from tunesmith.compression import fake_quantization
         from tunesmith.models.load import load_config, load_tokenizer, set_dropout
         from tunesmith.models.precision import choose_dtype, default_device
 
@@ -284,6 +285,8 @@ class StagePlanner:
             wanted = {"fp32": torch.float32, "fp64": torch.float64}
             dtype = wanted.get(self.view.precision, torch.bfloat16)
         model.network.to(dtype)
+        if training.quantization_aware is not None:
+            fake_quantization.simulate(model, training.quantization_aware)
         return model, dtype
 
     def _padded(self, model: Model) -> bool:

@@ -82,7 +82,7 @@ def remember(
         return False
     message = f"{len(prefix.blocks)} frozen layers are computed once; their output takes {needed / 1e6:,.0f} MB on disk"
     tell(Notice(level="info", message=message))
-    weights = _digest(prefix)
+    weights = _digest(prefix, settings)
     for name, data in sets.items():
         data.states = _states(model, prefix, data, weights, place / f"frozen-{name}", settings, tell)
     return True
@@ -162,9 +162,9 @@ def _compute(
             tell(Progress(what="computing the frozen layers", done=done, total=len(data)))
 
 
-def _digest(prefix: FrozenPrefix) -> str:
+def _digest(prefix: FrozenPrefix, settings: Training) -> str:
     """Identifies what the frozen layers compute with."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b((settings.quantization_aware or "").encode(), digest_size=16)
     for part in prefix.parts:
         for name, tensor in part.state_dict().items():
             digest.update(name.encode())

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tunesmith.compression.settings import AwareKind
 from tunesmith.objectives.settings import (
     ContrastiveLoss,
     Distillation,
@@ -93,6 +94,11 @@ class Training(Part):
     kto: KTOLoss = Field(default=KTOLoss(), description="For `objective: kto`.")
     mask_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that `masked-lm` asks for.")
     whole_words: bool = Field(default=False, description="`masked-lm` masks whole words instead of single tokens.")
+    quantization_aware: AwareKind | None = Field(
+        default=None,
+        description="Train with the rounding of a number format that the model shall be quantized to afterwards "
+        "(QAT, arXiv 1712.05877). What is saved is not quantized yet: `quantize` does that.",
+    )
     seed: int = Field(default=0, description="Seed of the head, the data order and dropout.")
     eval_steps: int | None = Field(default=None, ge=1, description="Validate every N updates; default: each epoch.")
     patience: int | None = Field(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunesmith import catalog, environment, objectives, rewards, runs
+from tunesmith.compression import fake_quantization
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
 from tunesmith.data.prepare import PreparedData
@@ -193,6 +194,7 @@ def _train_stage(
     )
     compile_if_worthwhile(model, settings.compile if objective.compiles else "off", trainer.steps, tell)
     result = trainer.run()
+    fake_quantization.stop(model)
     objective.finish(model)
     if recipe.sequence.hold == "ewc" and not last:
         keep_fisher(place, earlier, model, plain, train)
