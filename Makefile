@@ -17,7 +17,7 @@ setup: $(STAMP) ## install the package, with exact pins, into .venv
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tunesmith needs Python 3.11 or newer: make PYTHON=python3.12")'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,server,postgres,quantization,onnx]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,server,postgres,quantization,onnx,s3]'
 	touch $@
 
 demo: $(STAMP) ## the main job: a small tuned model against a base model six times its size

@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
@@ -123,6 +124,24 @@ def test_scopes(client: TestClient, tokens: dict[str, str]) -> None:
     assert client.get("/v1/files", headers=as_user(tokens, "reader")).status_code == 403
     assert client.get("/metrics", headers=as_user(tokens, "a")).status_code == 403
     assert client.get("/metrics", headers=as_user(tokens, "admin")).status_code == 200
+
+
+def test_metrics_are_prometheus_and_count_no_ids(client: TestClient, tokens: dict[str, str]) -> None:
+    def samples() -> dict[tuple[str, str, str], float]:
+        text = client.get("/metrics", headers=as_user(tokens, "admin")).text
+        found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {(s.name, s.labels.get("route", ""), s.labels.get("status", "")): s.value for s in found}
+
+    before = samples()
+    file = send_file(client, as_user(tokens, "a"), b"four").json()["id"]
+    client.get(f"/v1/files/{file}", headers=as_user(tokens, "a"))
+    after = samples()
+    shown = ("tunesmith_requests_total", "/v1/files/{file_id}", "200")
+    assert after[shown] == before.get(shown, 0) + 1
+    assert after["tunesmith_files", "", ""] == before["tunesmith_files", "", ""] + 1
+    assert after["tunesmith_file_bytes", "", ""] == before["tunesmith_file_bytes", "", ""] + 4
+    assert ("tunesmith_jobs", "", "running") in after and ("tunesmith_answers_waiting", "", "") in after
+    assert not any(file in label for key in after for label in key)
 
 
 def test_tokens_are_kept_as_hashes_and_revoked_at_once(

@@ -11,7 +11,7 @@ import pytest
 
 from tunesmith.errors import RecipeError
 from tunesmith.server.recipes import auto_epochs, job_recipe, resolve
-from tunesmith.server.words import Translator, checkpoint_metrics, results_csv
+from tunesmith.server.words import JobEvent, Translator, checkpoint_metrics, results_csv
 
 
 def step(number: int, loss: float = 0.25, moment: float = 1.0) -> dict[str, Any]:
@@ -92,3 +92,17 @@ def test_the_recipe_of_a_job() -> None:
     assert own.parameters.rank == 4 and own.training.batch_tokens is None and own.training.batch_size == 8
     with pytest.raises(RecipeError):
         recipe({"trainig": {}})
+
+
+def test_a_job_that_was_moved_has_the_same_events() -> None:
+    def events(folder: str) -> list[JobEvent]:
+        notice = {
+            "type": "notice",
+            "level": "warning",
+            "message": f"first: {folder}/jobs/j/data/a.jsonl:2",
+            "time": 1.0,
+        }
+        return list(Translator("j", {"/here/jobs/j/data/": ""}).translate([notice]))
+
+    assert events("/here") == events("/there") != []
+    assert events("/here")[0].message == "first: a.jsonl:2."

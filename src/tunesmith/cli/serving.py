@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +32,10 @@ def serve(
         str | None,
         typer.Option(help="`sqlite:///FILE`, `postgresql://...`; default: in DIR.", envvar="TUNESMITH_DATABASE"),
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="`s3://bucket/prefix` keeps files and runs.", envvar="TUNESMITH_STORAGE"),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Jobs trained at once; 0 trains none.")] = 1,
     models: Annotated[
         Path | None, typer.Option(metavar="FILE", help="`models.yaml`: names that clients use -> local models.")
@@ -40,6 +44,9 @@ def serve(
         float | None,
         typer.Option(min=0.1, metavar="GB", help="Memory for the models that answer; default: half of what is free."),
     ] = None,
+    engine: Annotated[
+        Literal["own", "vllm"], typer.Option(help="What writes the answers; `vllm` where it is installed.")
+    ] = "own",
     python_graders: Annotated[
         bool, typer.Option(help="Let `reinforcement` jobs bring graders of Python: code of whoever may tune runs here.")
     ] = False,
@@ -48,7 +55,8 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="A further host name to answer to; may be repeated.")
     ] = None,
     rebuild_index: Annotated[
-        bool, typer.Option("--rebuild-index", help="Restore the database from DIR first; stop other servers before.")
+        bool,
+        typer.Option("--rebuild-index", help="Restore the database from DIR and storage first; stop other servers."),
     ] = False,
 ) -> None:
     """Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.
@@ -69,9 +77,11 @@ def serve(
         port=port,
         token=SecretStr(token) if token else None,
         database=database,
+        storage=storage,
         workers=workers,
         models=models,
         model_memory_bytes=int(model_memory * 2**30) if model_memory else None,
+        engine=engine,
         python_graders=python_graders,
         allowed_hosts=tuple(name.lower() for name in allowed_host or ()),
     )

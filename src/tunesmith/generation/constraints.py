@@ -51,14 +51,19 @@ class Grammars:
         if matcher.is_error():
             reason = matcher.get_error().splitlines()[0]
             raise UsageError(f"the JSON schema cannot be used: {reason}")
-        return JsonConstraint(matcher)
+        return JsonConstraint(matcher, wanted)
 
 
 class JsonConstraint:
-    """The state of one answer. Implements :class:`tunesmith.generation.sampling.Constraint`."""
+    """The state of one answer. Implements :class:`tunesmith.generation.sampling.Constraint`.
 
-    def __init__(self, matcher: Any) -> None:
+    Attributes:
+        schema: What the answer follows, for an engine that has grammars of its own.
+    """
+
+    def __init__(self, matcher: Any, schema: Any) -> None:
         self._matcher = matcher
+        self.schema = schema
 
     @property
     def finished(self) -> bool:
@@ -76,4 +81,4 @@ class JsonConstraint:
 
     def copy(self) -> JsonConstraint:
         """The same constraint at the same place, for another answer."""
-        return JsonConstraint(self._matcher.deep_copy())
+        return JsonConstraint(self._matcher.deep_copy(), self.schema)

@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tunesmith.errors import ResourceError, UsageError
 from tunesmith.generation.batch import Request, RunningBatch, Token
@@ -20,6 +22,42 @@ Result = TypeVar("Result")
 
 QUEUE_LIMIT = 256
 """Requests that may wait; a further one is refused."""
+
+
+class TextEngine(Protocol):
+    """What the server asks of whatever writes text: :class:`Engine` here, or vLLM's.
+
+    Methods may be called from any thread. See :class:`Engine` for what they do.
+    """
+
+    @property
+    def waiting(self) -> int: ...  # noqa: D102
+
+    @property
+    def running(self) -> int: ...  # noqa: D102
+
+    @property
+    def tokens_written(self) -> int: ...  # noqa: D102
+
+    def submit(self, requests: Sequence[Request]) -> None: ...  # noqa: D102
+
+    def cancel(self, requests: Sequence[Request]) -> None: ...  # noqa: D102
+
+    def call(self, function: Callable[[], Result]) -> Future[Result]: ...  # noqa: D102
+
+    def withdraw(self, adapter: str) -> None: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
+
+
+class LoadedAdapters(Protocol):
+    """The adapters that an engine's requests may name."""
+
+    def load(self, name: str, folder: Path) -> None: ...  # noqa: D102
+
+    def drop(self, name: str) -> None: ...  # noqa: D102
+
+    def use_for_all(self, name: str | None) -> AbstractContextManager[None]: ...  # noqa: D102
 
 
 class QueueFullError(ResourceError):

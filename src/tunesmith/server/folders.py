@@ -2,14 +2,21 @@
 
 ``files/<id>/{content, file.json}``, ``uploads/<id>/{upload.json, part_*}``,
 ``jobs/<id>/{job.json, events.jsonl, permissions.json, validation.json, run/, checkpoints/step-N/}``.
+
+With a :class:`~tunesmith.server.remote.Remote` the bytes of files are there alone, and jobs are here and there: what is
+written here is sent as soon as it is complete.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from tunesmith import runs
+from tunesmith.server.remote import Remote
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -21,14 +28,52 @@ def new_id(prefix: str) -> str:
 
 @dataclass(frozen=True)
 class Folders:
-    """Paths of everything."""
+    """Paths of everything.
+
+    Attributes:
+        root: The data folder.
+        remote: The storage that keeps the same; ``None``: the folder is all there is.
+    """
 
     root: Path
+    remote: Remote | None = None
 
     def make(self) -> None:
         """Create the folders that everything goes into, for their owner only."""
         for name in ("", "files", "uploads", "jobs"):
             (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def saved(self, path: Path) -> None:
+        """A file below the root is complete: it is sent to the storage, if there is one.
+
+        Raises:
+            ResourceError: The storage does not answer.
+        """
+        if self.remote:
+            self.remote.put(path, self._key(path))
+
+    def remove(self, folder: Path) -> None:
+        """Delete a folder below the root, in the storage first: whoever deletes something wants it gone."""
+        if self.remote:
+            self.remote.remove(self._key(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def restore(self) -> None:
+        """Fetch from the storage what is not here: all jobs, and the facts of all files."""
+        if self.remote is None:
+            return
+        keys = self.remote.keys("")
+        for job_id in sorted({key.split("/")[1] for key in keys if key.startswith("jobs/")}):
+            if not self.job(job_id).is_dir():
+                self.remote.pull(f"jobs/{job_id}", self.job(job_id))
+        for key in keys:
+            if key.startswith("files/") and key.endswith("/file.json"):
+                folder = self.file(key.split("/")[1])
+                folder.mkdir(exist_ok=True)
+                runs.write_bytes(folder / "file.json", b"".join(self.remote.read(key)))
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
     def file(self, file_id: str) -> Path:
         """A file's folder."""

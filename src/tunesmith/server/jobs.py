@@ -104,7 +104,7 @@ def create(server: Services, who: Principal, body: JobRequest, key: str | None =
                 text = "This server sends nothing to Weights & Biases: `wandb sync` reads the results file of the job"
                 log_event(session, server.folders, row.id, text, level="warn")
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        server.folders.remove(folder)
         raise
     server.audit(who, "create job", row.id, model=row.model, training_file=row.training_file)
     return row
@@ -189,7 +189,9 @@ def store(session: Session, folders: Folders, row: JobRow) -> None:
     """Write a job to the index and to its folder: if either fails, neither counts."""
     session.add(row)
     session.flush()
-    runs.write_json(folders.job(row.id) / "job.json", {name: getattr(row, name) for name in STORED})
+    path = folders.job(row.id) / "job.json"
+    runs.write_json(path, {name: getattr(row, name) for name in STORED})
+    folders.saved(path)
 
 
 def log_event(
@@ -198,11 +200,13 @@ def log_event(
     """Add an event that no run has: to the job's log, which only grows, and to the index."""
     event = JobEvent(new_id("ftevent-"), moment or time.time(), level, "message", message)
     line = (json.dumps(event.as_dict(), ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(folders.job(job_id) / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    path = folders.job(job_id) / "events.jsonl"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line)
     finally:
         os.close(descriptor)
+    folders.saved(path)
     add_events(session, job_id, [event])
     log.log(logging.WARNING if level == "error" else logging.INFO, "%s: %s", job_id, message)
 
@@ -225,7 +229,7 @@ def data_file(folders: Folders, job_id: str, param: str) -> Path | None:
 
 def forget_data(folders: Folders, job_id: str) -> None:
     """Remove a job's copies of its files when it is over: whoever deletes a file wants it gone."""
-    shutil.rmtree(folders.job(job_id) / "data", ignore_errors=True)
+    folders.remove(folders.job(job_id) / "data")
 
 
 def _method(body: JobRequest, *, python: bool) -> dict[str, Any]:
@@ -262,10 +266,16 @@ def _training_file(session: Session, file_id: str, who: Principal, param: str) -
 def _take_files(folders: Folders, job_id: str, files: dict[str, FileRow]) -> None:
     """Give the job its own names of the files: a file that is deleted while the job waits is still there for it."""
     data = folders.job(job_id) / "data"
-    data.mkdir(parents=True)
+    (data.parent if folders.remote else data).mkdir(parents=True)  # the job's process fetches it from the storage
     for param, row in files.items():
         source = folders.file(row.id) / "content"
         target = data / f"{param}.jsonl{'.gz' if row.filename.lower().endswith('.gz') else ''}"
+        if folders.remote:
+            try:
+                folders.remote.copy(f"files/{row.id}/content", f"jobs/{job_id}/data/{target.name}")
+            except FileNotFoundError:
+                raise not_found("File object", row.id, param=param) from None
+            continue
         try:
             os.link(source, target)
         except OSError:  # a file system without links, or a file that is just being deleted

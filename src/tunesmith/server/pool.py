@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -25,15 +25,15 @@ from tunesmith.data.render import ConversationRenderer
 from tunesmith.server.errors import ApiError
 
 if TYPE_CHECKING:
-    from tunesmith.generation.adapters import Adapters
     from tunesmith.generation.constraints import Grammars
-    from tunesmith.generation.engine import Engine
+    from tunesmith.generation.engine import LoadedAdapters, TextEngine
     from tunesmith.models.model import Model
     from tunesmith.models.saving import ArtefactNotes
 
 log = logging.getLogger("tunesmith.server")
 
 Result = TypeVar("Result")
+EngineName = Literal["own", "vllm"]
 
 
 @dataclass(eq=False)
@@ -50,8 +50,8 @@ class Host:
     """
 
     model: Model
-    engine: Engine | None
-    adapters: Adapters | None
+    engine: TextEngine | None
+    adapters: LoadedAdapters | None
     bytes: int
     touched: int = 0
     executor: ThreadPoolExecutor | None = None
@@ -114,11 +114,13 @@ class Limits:
             on the device when the first model is loaded.
         max_rows: Answers that one model writes at a time.
         queue_limit: Requests that may wait for one model.
+        engine: What writes the text of bases and of adapters on them: ``own`` or ``vllm``.
     """
 
     memory_bytes: int | None = None
     max_rows: int = 64
     queue_limit: int = 256
+    engine: EngineName = "own"
 
     @property
     def cache_bytes(self) -> int:
@@ -216,12 +218,13 @@ class Pool:
         place = folder()
         if self.limits.memory_bytes is None:
             self.limits = dataclasses.replace(self.limits, memory_bytes=free_memory(default_device()) // 2)
+        dtype = str(choose_dtype("auto", default_device())).removeprefix("torch.")
         if not (place / NOTES).is_file():
-            dtype = str(choose_dtype("auto", default_device())).removeprefix("torch.")
             return self._add(name, self._host(place, dtype), None)
         notes = read_notes(place)
         if notes.adapter and notes.form == "generate" and is_plain_lora(place):
-            host = self._host(Path(notes.base_folder), notes.dtype)
+            # vLLM takes its share of the GPU for each base: one in several precisions would not fit
+            host = self._host(Path(notes.base_folder), dtype if self.limits.engine == "vllm" else notes.dtype)
             if host.adapters is not None:
                 return self._add_adapter(name, host, place, notes)
         return self._add(name, self._host(place, None), notes)
@@ -314,6 +317,8 @@ def _start_host(place: Path, dtype: str | None, limits: Limits) -> Host:
     from tunesmith.models.saving import load_artefact
 
     device = default_device()
+    if dtype is not None and limits.engine == "vllm" and (host := _start_vllm(place, dtype, limits)) is not None:
+        return host
     if dtype is None:
         model = load_artefact(place, device=device)[0]
     else:
@@ -329,6 +334,31 @@ def _start_host(place: Path, dtype: str | None, limits: Limits) -> Host:
         use_adapters=adapters.use if adapters else None,
     )
     return Host(model, Engine(batch, queue_limit=limits.queue_limit), adapters, size)
+
+
+def _start_vllm(place: Path, dtype: str, limits: Limits) -> Host | None:
+    """A host whose weights are vLLM's, which the network here has none of; ``None`` for a model that does not write."""
+    import torch
+
+    from tunesmith.generation.batch import context_length
+    from tunesmith.generation.vllm_engine import VllmEngine
+    from tunesmith.models.load import load_model
+
+    meta = torch.device("meta")
+    with meta:
+        model = load_model(place, name=place.name, dtype=getattr(torch, dtype), device=meta, empty=True)
+    if model.form != "generate":
+        return None
+    engine = VllmEngine(
+        place,
+        dtype=dtype,
+        eos_ids=model.eos_ids,
+        context=context_length(model),
+        memory_bytes=_weights_bytes(place) + limits.cache_bytes,
+        max_rows=limits.max_rows,
+        queue_limit=limits.queue_limit,
+    )
+    return Host(model, engine, engine.adapters, _weights_bytes(place))
 
 
 def _drop_adapter(host: Host, name: str) -> None:

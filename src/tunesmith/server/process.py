@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import runs
-from tunesmith.errors import DataError, InterruptedRun, TunesmithError
+from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError
 from tunesmith.quiet import hush_imports
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def main(lane: str, folder: str, attempt: int, options: dict[str, Any], lifeline
         lane: ``validate`` or ``train``.
         folder: The job's folder.
         attempt: The fencing number: an older attempt does nothing, and its outcome is never taken for a newer one's.
-        options: What the server decided: ``model``, ``recipe`` (of the base), ``min_examples``, ``memory_bytes``.
+        options: What the server decided: ``model``, ``recipe`` (of the base), ``min_examples``, ``memory_bytes``,
+            ``storage``.
         lifeline: Closes when the server is gone.
     """
     place = Path(folder)
@@ -86,13 +87,44 @@ def _turn(place: Path, attempt: int, seconds: float = 30.0) -> Iterator[None]:
 def _work(lane: str, place: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Do what is to be done, and say what came of it."""
     try:
-        return {"state": "done", **(_validate if lane == "validate" else _train)(place, options)}
+        with _kept(place, options["storage"], lane):
+            return {"state": "done", **(_validate if lane == "validate" else _train)(place, options)}
     except (InterruptedRun, KeyboardInterrupt):
         return {"state": "interrupted"}
     except _Refused as error:
         return {"state": "failed", "error": error.value}
     except Exception as error:
         return {"state": "failed", "error": _error(error, place)}
+
+
+@contextlib.contextmanager
+def _kept(place: Path, storage: str | None, lane: str) -> Iterator[None]:
+    """Fetch the job's files from the storage; send what was trained there, however that ended. Without one: nothing."""
+    if storage is None:
+        yield
+        return
+    from tunesmith.server.remote import Remote
+
+    remote, job = Remote(storage), f"jobs/{place.name}"
+    if not (place / "data").is_dir():
+        remote.pull(f"{job}/data", place / "data")
+
+    def send() -> None:
+        for name in ("run", "checkpoints"):
+            remote.push(place / name, f"{job}/{name}")
+        if (place / "results.csv").is_file():
+            remote.put(place / "results.csv", f"{job}/results.csv")
+
+    if lane == "validate":
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ResourceError):  # what stopped the run is told, and what it has is still here
+            send()
+        raise
+    send()
 
 
 class _Refused(Exception):

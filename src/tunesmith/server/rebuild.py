@@ -1,6 +1,7 @@
 """Restore the index from the data folder: what ``tunesmith serve --rebuild-index`` does.
 
-Nothing in the folder changes. Only idempotency keys are lost: they are worth something for minutes.
+Nothing in the folder changes; with ``--storage`` it first gets what is there and not here. Only idempotency keys are
+lost: they are worth something for minutes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def rebuild_index(services: Services) -> dict[str, int]:
     Returns:
         How many files, uploads and jobs there are.
     """
+    services.folders.restore()
     root = services.folders.root
     with services.database.write() as session:
         for table in reversed(Row.metadata.sorted_tables):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,9 +137,9 @@ class Registry:
     def remove(self, served: Served) -> None:
         """Delete a tuned model with its checkpoints, or one checkpoint. The job and its measurements stay."""
         assert served.folder is not None and served.job_id is not None
-        shutil.rmtree(served.folder)
+        self.folders.remove(served.folder)
         if served.folder == self.folders.run(served.job_id) / "model":
-            shutil.rmtree(self.folders.job(served.job_id) / "checkpoints", ignore_errors=True)
+            self.folders.remove(self.folders.job(served.job_id) / "checkpoints")
 
     def _base(self, name: str) -> Base | None:
         return self.bases.get(name) or self.bases.get(DATE.sub("", name))

@@ -32,7 +32,9 @@ def finish(services: Services, queue: Queue, row: JobRow, outcome: dict[str, Any
         }
         for step, metrics in ((found["step"], found["metrics"]) for found in outcome["checkpoints"])
     ]
-    runs.write_json(services.folders.job(row.id) / "checkpoints.json", entries)
+    noted = services.folders.job(row.id) / "checkpoints.json"
+    runs.write_json(noted, entries)
+    services.folders.saved(noted)
     with services.database.write() as session:
         add_checkpoints(session, row.id, entries)
     verdict = [("info", outcome["verdict"])] if row.validation_file else []  # else nothing was measured
@@ -81,4 +83,5 @@ def _results_file(services: Services, row: JobRow) -> str:
         }
         file = storage.keep_file(services.folders, services.database, staging, facts)
     runs.write_text(noted, file.id)
+    services.folders.saved(noted)
     return file.id

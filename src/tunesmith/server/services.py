@@ -15,6 +15,7 @@ from tunesmith.server.metrics import Metrics
 from tunesmith.server.pool import Limits, Pool
 from tunesmith.server.pool_metrics import PoolMetrics
 from tunesmith.server.registry import Registry
+from tunesmith.server.remote import Remote
 from tunesmith.server.settings import Settings
 
 
@@ -36,17 +37,23 @@ def open_services(settings: Settings) -> Services:
     """Open the data folder and the database.
 
     Raises:
-        UsageError: ``models.yaml`` or the address of the database is malformed; the bind needs a token.
-        ResourceError: Folder or database cannot be opened.
+        UsageError: ``models.yaml`` or the address of database or storage is malformed; the bind needs a token.
+        ResourceError: Folder, database or storage cannot be opened.
     """
-    folders = Folders(settings.data)
+    remote = Remote(settings.storage) if settings.storage else None
+    if remote:
+        remote.check()
+    folders = Folders(settings.data, remote)
     folders.make()
     tokens = Tokens(settings.data, settings.token)
     settings.refuse_open_door(has_tokens=bool(tokens))
     database = Database(settings.database_url)
     registry = Registry(database, folders, settings.models)
     limits = Limits(
-        memory_bytes=settings.model_memory_bytes, max_rows=settings.max_rows, queue_limit=settings.queue_limit
+        memory_bytes=settings.model_memory_bytes,
+        max_rows=settings.max_rows,
+        queue_limit=settings.queue_limit,
+        engine=settings.engine,
     )
     audit, metrics, pool = Audit(settings.data), Metrics(database), Pool(limits)
     metrics.registry.register(PoolMetrics(pool))

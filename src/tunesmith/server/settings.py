@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from tunesmith.errors import UsageError
+from tunesmith.server.pool import EngineName
 
 MB = 2**20
 
@@ -23,6 +24,7 @@ class Settings:
         port: Port to listen on; 0 takes a free one.
         token: A token with all rights, beside those of ``tunesmith serve token``.
         database: SQLAlchemy address of the index; default: SQLite in the data folder.
+        storage: ``s3://bucket/prefix``, where files and finished runs are kept; default: the data folder alone.
         workers: Jobs that this server trains at once; 0 only takes and shows them.
         models: ``models.yaml``: names that clients use -> local models.
         organization: Stands in the names of tuned models, ``ft:base:organization:suffix:id``.
@@ -42,6 +44,7 @@ class Settings:
         model_memory_bytes: What models that answer may take, with their caches; default: half of what is free.
         max_rows: Answers that one model writes at a time.
         queue_limit: Requests that may wait for one model; a further one gets 429.
+        engine: What writes the text of bases and of adapters on them: ``own``, or ``vllm`` where that is installed.
     """
 
     data: Path
@@ -49,6 +52,7 @@ class Settings:
     port: int = 8000
     token: SecretStr | None = None
     database: str | None = None
+    storage: str | None = None
     workers: int = 1
     models: Path | None = None
     organization: str = "local"
@@ -68,6 +72,7 @@ class Settings:
     model_memory_bytes: int | None = None
     max_rows: int = 64
     queue_limit: int = 256
+    engine: EngineName = "own"
 
     @property
     def database_url(self) -> str:

@@ -50,12 +50,16 @@ def keep_file(folders: Folders, database: Database, staging: Path, facts: dict[s
     disk.flush(staging / "content")
     runs.write_json(staging / "file.json", {name: getattr(row, name) for name in COLUMNS})
     folder = folders.file(row.id)
-    os.replace(staging, folder)
     try:
+        if folders.remote:
+            folders.remote.put(staging / "content", f"files/{row.id}/content")
+            folders.remote.put(staging / "file.json", f"files/{row.id}/file.json")
+        else:
+            os.replace(staging, folder)
         with database.write() as session:
             session.add(row)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folders.remove(folder)
         raise
     return row
 
@@ -81,7 +85,7 @@ def delete_file(folders: Folders, database: Database, row: FileRow) -> None:
     """Remove a file for good: from the index first, so that nobody finds half of it."""
     with database.write() as session:
         session.delete(session.merge(row))
-    shutil.rmtree(folders.file(row.id), ignore_errors=True)
+    folders.remove(folders.file(row.id))
 
 
 def delete_expired(folders: Folders, database: Database) -> int:

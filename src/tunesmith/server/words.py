@@ -7,6 +7,7 @@ again after a kill, gives no second event.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +40,7 @@ class Translator:
     def __init__(self, job_id: str, hidden: dict[str, str]) -> None:
         self.job_id = job_id
         self.hidden = hidden
+        self._elsewhere = re.compile(rf"\S*/{re.escape(job_id)}/(?:data/)?")  # of a job that was moved with its folder
         self.steps: dict[str, int] = {}
 
     def translate(self, events: Iterable[dict[str, Any]]) -> Iterator[JobEvent]:
@@ -82,6 +84,7 @@ class Translator:
     ) -> JobEvent:
         for path, name in self.hidden.items():
             message = message.replace(path, name)
+        message = self._elsewhere.sub("", message)
         what = (self.job_id, event["type"], event.get("stage"), event.get("step"), None if "step" in event else message)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
         return JobEvent(f"ftevent-{key}", event["time"], level, type, message, data)

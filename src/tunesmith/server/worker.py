@@ -145,6 +145,7 @@ class _Watch:
             "recipe": base.recipe,
             "min_examples": self.settings.min_examples,
             "memory_bytes": self.memory_bytes,
+            "storage": self.settings.storage,
         }
         child = Child(self.lane, self.folder, self.row.attempt, options)
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from sqlalchemy import or_, select
 from starlette.concurrency import run_in_threadpool
 
@@ -138,9 +139,14 @@ def delete_file(file_id: str, server: Server, who: Tuner) -> Deleted:
     response_class=FileResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The bytes of the file."}},
 )
-def file_content(file_id: str, server: Server, who: Tuner) -> FileResponse:
+def file_content(file_id: str, server: Server, who: Tuner) -> Response:
     """The bytes of a file, as they were sent."""
     with server.database.read() as session:
         row = storage.find_file(session, file_id, who)
+    if server.folders.remote:
+        pieces = server.folders.remote.read(f"files/{row.id}/content")
+        named = f"attachment; filename*=utf-8''{quote(row.filename)}"
+        headers = {"Content-Length": str(row.bytes), "Content-Disposition": named}
+        return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
     content = server.folders.file(row.id) / "content"
     return FileResponse(content, media_type="application/octet-stream", filename=row.filename)

@@ -226,7 +226,9 @@ def _keep_permissions(session: Session, server: Services, job_id: str) -> None:
     rows = session.scalars(select(PermissionRow).where(PermissionRow.job_id == job_id).order_by(PermissionRow.number))
     columns = ("id", "job_id", "checkpoint", "project", "created_at")
     values = [{name: getattr(row, name) for name in columns} for row in rows]
-    runs.write_json(server.folders.job(job_id) / "permissions.json", values)
+    path = server.folders.job(job_id) / "permissions.json"
+    runs.write_json(path, values)
+    server.folders.saved(path)
 
 
 # --- shapes ------------------------------------------------------------------------------------
