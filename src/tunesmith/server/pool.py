@@ -218,7 +218,7 @@ class Pool:
             dtype = str(choose_dtype("auto", default_device())).removeprefix("torch.")
             return self._add(name, self._host(place, dtype), None)
         notes = read_notes(place)
-        if notes.adapter and notes.form == "generate" and is_plain_lora(place):
+        if notes.adapter and notes.form == "generate" and is_plain_lora(place) and not notes.new_tokens:
             host = self._host(Path(notes.base_folder), notes.dtype)
             if host.adapters is not None:
                 return self._add_adapter(name, host, place, notes)
