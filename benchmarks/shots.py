@@ -4,7 +4,7 @@
     python benchmarks/shots.py --out runs/polarity-shots --shots 1,2,4 --seeds 1 --limit 200      a quick look
 
 An interrupted curve goes on where it stopped. The picture and the figures are copied to docs/assets/shots.svg and
-benchmarks/shots.json with --keep.
+benchmarks/results/shots.json with --keep.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def main() -> None:
     parser.add_argument("--methods", default=WAYS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=500, help="test rows, the same for all")
+    parser.add_argument("--rows", type=int, default=None, help="rows to train and test on; default: all 10,662")
     parser.add_argument("--target", type=float, default=None)
     parser.add_argument("--keep", action="store_true", help="copy the result into the project")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    data = polarity(given.out)["data"]
+    data = polarity(given.out)["data"] | {"max_rows": given.rows}
     recipe = recipe_file.parse(
         {"task": "text-classification", "model": "minilm-l6", "data": data, "evaluate": {"limit": given.limit}}
         | {"training": {"dropout": 0}}
@@ -55,7 +56,7 @@ def main() -> None:
     print(curve.verdict)
     if given.keep:
         shutil.copyfile(given.out / "curve.svg", HERE.parent / "docs" / "assets" / "shots.svg")
-        shutil.copyfile(given.out / "curve.json", HERE / "shots.json")
+        shutil.copyfile(given.out / "curve.json", HERE / "results" / "shots.json")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ HEADS: dict[str, tuple[ObjectiveName, ...]] = {
     "multi-label-classification": ("multi-label",),
     "text-regression": ("mse", "huber", "ordinal"),
     "token-classification": ("tag",),
+    "image-classification": ("classify", "focal"),
 }
 """Tasks that a head on the model can do, and the objectives that teach it, the usual one first."""
 CLASSICAL = ("text-classification", "multi-label-classification", "text-regression", "image-classification")

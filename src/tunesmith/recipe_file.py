@@ -165,8 +165,11 @@ def _as_recipe_error(
         return _wrong_choice(key, more, where, problem)
     message, _, remedy = problem["msg"].removeprefix("Value error, ").partition(": use ")
     if message.startswith("Input should be") and isinstance(problem["input"], str | int | float):
+        remedy = remedy or message.removeprefix("Input should be ").replace("a valid", "a")
         message = f"{problem['input']!r}, but it {message.removeprefix('Input ')}"
     text = f"`{key}`: {message}{more}" if key else f"{message}{more}"
+    if remedy.startswith(("greater", "less")):
+        remedy = f"a number {remedy}"
     return RecipeError(text, where=where, fix=f"use {remedy}" if remedy else None)
 
 

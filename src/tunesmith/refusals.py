@@ -51,6 +51,8 @@ HOSTED_TASKS: tuple[TaskName, ...] = (
     "prompts",
 )
 """Tasks that can be put to a provider as conversations and measured by its answers."""
+PICTURE_METHODS = ("supervised", "full", "transfer", "features")
+"""Methods that learn from pictures."""
 _NEEDS = {"token-classification": "spans", "text-regression": "scores"}
 
 
@@ -131,7 +133,7 @@ def _of_objectives(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
             "were liked or not, so it wants `task: feedback`, and it wants `kto`"
         )
     teaches = next((name for name, own in HEADS.items() if objective in own), None)
-    if teaches is not None and task != teaches:
+    if teaches is not None and objective not in HEADS.get(task, ()):
         needs = _NEEDS.get(teaches, "labels")
         yield (
             f"the objective `{objective}` needs {needs}, which the task `{task}` has not: "
@@ -315,8 +317,22 @@ STAGE_RULES: tuple[Callable[[Recipe, Chosen], Iterator[str]], ...] = (
 
 
 def _of_pictures(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
-    if recipe.task == "image-classification" and recipe.method != "features":
-        yield "pictures are learned from by the features of a frozen model: use `method: features`"
+    if recipe.task != "image-classification":
+        if any(chosen.training.augment for chosen in stages):
+            yield "`training.augment` changes pictures: leave it out, or use `task: image-classification`"
+        return
+    if recipe.method not in PICTURE_METHODS:
+        yield (
+            f"`method: {recipe.method}` is for texts: pictures are learned from by the features of a frozen model "
+            "(`method: features`), by its head or last layers (`transfer`), or by all of it (`full`)"
+        )
+    for chosen in stages:
+        if chosen.kind not in (None, "none", "head", "layers", "full"):
+            yield f"`parameters: {{kind: {chosen.kind}}}` is for texts: use `head`, `layers` or `full` for pictures"
+        if chosen.objective not in (None, *HEADS["image-classification"]):
+            yield f"the objective `{chosen.objective}` is for texts: use `classify` or `focal` for pictures"
+    if recipe.quantize is not None:
+        yield "models of pictures are not quantized here: leave `quantize` out"
 
 
 def _of_domain(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import tunesmith
-from tunesmith import pipeline
+from tunesmith import pipeline, runs
 from tunesmith.errors import UsageError
 from tunesmith.recipe_file import parse
 
@@ -69,3 +69,18 @@ def test_the_time_of_tuning_is_that_of_both_stages(tiny_encoder: Path, reviews: 
     run = tune(tiny_encoder, reviews, tmp_path / "run", evaluate={"baselines": ["majority"], "resamples": 200})
     [contrast] = [event for event in read_events(run.path) if event["type"] == "stage_finished"]
     assert run.summary()["tuning_seconds"] > contrast["seconds"] > 0
+
+
+def test_one_example_of_each_label_is_enough_to_finish(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    """There are no pairs of one label then, and no mean of their cosines, which once broke the report off."""
+    tree = {
+        "task": "text-classification",
+        "model": str(tiny_encoder),
+        "method": "few-shot",
+        "data": {"train": str(reviews), "test": 0.3, "shots": 1},
+        "evaluate": {"baselines": [], "resamples": 50},
+    }
+    run = pipeline.run(parse(tree), run_dir=tmp_path / "run")
+    steps = [event for event in runs.read_events(run.path) if event["type"] == "step"]
+    assert steps and all(set(step["metrics"]) == {"other"} for step in steps)
+    assert (run.path / "report.html").is_file()

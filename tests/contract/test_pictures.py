@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tunesmith
-from tunesmith import pipeline
+from tunesmith import pipeline, runs
 from tunesmith.cli import main
 from tunesmith.data.pictures import read_picture
 from tunesmith.data.prepare import check
-from tunesmith.errors import DataError, RecipeError, UsageError
+from tunesmith.errors import DataError, InterruptedRun, RecipeError, UsageError
 from tunesmith.models import vision
 from tunesmith.models.efficientnet import EfficientNetLite0, SameConv2d
 from tunesmith.recipe_file import parse
@@ -25,10 +25,14 @@ from tunesmith.recipe_file import parse
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random EfficientNet-Lite0 in the catalog's layout, for small pictures."""
+    """A random EfficientNet-Lite0 in the catalog's layout, for small pictures; its norms have seen a few."""
     folder = tmp_path_factory.mktemp("vision")
     torch.manual_seed(0)
-    save_file(EfficientNetLite0().state_dict(), folder / "model.safetensors")
+    network = EfficientNetLite0().train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.randn(8, 3, 64, 64))
+    save_file(network.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "efficientnet-lite0", "image_size": 64}))
     return folder
 
@@ -130,7 +134,7 @@ def test_models_and_methods_that_do_not_fit_are_refused(tiny_encoder: Path, mode
     pictures = draw(tmp_path / "pictures", 24)
     with pytest.raises(UsageError, match="reads no pictures"):
         pipeline.run(recipe(tiny_encoder, pictures), run_dir=tmp_path / "run")
-    with pytest.raises(RecipeError, match="method: features"):
+    with pytest.raises(RecipeError, match="head or last layers"):
         parse({"task": "image-classification", "model": str(model), "method": "peft"})
 
 
@@ -190,3 +194,206 @@ def test_broken_cookies_are_told_from_whole_ones(
     asked = recipe(folder, cookies / "train", test=[str(cookies / "test")], validation=0)
     run = pipeline.run(asked, run_dir=tmp_path / "run")
     assert run.metrics["accuracy"].value >= 0.95
+
+
+# --- through the one loop -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random vision transformer of 3 layers, with its processor, for pictures of 32 pixels."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(**sizes, image_size=32, patch_size=8)
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def training_recipe(model: Path, train: Path, parameters: Any, **training: Any) -> Any:
+    tree = {
+        "task": "image-classification",
+        "model": str(model),
+        "method": "transfer",
+        "parameters": parameters,
+        "data": {"train": str(train), "validation": 0.2, "test": 0.3},
+        "training": {"epochs": 2, "batch_size": 4, "compile": "off", **training},
+        "evaluate": {"baselines": ["majority"], "resamples": 100},
+    }
+    return parse(tree)
+
+
+def weights_of(run: tunesmith.Run) -> dict[str, torch.Tensor]:
+    return load_file(run.model_folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        ("vit", "head"),
+        ("vit", {"kind": "layers", "layers": "last 1"}),
+        ("efficientnet", {"kind": "layers", "layers": "last 1"}),
+        ("efficientnet", "full"),
+    ],
+)
+def test_pictures_are_learned_by_the_loop_and_kept(
+    kind: str, parameters: Any, model: Path, vit: Path, tmp_path: Path
+) -> None:
+    base = model if kind == "efficientnet" else vit
+    pictures = draw(tmp_path / "pictures", 24)
+    rate = 1e-3 if kind == "vit" else 1e-4
+    asked = training_recipe(base, pictures, parameters, learning_rate=rate, batch_size=32, epochs=4, warmup=0)
+    run = pipeline.run(asked, run_dir=tmp_path / "run")
+    losses = [e["loss"] for e in runs.read_events(run.path) if e["type"] == "step"]
+    assert len(losses) == 4 and losses[-1] < losses[0], "all pictures in each update, so it falls"
+    before, after = load_file(base / "model.safetensors"), weights_of(run)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    frozen = [name for name in after if any(part in name for part in ("_blocks.0.", "_conv_stem", "layer.0.", "embed"))]
+    statistics = [name for name in after if "running" in name or "num_batches" in name]
+    assert frozen and not changed & set(statistics)
+    assert (changed >= set(frozen) - set(statistics)) if parameters == "full" else not changed & set(frozen)
+    assert bool(changed) == (parameters != "head")
+    kept = {json.loads(line)["input"]: json.loads(line) for line in (run.path / "predictions.jsonl").open()}
+    again = tunesmith.load(run.path).predict(list(kept))
+    assert [answer.answer for answer in again] == [line["answer"] for line in kept.values()]
+    assert run.summary()["tokens"] > 0
+
+
+def test_a_transformers_encoder_that_trained_loads_there(vit: Path, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModel
+
+    pictures = draw(tmp_path / "pictures", 24)
+    run = pipeline.run(training_recipe(vit, pictures, "full"), run_dir=tmp_path / "run")
+    encoder = AutoModel.from_pretrained(run.model_folder).eval()
+    processor = AutoImageProcessor.from_pretrained(run.model_folder, backend="pil")
+    head = load_file(run.model_folder / "head.safetensors")
+    path = pictures / "flat" / "0.png"
+    with torch.no_grad():
+        vector = encoder(**processor(read_picture(path), return_tensors="pt")).pooler_output
+        expected = torch.softmax(vector @ head["weight"].T + head["bias"], dim=-1)[0]
+    found = tunesmith.load(run.path).predict([str(path)])[0].probabilities
+    assert found is not None
+    np.testing.assert_allclose(list(found.values()), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"), [("vit", "head"), ("efficientnet", {"kind": "layers", "layers": "last 1"})]
+)
+def test_the_cache_of_frozen_layers_changes_nothing(
+    kind: str, parameters: Any, model: Path, vit: Path, tmp_path: Path
+) -> None:
+    pictures = draw(tmp_path / "pictures", 20)
+    found = []
+    for cache in ("on", "off"):
+        asked = training_recipe(model if kind == "efficientnet" else vit, pictures, parameters, cache=cache)
+        run = pipeline.run(asked, run_dir=tmp_path / cache)
+        said = [e["message"] for e in runs.read_events(run.path) if e["type"] == "notice"]
+        assert any("are computed once" in message for message in said) == (cache == "on")
+        found.append(weights_of(run) | load_file(run.model_folder / "head.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_batch_of_pictures_may_be_split(model: Path, tmp_path: Path) -> None:
+    """Batch norms keep their statistics, so what a picture gives does not depend on those beside it."""
+    pictures = draw(tmp_path / "pictures", 12)
+    found = []
+    for tokens in (16, 4096):  # one picture of 64 x 64 pixels a pass, or all
+        asked = training_recipe(model, pictures, "full", micro_tokens=tokens, epochs=1)
+        run = pipeline.run(asked, run_dir=tmp_path / str(tokens))
+        found.append([e["loss"] for e in runs.read_events(run.path) if e["type"] == "step"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+
+def test_augmentation_follows_the_seed_and_hinders_the_cache(model: Path, tmp_path: Path) -> None:
+    from tunesmith.data.picture_file import PictureFile
+    from tunesmith.data.rows import CONTENT, Origin, Row
+
+    pictures = draw(tmp_path / "pictures", 12)
+    paths = sorted(pictures.rglob("*.png"))
+    rows = [Row({"image": str(p), "label": p.parent.name, CONTENT: p.name}, Origin(str(p), 0)) for p in paths]
+    prepare = vision.load_vision(model, name="tiny", labels=["flat", "upright"]).prepare
+    files = [PictureFile(rows, ["flat", "upright"], prepare, augment=["flip", "crop"], seed=seed) for seed in (0, 0, 1)]
+    shown = [[file.batch([3, 5], 0, 1, epoch).pixels for epoch in (0, 1, None)] for file in files]
+    assert all(one is not None for line in shown for one in line)
+    assert torch.equal(shown[0][0], shown[1][0]) and torch.equal(shown[0][1], shown[1][1])
+    assert not torch.equal(shown[0][0], shown[0][1]) and not torch.equal(shown[0][0], shown[2][0])
+    plain = PictureFile(rows, ["flat", "upright"], prepare).batch([3, 5], 0, 1, 0).pixels
+    assert torch.equal(shown[0][2], plain), "pictures that are only measured on are shown as they are"
+    with pytest.raises(RecipeError, match="cannot be cached"):
+        asked = training_recipe(model, pictures, "head", cache="on", augment=["flip"])
+        pipeline.run(asked, run_dir=tmp_path / "run")
+
+
+def test_a_flip_mirrors_and_a_crop_keeps_half(tmp_path: Path) -> None:
+    from tunesmith.data.picture_file import augmented
+
+    columns = np.tile(np.arange(100, dtype=np.uint8)[None, :, None] * 2, (60, 1, 3))
+    picture = Image.fromarray(columns)
+    seen = {augmented(picture, ["flip"], np.random.default_rng(n)).getpixel((0, 0))[0] for n in range(12)}
+    assert seen == {0, 198}
+    for n in range(20):
+        part = np.asarray(augmented(picture, ["crop"], np.random.default_rng(n)))
+        assert part.shape == (60, 100, 3)
+        share = (float(part[0, -1, 0]) - float(part[0, 0, 0])) / 198  # of the width; of the area half is left at least
+        assert 0.55 < share <= 1.0
+
+
+def test_a_run_on_pictures_that_was_stopped_goes_on_bit_for_bit(model: Path, tmp_path: Path) -> None:
+    pictures = draw(tmp_path / "pictures", 24)
+    asked = training_recipe(model, pictures, "full", augment=["flip", "crop"], checkpoint_steps=1)
+    whole = pipeline.run(asked, run_dir=tmp_path / "whole")
+
+    def stop(event: Any) -> None:
+        if getattr(event, "step", None) == 3 and type(event).__name__ == "CheckpointSaved":
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedRun):
+        pipeline.run(asked, run_dir=tmp_path / "stopped", on_event=stop)
+    resumed = pipeline.resume(tmp_path / "stopped")
+    first, second = weights_of(whole), weights_of(resumed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_fit_may_come_before_the_loop(model: Path, tmp_path: Path) -> None:
+    pictures = draw(tmp_path / "pictures", 24)
+    tree = training_recipe(model, pictures, "full").model_dump(mode="json", exclude_unset=True)
+    tree |= {
+        "method": "supervised",
+        "stages": [{"name": "probe", "parameters": {"kind": "none"}}, {"name": "tune", "parameters": {"kind": "full"}}],
+    }
+    run = pipeline.run(parse(tree), run_dir=tmp_path / "run")
+    first = next(e for e in runs.read_events(run.path) if e["type"] == "step")
+    assert first["loss"] < 0.5, "the second stage begins with the fitted head"
+
+
+def test_the_plan_says_what_trains(model: Path, tmp_path: Path) -> None:
+    from tunesmith.planning import plan
+
+    pictures = draw(tmp_path / "pictures", 24)
+    found = {kind: plan(training_recipe(model, pictures, kind)) for kind in ("head", "full")}
+    assert found["head"].trainable_parameters == 2 * 1280 + 2
+    assert found["full"].trainable_parameters == found["full"].total_parameters == found["head"].total_parameters
+    assert found["full"].memory_bytes.expected > found["head"].memory_bytes.expected
+    parts = {part.module: part.trainable for part in found["head"].stages[0].parts}
+    assert sum(parts.values()) == 2 * 1280 + 2 and parts["classifier"] == 2 * 1280 + 2
+    assert found["head"].steps == found["full"].steps > 0 < found["full"].seconds.low
+
+
+def test_what_is_for_texts_alone_is_refused(model: Path, tmp_path: Path) -> None:
+    pictures = draw(tmp_path / "pictures", 8)
+    with pytest.raises(RecipeError, match="`head`, `layers` or `full`"):
+        training_recipe(model, pictures, {"kind": "lora"})
+    with pytest.raises(RecipeError, match="augment"):
+        parse(
+            {
+                "task": "text-classification",
+                "model": "minilm-l6",
+                "data": {"train": "a.csv"},
+                "training": {"augment": ["flip"]},
+            }
+        )
+    with pytest.raises(RecipeError, match="16 layers"):
+        pipeline.run(training_recipe(model, pictures, {"kind": "layers", "layers": "last 20"}), run_dir=tmp_path / "r")

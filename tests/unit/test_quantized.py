@@ -13,6 +13,7 @@ from torch import nn
 
 import tiny
 from tunesmith.errors import MissingExtraError, RecipeError, UsageError
+from tunesmith.models.bits_and_bytes import is_narrow_layer
 from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
@@ -163,3 +164,60 @@ def test_a_missing_library_is_named_with_its_extra(tiny_decoder: Path, monkeypat
     with pytest.raises(MissingExtraError, match="torchao") as caught:
         quantize_base(model, "int4")
     assert "tunesmith[quantization]" in str(caught.value.fix)
+
+
+# --- through bitsandbytes --------------------------------------------------------------------------------------------
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra `bitsandbytes`"
+)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("quantization", "share"), [("int8", 0.60), ("int4", 0.30)])
+def test_bitsandbytes_learns_is_saved_and_merges(
+    tiny_decoder: Path, tmp_path: Path, quantization: Quantization, share: float, dtype: torch.dtype
+) -> None:
+    wide = tiny.build(tiny_decoder, "generate", dtype=torch.bfloat16)
+    model = built(tiny_decoder, quantization, dtype, quantizer="bitsandbytes")
+    linear = sum(m.weight.nbytes for block in wide.blocks() for m in block.modules() if isinstance(m, nn.Linear))
+    narrow = [m for m in model.network.modules() if is_narrow_layer(m)]
+    tables = 14 * 4 * (16 + 256) if quantization == "int4" else 0  # the values that 4 and 8 bits stand for, a layer
+    assert len(narrow) == 14 and sum(map(weight_bytes, narrow)) - tables <= share * linear
+    assert model.total_parameters == wide.total_parameters + model.trainable_parameters
+    before = [p.detach().clone() for _, p in model.trainable()]
+    trained(model, tmp_path)
+    assert all(not torch.equal(old, new) for old, (_, new) in zip(before, model.trainable(), strict=True))
+    ids = ids_of(model)
+    expected = logits(model.network, ids)
+    save_artefact(model, tmp_path / "model", task="text-generation", system_prompt=None)
+    again, notes = load_artefact(tmp_path / "model")
+    assert (notes.quantization, notes.quantizer) == (quantization, "bitsandbytes")
+    assert torch.equal(logits(again.network, ids), expected)
+    merge(again)
+    assert all(type(m) is nn.Linear for m in again.network.modules() if "Linear" in type(m).__name__)
+    # Both round: bf16 the sum of base and adapter, and int8 the inputs of each product.
+    assert float((logits(again.network, ids) - expected).abs().max()) < 3e-2
+
+
+@needs_bitsandbytes
+def test_loftq_knows_what_bitsandbytes_lost(tiny_decoder: Path) -> None:
+    wide = tiny.build(tiny_decoder, "generate", dtype=torch.float32)
+    plain, loftq = (built(tiny_decoder, "int4", quantizer="bitsandbytes", **more) for more in ({}, {"init": "loftq"}))
+    ids = ids_of(wide)
+    right, without, with_it = (logits(model.network, ids) for model in (wide, plain, loftq))
+    assert float((with_it - right).square().sum()) < 0.9 * float((without - right).square().sum())
+
+
+def test_bitsandbytes_is_for_lora_and_named_where_it_is_missing(
+    tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {"task": "chat", "model": "smollm2-135m-instruct", "data": {"train": "a.jsonl"}}
+    with pytest.raises(RecipeError, match="only LoRA"):
+        parse({**tree, "parameters": {"kind": "ia3", "quantization": "int4", "quantizer": "bitsandbytes"}})
+    with pytest.raises(RecipeError, match="quantizes nothing"):
+        parse({**tree, "parameters": {"kind": "lora", "quantizer": "bitsandbytes"}})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="bitsandbytes"):
+        quantize_base(tiny.build(tiny_decoder, "generate", dtype=torch.float32), "int4", "bitsandbytes")

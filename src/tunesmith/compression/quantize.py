@@ -26,12 +26,12 @@ from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.evaluate import Remade, evaluate_run, rows_to_measure
 from tunesmith.evaluation.metrics import measure, truth
 from tunesmith.events import Listener, Notice, Phase, RunFinished, RunStarted, nobody
+from tunesmith.models.image_classifier import ImageClassifier
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.precision import default_device
 from tunesmith.models.quantized import weight_bytes
 from tunesmith.models.saving import ONNX_FILE, load_artefact, read_notes, save_artefact
-from tunesmith.models.vision import ImageClassifier
 from tunesmith.recipe import Data, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS

@@ -95,6 +95,44 @@ class TokenFile:
         """Tokens of all examples, without padding."""
         return int(self.offsets[-1])
 
+    @property
+    def varies(self) -> bool:
+        """Whether the model is shown something else of an example in each epoch."""
+        return False
+
+    @property
+    def state_offsets(self) -> np.ndarray:
+        """(N + 1,) where each example's :attr:`states` begin, and where the last one's end."""
+        return self.offsets
+
+    def batch(self, rows: Sequence[int], pad_id: int, multiple_of: int, epoch: int | None) -> Batch:
+        """What :func:`collate` gives: the examples padded to one rectangle."""
+        import torch
+
+        width = max(int(self.lengths[row]) for row in rows)
+        width = math.ceil(width / multiple_of) * multiple_of
+        input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+        weights = np.zeros((len(rows), width), dtype=np.float32) if self.has_weights else None
+        for n, row in enumerate(rows):
+            length = int(self.lengths[row])
+            input_ids[n, :length] = self.tokens(row)
+            if weights is not None:
+                weights[n, :length] = self.weights(row)
+        lengths = self.lengths[list(rows)]
+        mask = np.arange(width)[None, :] < lengths[:, None]
+        ids = torch.from_numpy(input_ids)
+        return Batch(
+            input_ids=ids,
+            attention_mask=torch.from_numpy(mask),
+            loss_weights=None if weights is None else torch.from_numpy(weights),
+            labels=torch.tensor([self.label(row) for row in rows]) if self.has_labels else None,
+            rows=list(rows),
+            tokens=int(lengths.sum()),
+            extra={name: torch.from_numpy(_rectangle(column, rows)) for name, column in self.extra.items()},
+            epoch=epoch,
+            states=None if self.states is None else (ids, self.states.rectangle(rows, width)),
+        )
+
 
 @dataclass(frozen=True)
 class States:
@@ -275,6 +313,7 @@ class Batch:
         epoch: In which it is learned from; ``None`` if it is only measured on. Objectives that draw at random draw
             from (seed, epoch, row), so that neither a resume nor the size of a forward pass changes what is drawn.
         states: What the frozen layers make of these very ``input_ids``, see :attr:`known_states`.
+        pixels: (B, 3, H, W) float32, of pictures; their ``input_ids`` say nothing.
     """
 
     input_ids: torch.Tensor
@@ -286,6 +325,7 @@ class Batch:
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     epoch: int | None = None
     states: tuple[torch.Tensor, torch.Tensor] | None = None
+    pixels: torch.Tensor | None = None
 
     @property
     def known_states(self) -> torch.Tensor | None:
@@ -308,11 +348,12 @@ class Batch:
             {name: values.to(device, non_blocking=True) for name, values in self.extra.items()},
             self.epoch,
             None if known is None else (input_ids, known.to(device, non_blocking=True)),
+            None if self.pixels is None else self.pixels.to(device, non_blocking=True),
         )
 
 
 def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int = 1, epoch: int | None = None) -> Batch:
-    """Pad examples to one rectangle.
+    """Some examples as one batch.
 
     Args:
         data: The examples.
@@ -321,31 +362,7 @@ def collate(data: TokenFile, rows: Sequence[int], pad_id: int, multiple_of: int 
         multiple_of: The width is rounded up to a multiple of this, so that few different shapes occur.
         epoch: In which the examples are learned from.
     """
-    import torch
-
-    width = max(int(data.lengths[row]) for row in rows)
-    width = math.ceil(width / multiple_of) * multiple_of
-    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    weights = np.zeros((len(rows), width), dtype=np.float32) if data.has_weights else None
-    for n, row in enumerate(rows):
-        length = int(data.lengths[row])
-        input_ids[n, :length] = data.tokens(row)
-        if weights is not None:
-            weights[n, :length] = data.weights(row)
-    lengths = data.lengths[list(rows)]
-    mask = np.arange(width)[None, :] < lengths[:, None]
-    ids = torch.from_numpy(input_ids)
-    return Batch(
-        input_ids=ids,
-        attention_mask=torch.from_numpy(mask),
-        loss_weights=None if weights is None else torch.from_numpy(weights),
-        labels=torch.tensor([data.label(row) for row in rows]) if data.has_labels else None,
-        rows=list(rows),
-        tokens=int(lengths.sum()),
-        extra={name: torch.from_numpy(_rectangle(column, rows)) for name, column in data.extra.items()},
-        epoch=epoch,
-        states=None if data.states is None else (ids, data.states.rectangle(rows, width)),
-    )
+    return data.batch(rows, pad_id, multiple_of, epoch)
 
 
 def _rectangle(column: Ragged, rows: Sequence[int]) -> np.ndarray:

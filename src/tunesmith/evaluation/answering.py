@@ -24,8 +24,8 @@ from tunesmith.evaluation.rewarded import Judges
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models import inference, vectors, vision
+from tunesmith.models.image_classifier import ImageClassifier
 from tunesmith.models.model import TEXT_HEADS, Model
-from tunesmith.models.vision import ImageClassifier
 from tunesmith.recipe import Generation
 from tunesmith.tasks.base import Message, Shortens, Task
 from tunesmith.tasks.token_classification import written_spans

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tunesmith.models.heads import SentenceClassifier
-from tunesmith.models.vision import ImageClassifier
+from tunesmith.models.image_classifier import ImageClassifier
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that are tried; the validation rows decide."""

@@ -35,9 +35,16 @@ class AdapterSet:
         first = next(iter(notes))
         for name, note in notes.items():
             _refuse_unsuitable(name, note.adapter, note.form)
-            if (note.base_folder, note.quantization, note.dtype) != (
+            if note.new_tokens:
+                raise UsageError(
+                    f"{name!r} has tokens of its own, which the other adapters' base does not know",
+                    where=str(folders[name]),
+                    fix="merge it into a model of its own: `tunesmith merge`",
+                )
+            if (note.base_folder, note.quantization, note.quantizer, note.dtype) != (
                 notes[first].base_folder,
                 notes[first].quantization,
+                notes[first].quantizer,
                 notes[first].dtype,
             ):
                 raise UsageError(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tunesmith import parameters
 from tunesmith.allocator import keep_freed_memory
@@ -19,8 +20,9 @@ from tunesmith.models.heads import Pooling
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
 from tunesmith.models.quantized import quantize_base
+from tunesmith.models.vision import is_vision, load_vision
 from tunesmith.parameters.settings import Added
-from tunesmith.recipe import Data, Parameters, Training
+from tunesmith.recipe import Data, LoRA, Parameters, Training
 
 
 def build_for_training(
@@ -42,6 +44,8 @@ def build_for_training(
     """
     if device.type == "cpu":
         keep_freed_memory()
+    if is_vision(folder):
+        return _vision_model(folder, name, labels or [], choice, training, dtype, device)
     model = load_model(
         folder,
         name=name,
@@ -60,12 +64,37 @@ def build_for_training(
             where="parameters.kind",
             fix="use `parameters: {kind: full}`, or a model with a masked-LM head",
         )
-    quantize_base(model, choice.quantization if isinstance(choice, Added) else "none")
+    if isinstance(choice, LoRA) and choice.init == "loftq":
+        layers = model.wrapped.named_modules()
+        model.wide = {name: layer.weight.detach() for name, layer in layers if isinstance(layer, nn.Linear)}
+    if isinstance(choice, Added):
+        quantize_base(model, choice.quantization, choice.quantizer)
     torch.manual_seed(training.seed)
     parameters.apply(model, choice)
+    model.wide = {}
     if training.quantization_aware is not None:
         fake_quantization.simulate(model, training.quantization_aware)
     if not model.virtual_tokens:
         model.packable_length = packing.longest_row(decoder_of(model.transformer()), attention.NAME)
+    model.prefix = frozen.find(model)
+    return model
+
+
+def _vision_model(
+    folder: Path,
+    name: str,
+    labels: Sequence[str],
+    choice: Parameters,
+    training: Training,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Model:
+    """The same for pictures; the head stays in fp32 at least."""
+    torch.manual_seed(training.seed)
+    network = load_vision(folder, name=name, labels=labels, device=device, dropout=training.dropout)
+    network.encoder.to(dtype)
+    network.classifier.to(torch.promote_types(dtype, torch.float32))
+    model = Model(network, None, "classify", name, folder, 0, list(labels), head_names=("classifier",))
+    parameters.apply(model, choice)
     model.prefix = frozen.find(model)
     return model

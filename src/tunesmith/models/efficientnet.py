@@ -7,7 +7,6 @@ devices ("EfficientNet-Lite", 2020). The layers pad as TensorFlow does, in which
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ MODEL_TYPE = "efficientnet-lite0"
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192))
 """Of each stage: blocks, kernel, stride of the first block, expansion, channels."""
 LAST_STAGE = (1, 3, 1, 6, 320)
-STEM, WIDTH, CLASSES = 32, 1280, 1000
+STEM, WIDTH = 32, 1280
 BATCH_NORM_EPSILON = 1e-3
 
 
@@ -65,7 +64,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures (B, 3, 224, 224) to feature maps (B, 1280, 7, 7); the classes of ImageNet are in :meth:`classify`."""
+    """Pictures (B, 3, 224, 224) to feature maps (B, 1280, 7, 7), without the layer for ImageNet's classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +76,6 @@ class EfficientNetLite0(nn.Module):
                 channels_in = channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = _conv(channels_in, WIDTH, 1), _norm(WIDTH)
-        self._fc = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """The last feature maps."""
@@ -85,7 +83,3 @@ class EfficientNetLite0(nn.Module):
         for block in self._blocks:
             hidden = block(hidden)
         return functional.relu6(self._bn1(self._conv_head(hidden)))
-
-    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits of ImageNet's 1,000 classes."""
-        return cast(torch.Tensor, self._fc(self(pixels).mean((2, 3))))

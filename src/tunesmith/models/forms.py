@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.models.load import natural_form
+from tunesmith.models.load import load_config, natural_form
 from tunesmith.models.model import Form
+from tunesmith.models.vision import refuse_blind
 from tunesmith.recipe import HEADS, ObjectiveName, Recipe, Stage
 from tunesmith.tasks import TASKS
 
@@ -18,6 +20,18 @@ _FORMS: dict[ObjectiveName, Form] = {
     "ordinal": "ordinal",
     "tag": "tag",
 }
+
+
+def form_of(recipe: Recipe, stage: Stage, folder: Path) -> tuple[Form, ObjectiveName]:
+    """The form of the answer and the objective of a stage that begins from the model in ``folder``.
+
+    Raises:
+        UsageError: The model cannot do the task.
+    """
+    if recipe.task == "image-classification":
+        refuse_blind(folder, recipe.model)
+        return "classify", stage.objective or HEADS[recipe.task][0]
+    return answer_form(recipe, stage, load_config(folder))
 
 
 def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, ObjectiveName]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,6 +47,7 @@ class FrozenPrefix:
         width: Numbers of a token's state.
         dtype: Of a state.
         whole: Whether the last layer's output is the body's: nothing stands between it and the head.
+        shape: Of pictures: that of the last layer's output for one of them. It is kept as one row.
     """
 
     blocks: Sequence[nn.Module]
@@ -53,6 +55,7 @@ class FrozenPrefix:
     width: int = 0
     dtype: torch.dtype = torch.float32
     whole: bool = False
+    shape: tuple[int, ...] | None = None
 
     def rest(self) -> None:
         """Put what is frozen into evaluation mode."""
@@ -66,7 +69,15 @@ class FrozenPrefix:
         return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
     def states(self, read: Callable[[], Any]) -> torch.Tensor:
-        """What the last layer gives while ``read`` runs the model on a batch, (B, S, d); nothing above it runs."""
+        """What the last layer gives while ``read`` runs the model on a batch, (B, S, d); nothing above it runs.
+
+        Of pictures (B, 1, d), with all that it gives for a picture in one row.
+        """
+        output = self.output(read)
+        return output if self.shape is None else output.flatten(1).unsqueeze(1)
+
+    def output(self, read: Callable[[], Any]) -> torch.Tensor:
+        """The same in the shape in which the layer gives it."""
 
         def stop(_: nn.Module, __: Any, output: Any) -> None:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
@@ -85,22 +96,28 @@ class FrozenPrefix:
 
     @contextmanager
     def passed_over(self, states_BSd: torch.Tensor) -> Iterator[None]:
-        """While it lasts the layers do nothing, and the last of them gives these states."""
+        """While it lasts the layers do nothing, and the last of them gives these states.
+
+        Of pictures, what comes before the layers does nothing either: it is large there.
+        """
 
         def hand_on(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             return hidden
 
         def give(*_: Any, **__: Any) -> torch.Tensor:
             layout = packing.layout()
+            if self.shape is not None:
+                return states_BSd.view(-1, *self.shape)
             return states_BSd if layout is None else layout.packed(states_BSd)
 
-        own = [block.__dict__.get("forward") for block in self.blocks]
-        for block in self.blocks:
+        idle = self.blocks if self.shape is None else self.parts
+        own = [block.__dict__.get("forward") for block in idle]
+        for block in idle:
             block.forward = give if block is self.blocks[-1] else hand_on
         try:
             yield
         finally:
-            for block, forward in zip(self.blocks, own, strict=True):
+            for block, forward in zip(idle, own, strict=True):
                 if forward is None:
                     del block.forward
                 else:
@@ -119,7 +136,7 @@ def find(model: Model) -> FrozenPrefix | None:
     parts: list[nn.Module] = []
     _collect(model.network, blocks[-1], parts)
     prefix = FrozenPrefix(blocks, parts)
-    return _trial(model, prefix)
+    return _trial_of_pictures(model, prefix) if model.reads_pictures else _trial(model, prefix)
 
 
 def _frozen_layers(model: Model) -> int:
@@ -174,3 +191,31 @@ def _trial(model: Model, prefix: FrozenPrefix) -> FrozenPrefix | None:
     if not torch.equal(found[real], expected[real]):
         return None
     return replace(prefix, width=states_BSd.shape[-1], dtype=states_BSd.dtype, whole=whole)
+
+
+def _trial_of_pictures(model: Model, prefix: FrozenPrefix) -> FrozenPrefix | None:
+    """The same with two pictures of noise."""
+    from PIL import Image
+
+    network: Any = model.network
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    pixels = network.prepare(Image.fromarray(noise))
+    ids_B1 = torch.zeros(2, 1, dtype=torch.long)
+    batch = Batch(ids_B1, torch.ones_like(ids_B1, dtype=torch.bool), None, None, [0, 1], 2)
+    batch = replace(batch, pixels=torch.stack([pixels, pixels.flip(-1)])).to(model.device)
+    was_training = network.training
+    network.eval()
+    try:
+        output = prefix.output(lambda: model.read(batch))
+        if output.requires_grad:
+            return None
+        found = replace(prefix, shape=tuple(output.shape[1:]), width=output[0].numel(), dtype=output.dtype)
+        with torch.no_grad():
+            expected = model.read(batch)
+            with found.passed_over(output.flatten(1).unsqueeze(1)):
+                same = torch.equal(model.read(batch), expected)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # layers of another make
+        return None
+    finally:
+        network.train(was_training)
+    return found if same else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from tunesmith.errors import UsageError
 from tunesmith.models.load import quiet
@@ -35,13 +37,13 @@ def merge(model: Model) -> None:
 
 
 def _merge_layers(network: Any) -> None:
-    """Merge layer by layer: PEFT's class for torchao's weights would narrow them again."""
-    from peft.tuners.lora.layer import Linear
+    """Merge layer by layer: PEFT's classes for narrow weights would narrow them again."""
+    from peft.tuners.lora.layer import Linear, LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for layer in list(network.modules()):
-        if isinstance(layer, Linear):
-            Linear.merge(layer)
+        if isinstance(layer, LoraLayer) and type(layer.get_base_layer()) is nn.Linear:
+            Linear.merge(cast(Any, layer))
         elif isinstance(layer, BaseTunerLayer):
             layer.merge()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from tunesmith.data.shots import Shown
 from tunesmith.models import packing, virtual_tokens, visibility
 from tunesmith.models.frozen import WIDTH_MULTIPLE, FrozenPrefix
 from tunesmith.models.heads import SentenceClassifier, pool
-from tunesmith.parameters.settings import Quantization
+from tunesmith.models.image_classifier import ImageClassifier
+from tunesmith.parameters.settings import Quantization, Quantizer
 
 Form = Literal["classify", "multi-label", "score", "ordinal", "tag", "generate", "seq2seq", "mask"]
 """How a model answers: with a head that tells classes apart, decides for each label by itself, gives a number, or says
@@ -36,8 +38,9 @@ class Model:
     """A loaded network with everything that belongs to it.
 
     Attributes:
-        network: The transformers model, a PEFT model around it, or a :class:`SentenceClassifier`.
-        tokenizer: Its fast tokenizer.
+        network: The transformers model, a PEFT model around it, a :class:`SentenceClassifier` or, for pictures, an
+            :class:`ImageClassifier`.
+        tokenizer: Its fast tokenizer; ``None`` for pictures.
         form: How it answers.
         name: What the recipe called the base model.
         folder: Where the base model was loaded from.
@@ -55,9 +58,14 @@ class Model:
         shown: Examples to put into every prompt (in-context learning).
         rates: Name of a parameter -> factor of its learning rate, where it is not 1.
         quantization: How the weights of the frozen base are kept.
+        quantizer: By which library.
+        wide: While it is built: the base's weights before they were quantized, by their layers' names, where the
+            adapter begins with what they lost.
         first_weights: What an adapter began with, where the base had to give it away
             (:mod:`tunesmith.models.plain_lora`).
         prefix: The frozen layers below all that trains, while it is trained.
+        new_tokens: What was added to the tokenizer (:mod:`tunesmith.models.new_tokens`).
+        undecayed: Names of parameters without weight decay.
     """
 
     network: nn.Module
@@ -75,8 +83,12 @@ class Model:
     shown: Shown | None = None
     rates: dict[str, float] = field(default_factory=dict)
     quantization: Quantization = "none"
+    quantizer: Quantizer = "torchao"
+    wide: dict[str, torch.Tensor] = field(default_factory=dict)
     first_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     prefix: FrozenPrefix | None = None
+    new_tokens: tuple[str, ...] = ()
+    undecayed: set[str] = field(default_factory=set)
 
     @property
     def device(self) -> torch.device:
@@ -91,13 +103,21 @@ class Model:
     @property
     def pad_id(self) -> int:
         """A token to fill rows with. Often EOS too, so padding is known by length, never by this id."""
-        pad = self.tokenizer.pad_token_id
+        pad = None if self.reads_pictures else self.tokenizer.pad_token_id
         return int(pad if pad is not None else (self.eos_ids[0] if self.eos_ids else 0))
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether pictures go in, not text."""
+        return isinstance(self.network, ImageClassifier)
+
+    @property
     def total_parameters(self) -> int:
-        """All parameters, shared ones counted once."""
-        return sum(p.numel() for p in self.network.parameters())
+        """All parameters, shared ones counted once; of bitsandbytes' 4 bits two stand in one number."""
+        return sum(
+            math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel()
+            for p in self.network.parameters()
+        )
 
     @property
     def trainable_parameters(self) -> int:
@@ -110,8 +130,9 @@ class Model:
 
     @property
     def wrapped(self) -> nn.Module:
-        """The transformers model without the sentence head: in PEFT's wrapper if it has adapters."""
-        return self.network.encoder if isinstance(self.network, SentenceClassifier) else self.network
+        """The transformers model without the head of ours: in PEFT's wrapper if it has adapters."""
+        network = self.network
+        return network.encoder if isinstance(network, SentenceClassifier | ImageClassifier) else network
 
     def wrap(self, network: nn.Module) -> None:
         """Put another network in the place of :attr:`wrapped`: one with adapters around it, or one without them."""
@@ -187,6 +208,8 @@ class Model:
         return self.class_logits(batch)
 
     def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        if batch.pixels is not None:
+            return {"pixels_BCHW": batch.pixels}
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
     def class_logits(self, batch: Batch) -> torch.Tensor:
@@ -307,12 +330,10 @@ class Model:
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
-    """The largest list of modules of one class in a network."""
-    lists = [
-        list(module)
-        for module in network.modules()
-        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
-    ]
+    """The largest list of modules of one class in a network, or sequence of them where there is no list."""
+    rows = [m for m in network.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    alike = [row for row in rows if len({type(module) for module in row}) == 1]
+    lists = [list(row) for row in alike if isinstance(row, nn.ModuleList)] or [list(row) for row in alike]
     return max(lists, key=lambda layers: sum(p.numel() for m in layers for p in m.parameters()), default=[])
 
 

@@ -1,4 +1,4 @@
-"""A frozen base in 8 or 4 bits (QLoRA; Dettmers et al. 2023, arXiv 2305.14314), through torchao.
+"""A frozen base in 8 or 4 bits (QLoRA; Dettmers et al. 2023, arXiv 2305.14314), through torchao or bitsandbytes.
 
 Only the linear layers inside the transformer's layers are quantized: they are nearly all of a large model, and what is
 left (embeddings, norms, heads) is sensitive. Weights alone are narrow: they are widened for each product, so the same
@@ -15,21 +15,26 @@ import torch
 from torch import nn
 
 from tunesmith.errors import MissingExtraError, UsageError
+from tunesmith.models import bits_and_bytes
 from tunesmith.models.model import Model
-from tunesmith.parameters.settings import Quantization
+from tunesmith.parameters.settings import Quantization, Quantizer
 
 BLOCK = 64
 """Weights that share a scale in int4 (NF4), as in QLoRA; scales are 8 bits, and up to 256 of them share another."""
 
 
-def quantize_base(model: Model, quantization: Quantization) -> None:
+def quantize_base(model: Model, quantization: Quantization, quantizer: Quantizer = "torchao") -> None:
     """Narrow the base's linear layers in place. Its heads and whatever is added later keep their precision.
 
     Raises:
-        MissingExtraError: torchao is not installed.
+        MissingExtraError: torchao, or bitsandbytes, is not installed.
         UsageError: No linear layer of the model can be narrowed.
     """
     if quantization == "none":
+        return
+    if quantizer == "bitsandbytes":
+        bits_and_bytes.narrow_layers(model, 4 if quantization == "int4" else 8)
+        model.quantization, model.quantizer = quantization, quantizer
         return
     if importlib.util.find_spec("torchao") is None:
         raise MissingExtraError("torchao", "quantization", f"a base in {quantization}")
@@ -49,6 +54,8 @@ def quantize_base(model: Model, quantization: Quantization) -> None:
 
 def dequantize_base(model: Model) -> None:
     """Widen the base's linear layers in place again, to what the narrow weights stand for."""
+    if model.quantizer == "bitsandbytes":
+        bits_and_bytes.widen_layers(model.network, model.dtype)
     for module in model.network.modules():
         weight = module._parameters.get("weight")  # PEFT's layers show their base's weight as an attribute too
         if is_narrow(weight):
@@ -69,7 +76,18 @@ def widened(weight: Any) -> torch.Tensor:
 
 def weight_bytes(network: nn.Module) -> int:
     """Bytes that the weights of a network take, scales included; shared ones are counted once."""
-    return sum(_bytes(parameter) for parameter in network.parameters())
+    layers = [module for module in network.modules() if bits_and_bytes.is_narrow_layer(module)]
+    apart = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    others = sum(_bytes(parameter) for parameter in network.parameters() if id(parameter) not in apart)
+    return others + sum(map(bits_and_bytes.layer_bytes, layers))
+
+
+def wide_weight(layer: Any) -> torch.Tensor:
+    """What the weights of a linear layer stand for, narrow or not."""
+    if bits_and_bytes.is_narrow_layer(layer):
+        return bits_and_bytes.wide_weight(layer, torch.float32)
+    weight = layer.weight
+    return widened(weight) if is_narrow(weight) else weight
 
 
 def _bytes(tensor: Any) -> int:

@@ -18,13 +18,15 @@ from tunesmith.compression.modules import kept_kinds, load_narrow, save_narrow
 from tunesmith.data.shots import Shown
 from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of, save_pooling
+from tunesmith.models.image_classifier import ImageClassifier
 from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
+from tunesmith.models.new_tokens import add_tokens
 from tunesmith.models.plain_lora import save_on_the_first_base
 from tunesmith.models.quantized import quantize_base
-from tunesmith.models.vision import ImageClassifier, load_vision
+from tunesmith.models.vision import load_vision
 from tunesmith.parameters.fused_lora import fuse
-from tunesmith.parameters.settings import Quantization
+from tunesmith.parameters.settings import Quantization, Quantizer
 
 NOTES = "tunesmith.json"
 SHOWN = "in_context.json"
@@ -48,6 +50,8 @@ class ArtefactNotes:
     quantization: Quantization = "none"
     thresholds: list[float] | None = None
     narrow: dict[str, str] | None = None  # name of a quantized module -> its kind
+    quantizer: Quantizer = "torchao"
+    new_tokens: list[str] | None = None  # of an adapter, whose base does not know them
 
 
 def notes_of(model: Model, *, task: str, system_prompt: str | None) -> ArtefactNotes:
@@ -65,8 +69,10 @@ def notes_of(model: Model, *, task: str, system_prompt: str | None) -> ArtefactN
         system_prompt=system_prompt,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization,
+        quantizer=model.quantizer,
         thresholds=model.thresholds,
         narrow=kept_kinds(model) or None,
+        new_tokens=list(model.new_tokens) if model.new_tokens and model.has_adapters else None,
     )
 
 
@@ -89,8 +95,10 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
             save_narrow(model, folder)
             model.tokenizer.save_pretrained(folder)
         else:
+            # The rows of new tokens are the adapter's; PEFT would keep all of the embeddings besides.
+            own_rows: dict[str, Any] = {"save_embedding_layers": False} if notes.new_tokens else {}
             with quiet():
-                cast(Any, model.wrapped).save_pretrained(folder)
+                cast(Any, model.wrapped).save_pretrained(folder, **own_rows)
             model.tokenizer.save_pretrained(folder)
         if model.has_adapters and model.first_weights:
             save_on_the_first_base(folder, model.first_weights)
@@ -162,8 +170,9 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
     )
     if notes.narrow is not None:
         load_narrow(model, notes.narrow, folder)
-    quantize_base(model, notes.quantization)  # as it was when the adapter learned beside it
+    quantize_base(model, notes.quantization, notes.quantizer)  # as it was when the adapter learned beside it
     if notes.adapter:
+        add_tokens(model, notes.new_tokens or [])
         _add_adapter(model, folder)
     if isinstance(model.network, SentenceClassifier) and notes.narrow is None:
         model.network.load_head(folder)

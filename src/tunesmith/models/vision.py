@@ -1,72 +1,27 @@
-"""Vision models: from pictures to one vector each, and a linear head on it."""
+"""Vision models: loaded, and asked for vectors and labels of pictures."""
 
 from __future__ import annotations
 
 import copy
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
 
 from tunesmith.catalog import cache
 from tunesmith.data.pictures import digest, read_picture
 from tunesmith.errors import ResourceError, UsageError
 from tunesmith.events import Listener, Progress, nobody
 from tunesmith.models import classical, efficientnet
-from tunesmith.models.load import quiet
+from tunesmith.models.image_classifier import HEAD, OWN, ImageClassifier
+from tunesmith.models.load import quiet, set_dropout
 
 PICTURES_A_PASS = 16
-HEAD = "head.safetensors"
-OWN = (cache.MANIFEST, HEAD, classical.ARRAYS, classical.SETTINGS)
-"""Files of a base that are not copied from it."""
-
-
-class ImageClassifier(nn.Module):
-    """A vision encoder and a linear head on its pooled vector.
-
-    Attributes:
-        encoder: Gives feature maps (B, d, h, w), or hidden states of patches (B, P, d).
-        prepare: From a picture to pixels (3, H, W), as the model was trained.
-        classifier: The head.
-    """
-
-    def __init__(self, encoder: nn.Module, prepare: Callable[[Any], torch.Tensor], width: int, num_labels: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.prepare = prepare
-        self.classifier: nn.Linear | classical.Neighbours | classical.Trees = nn.Linear(width, num_labels)
-
-    def embed(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """The pooled vectors, (B, d)."""
-        found = self.encoder(pixels_BCHW)
-        if isinstance(found, torch.Tensor):
-            return found.mean((2, 3))
-        if getattr(found, "pooler_output", None) is not None:
-            return cast(torch.Tensor, found.pooler_output.flatten(1))
-        states = found.last_hidden_state
-        return cast(torch.Tensor, states.mean((2, 3)) if states.ndim == 4 else states.mean(1))
-
-    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """Logits, (B, C)."""
-        return cast(torch.Tensor, self.classifier(self.embed(pixels_BCHW).to(classical.dtype_of(self.classifier))))
-
-    def save(self, folder: Path, base: Path) -> None:
-        """Write encoder and head: the base's own files, and the head beside them."""
-        for path in base.iterdir():
-            if path.is_file() and path.suffix in (".json", ".safetensors") and path.name not in OWN:
-                shutil.copyfile(path, folder / path.name)
-        if not isinstance(self.classifier, nn.Linear):
-            classical.save(self.classifier, folder)
-            return
-        weights = {"weight": self.classifier.weight, "bias": self.classifier.bias}
-        save_file({name: w.detach().contiguous().cpu() for name, w in weights.items()}, folder / HEAD)
 
 
 def is_vision(folder: Path) -> bool:
@@ -76,37 +31,59 @@ def is_vision(folder: Path) -> bool:
     )
 
 
-def load_vision(
-    folder: Path, *, name: str, labels: Sequence[str], device: torch.device | None = None
-) -> ImageClassifier:
-    """Load a vision model of the catalog, or one of transformers with its ``preprocessor_config.json``.
-
-    Args:
-        folder: Of the base model, or of a tuned one, whose head is read as well.
-        name: What to call it in errors.
-        labels: One output each.
-        device: Where to put it.
+def refuse_blind(folder: Path, name: str) -> None:
+    """Models that read no pictures are refused.
 
     Raises:
-        UsageError: The model reads no pictures.
-        ResourceError: Files are missing or damaged.
+        UsageError: This is one.
     """
     if not is_vision(folder):
         raise UsageError(
             f"{name} reads no pictures", where="model", fix="use `efficientnet-lite0`, or a vision model in a folder"
         )
+
+
+def load_vision(
+    folder: Path,
+    *,
+    name: str,
+    labels: Sequence[str],
+    device: torch.device | None = None,
+    dropout: float | None = None,
+) -> ImageClassifier:
+    """Load a vision model of the catalog, or one of transformers with its ``preprocessor_config.json``.
+
+    Args:
+        folder: Of the base model, or of a tuned one, whose head is read as well if it is for these labels.
+        name: What to call it in errors.
+        labels: One output each.
+        device: Where to put it.
+        dropout: Before the head, and in place of every dropout probability of the model's own.
+
+    Raises:
+        UsageError: The model reads no pictures.
+        ResourceError: Files are missing or damaged.
+    """
+    refuse_blind(folder, name)
     try:
         if _config(folder).get("model_type") == efficientnet.MODEL_TYPE:
-            network = _efficientnet(folder, len(labels))
+            network = _efficientnet(folder, len(labels), dropout)
         else:
-            network = _of_transformers(folder, len(labels))
+            network = _of_transformers(folder, len(labels), dropout)
         network.classifier = classical.load(folder) or network.classifier
-        if (folder / HEAD).is_file():
+        if (folder / HEAD).is_file() and _head_labels(folder) in (None, list(labels)):
             network.classifier.load_state_dict(load_file(folder / HEAD))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error
     network.requires_grad_(False)
     return network.to(device or torch.device("cpu")).eval()
+
+
+def _head_labels(folder: Path) -> list[str] | None:
+    """Labels of the head that was tuned, if the folder says."""
+    notes = folder / "tunesmith.json"
+    found: list[str] | None = json.loads(notes.read_text(encoding="utf-8")).get("labels") if notes.is_file() else None
+    return found
 
 
 def vectors(
@@ -115,17 +92,18 @@ def vectors(
     """One vector a picture, (N, d) float64; those of pictures seen before by the same model come from the cache.
 
     Args:
-        network: Of the untuned model: its encoder does not train.
+        network: The model. There is no cache for an encoder that trained: it is no longer what its folder holds.
         folder: Its folder, whose weights and settings are part of the key, as is each picture's content.
         paths: N pictures.
         on_event: Told the progress.
     """
     keys = [digest(path) for path in paths]
-    store = cache.root() / "features" / f"{_key(folder)}.safetensors"
-    known = _read(store)
+    store = None if network.encoder_trains else cache.root() / "features" / f"{_key(folder)}.safetensors"
+    known = {} if store is None else _read(store)
     missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
     device = next(network.encoder.parameters()).device
     names = list(missing)
+    network.eval()
     with torch.inference_mode():
         for start in range(0, len(names), PICTURES_A_PASS):
             some = names[start : start + PICTURES_A_PASS]
@@ -133,7 +111,7 @@ def vectors(
             for name, vector in zip(some, network.embed(pixels.to(device)).float().cpu(), strict=True):
                 known[name] = vector
             on_event(Progress(what="reading pictures", done=start + len(some), total=len(names)))
-    if missing:
+    if missing and store is not None:
         _write(store, known)
     return torch.stack([known[key] for key in keys]).double().numpy()
 
@@ -177,10 +155,14 @@ def _config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _efficientnet(folder: Path, num_labels: int) -> ImageClassifier:
-    """The catalog's EfficientNet-Lite0, with the preprocessing that Google published with it."""
+def _efficientnet(folder: Path, num_labels: int, dropout: float | None) -> ImageClassifier:
+    """The catalog's EfficientNet-Lite0, with the preprocessing that Google published with it.
+
+    Its layer for the 1,000 classes of ImageNet is left out.
+    """
     encoder = efficientnet.EfficientNetLite0()
-    encoder.load_state_dict(load_file(folder / "model.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    encoder.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("_fc.")})
     size = int(_config(folder).get("image_size", 224))
 
     def prepare(picture: Any) -> torch.Tensor:
@@ -193,21 +175,26 @@ def _efficientnet(folder: Path, num_labels: int) -> ImageClassifier:
         small = np.asarray(picture.resize((size, size), Resampling.BICUBIC, box=box), dtype=np.float32)
         return torch.from_numpy((small - 127.0) / 128.0).permute(2, 0, 1)
 
-    return ImageClassifier(encoder, prepare, efficientnet.WIDTH, num_labels)
+    return ImageClassifier(encoder, prepare, efficientnet.WIDTH, num_labels, dropout)
 
 
-def _of_transformers(folder: Path, num_labels: int) -> ImageClassifier:
+def _of_transformers(folder: Path, num_labels: int, dropout: float | None) -> ImageClassifier:
     """A model in transformers' format: its own processor, its own pooling or else the mean of its patches."""
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     with quiet():
         options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
-        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
+        settings = AutoConfig.from_pretrained(folder, **options)
+        if dropout is not None:
+            set_dropout(settings, dropout)
+        encoder = AutoModel.from_pretrained(
+            folder, config=settings, use_safetensors=True, dtype=torch.float32, **options
+        )
     config = encoder.config
     width = int(getattr(config, "hidden_size", None) or config.hidden_sizes[-1])
 
     def prepare(picture: Any) -> torch.Tensor:
         return cast(torch.Tensor, processor(picture, return_tensors="pt")["pixel_values"][0])
 
-    return ImageClassifier(encoder, prepare, width, num_labels)
+    return ImageClassifier(encoder, prepare, width, num_labels, dropout)

@@ -89,12 +89,9 @@ class Contrastive(Objective):
         return LossSum(total, float(weights_Bmm.sum()), metrics)
 
     def metrics(self, sums: dict[str, float], weight: float) -> dict[str, float]:
-        """Mean cosine of texts of the same class, and of others."""
-        same, other = sums["share_same"], weight - sums["share_same"]
-        return {
-            "same": sums["same"] / same if same else math.nan,
-            "other": sums["other"] / other if other > 1e-9 else math.nan,
-        }
+        """Mean cosine of texts of the same class, and of others; of one example of each class there are no former."""
+        weights = {"same": sums["share_same"], "other": weight - sums["share_same"]}
+        return {name: sums[name] / share for name, share in weights.items() if share > 1e-9}
 
     def score(self, metrics: dict[str, float]) -> list[float]:
         """The lower the loss the better."""

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def apply(model: Model, settings: Parameters) -> None:
-    """Choose what trains. Afterwards exactly the parameters with ``requires_grad`` may change."""
+    """Add what tokens are new, and choose what trains: afterwards exactly the parameters with ``requires_grad``."""
+    tokens = getattr(settings, "new_tokens", [])
+    if tokens:
+        from tunesmith.models.new_tokens import add_tokens
+
+        add_tokens(model, tokens)
     importlib.import_module(f"tunesmith.parameters.{KINDS[settings.kind].module}").apply(model, settings)
 
 

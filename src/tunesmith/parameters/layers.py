@@ -10,6 +10,7 @@ from torch import nn
 
 from tunesmith.errors import RecipeError
 from tunesmith.models.model import Model
+from tunesmith.models.new_tokens import train_rows
 from tunesmith.parameters.head import train_head
 from tunesmith.parameters.settings import block_range
 from tunesmith.recipe import Layers
@@ -28,6 +29,8 @@ def apply(model: Model, settings: Layers) -> None:
     for item in settings.items:
         for part in _chosen(model, item):
             part.requires_grad_(True)
+    if model.new_tokens:
+        train_rows(model)
     train_head(model)
 
 
@@ -37,7 +40,11 @@ def _chosen(model: Model, item: str) -> list[nn.Module | nn.Parameter]:
     if item == "head":
         return [model.network.get_submodule(name) for name in model.head_names] or _output_layer(model)
     if item == "embeddings":
+        if model.reads_pictures:
+            return before_layers(model)
         return [network.get_input_embeddings()]  # type: ignore[operator]  # every transformers model has it
+    if item == "new tokens":  # they train in any case
+        return []
     if item == "norms":
         return _found(model, item, [m for m in network.modules() if "Norm" in type(m).__name__])
     if item == "biases":
@@ -63,11 +70,36 @@ def _blocks(model: Model, item: str) -> list[nn.Module | nn.Parameter]:
             fix=f"use `last {len(blocks)}` or fewer, a range up to {len(blocks) - 1}, or `kind: full`",
         )
     chosen: list[nn.Module | nn.Parameter] = [blocks[number] for number in numbers]
-    if item.startswith("last"):
+    if item.startswith("last") and model.reads_pictures:
+        chosen += behind_layers(model)
+    elif item.startswith("last"):
         for name, module in model.transformer().named_modules():
             if name.rsplit(".", 1)[-1] in LAST_NORMS and not any(f".{n}." in f".{name}." for n in range(len(blocks))):
                 chosen.append(module)
     return chosen
+
+
+def before_layers(model: Model) -> list[nn.Module | nn.Parameter]:
+    """Parameters of the encoder that come before its layers, in the network's own order."""
+    return _outside(model)[0]
+
+
+def behind_layers(model: Model) -> list[nn.Module | nn.Parameter]:
+    """Those that come behind them: what the last layer's output goes through before it is pooled."""
+    return _outside(model)[1]
+
+
+def _outside(model: Model) -> tuple[list[nn.Module | nn.Parameter], list[nn.Module | nn.Parameter]]:
+    inside = {id(parameter) for block in model.blocks() for parameter in block.parameters()}
+    before: list[nn.Module | nn.Parameter] = []
+    behind: list[nn.Module | nn.Parameter] = []
+    entered = False
+    for parameter in model.transformer().parameters():
+        if id(parameter) in inside:
+            entered = True
+        else:
+            (behind if entered else before).append(parameter)
+    return before, behind
 
 
 def _output_layer(model: Model) -> list[nn.Module | nn.Parameter]:

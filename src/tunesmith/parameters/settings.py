@@ -13,14 +13,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from tunesmith.strict import Part
 
 Quantization = Literal["none", "int8", "int4"]
+Quantizer = Literal["torchao", "bitsandbytes"]
 AdapterKind = Literal[
     "ia3", "vera", "randlora", "loha", "lokr", "oft", "hra", "miss", "vblora", "fourierft", "road", "delora"
 ]
 PromptKind = Literal["prompt-tuning", "prefix-tuning", "p-tuning"]
 
 SELECTION = (
-    "`last 4`, `first 2`, `8` or `8-11` (layers, counted from 0 at the input), `head`, `embeddings`, `norms`, "
-    "`biases`, or a pattern on names such as `*.attention.*`"
+    "`last 4`, `first 2`, `8` or `8-11` (layers, counted from 0 at the input), `head`, `embeddings`, `new tokens`, "
+    "`norms`, `biases`, or a pattern on names such as `*.attention.*`"
 )
 NEEDS_WIDE_BASE: dict[str, tuple[Quantization, ...]] = {
     "hra": ("int8", "int4"),
@@ -31,13 +32,19 @@ NEEDS_WIDE_BASE: dict[str, tuple[Quantization, ...]] = {
 }
 """Kinds that compute with the base's weights themselves, or that PEFT 0.21 refuses on torchao's int8 weights."""
 _RANGE = re.compile(r"(last|first) ([1-9]\d*)|(\d+)(?:-(\d+))?")
-_GROUPS = ("head", "embeddings", "norms", "biases")
+_GROUPS = ("head", "embeddings", "new tokens", "norms", "biases")
+NEW_TOKENS = (
+    "Tokens to add to the tokenizer, as they stand in the texts. Of the embeddings only their rows train, unless all "
+    "do; they begin as the mean of the pieces that the token was cut into."
+)
+NewTokens = list[Annotated[str, Field(min_length=1)]]
 
 
 class Full(Part):
     """All parameters train."""
 
     kind: Literal["full"] = "full"
+    new_tokens: NewTokens = Field(default=[], description=NEW_TOKENS)
 
 
 class Head(Part):
@@ -53,6 +60,7 @@ class Layers(Part):
     layers: str | int | list[str | int] = Field(
         default="last 2", description=f"What trains, one or a list: {SELECTION}."
     )
+    new_tokens: NewTokens = Field(default=[], description=NEW_TOKENS)
 
     @field_validator("layers")
     @classmethod
@@ -64,6 +72,12 @@ class Layers(Part):
             if not (_RANGE.fullmatch(item) or item in _GROUPS or re.search(r"[*?.\[]", item)):
                 raise ValueError(f"{item!r} chooses nothing: use {SELECTION}")
         return value
+
+    @model_validator(mode="after")
+    def _has_new_tokens(self) -> Layers:
+        if "new tokens" in self.items and not self.new_tokens:
+            raise ValueError("`new tokens` are chosen and there are none: name them in `new_tokens`")
+        return self
 
     @property
     def items(self) -> list[str]:
@@ -95,6 +109,21 @@ class Added(Part):
         description="Keep the frozen base in `int8` (a scale a row) or `int4` (NF4 of QLoRA, arXiv 2305.14314). "
         "Needs the extra `quantization`.",
     )
+    quantizer: Quantizer = Field(
+        default="torchao",
+        description="Library that does it; `bitsandbytes` is for LoRA, and needs the extra of its name.",
+    )
+
+    @model_validator(mode="after")
+    def _library_suits(self) -> Added:
+        if self.quantizer == "bitsandbytes" and self.quantization == "none":
+            raise ValueError("`quantizer: bitsandbytes` quantizes nothing: add `quantization: int4` or `int8`")
+        if self.quantizer == "bitsandbytes" and getattr(self, "kind", "lora") != "lora":
+            raise ValueError(
+                "only LoRA is known to work beside the layers of bitsandbytes: use `kind: lora`, or "
+                "`quantizer: torchao`"
+            )
+        return self
 
 
 class LoRA(Added):
@@ -120,16 +149,19 @@ class LoRA(Added):
     dora: bool = Field(
         default=False, description="Learn the columns' lengths apart (DoRA, arXiv 2402.09353): closer to full, slower."
     )
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = Field(
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"] = Field(
         default="default",
         description="First weights: `pissa` (arXiv 2404.02948) and `olora` (arXiv 2406.01775) start from the base's "
-        "main directions. They are saved as plain LoRA of twice the rank, which any base loads.",
+        "main directions. They are saved as plain LoRA of twice the rank, which any base loads. `eva` (arXiv "
+        "2410.07170) starts from the main directions of what the training data bring to each layer, `loftq` (arXiv "
+        "2310.08659) from what a quantized base lost.",
     )
     lr_ratio: float = Field(
         default=1.0, gt=0, description="Learning rate of B over that of A: 16 is LoRA+'s (arXiv 2402.12354)."
     )
     bias: Literal["none", "all", "lora_only"] = Field(default="none", description="Which biases train as well.")
     modules_to_save: list[str] = Field(default=[], description="Modules that train in full and are saved as well.")
+    new_tokens: NewTokens = Field(default=[], description=NEW_TOKENS)
 
     @property
     def scale(self) -> float:
@@ -142,6 +174,11 @@ class LoRA(Added):
             raise ValueError(
                 f"`init: {self.init}` moves a part of the base into the adapter, and a quantized base cannot change: "
                 "use `init: default`, or `quantization: none`"
+            )
+        if self.quantization == "none" and self.init == "loftq":
+            raise ValueError(
+                "`init: loftq` begins with what quantizing took from the base: add `quantization: int4`, or use "
+                "another `init`"
             )
         if self.quantization == "int4" and self.dora:
             raise ValueError(
@@ -247,6 +284,8 @@ SHORT_FORMS: dict[str, dict[str, Any]] = {
     "lora+": {"kind": "lora", "lr_ratio": 16.0},
     "pissa": {"kind": "lora", "init": "pissa"},
     "olora": {"kind": "lora", "init": "olora"},
+    "eva": {"kind": "lora", "init": "eva"},
+    "loftq": {"kind": "lora", "init": "loftq", "quantization": "int4"},
     "qlora": {"kind": "lora", "quantization": "int4"},
     "bitfit": {"kind": "layers", "layers": "biases"},
     "norms": {"kind": "layers", "layers": "norms"},

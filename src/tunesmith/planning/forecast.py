@@ -130,7 +130,7 @@ def forecast(
         on_event(Phase(step="model", message="measuring this machine"))
         machine = this_machine(default_device())
     if recipe.task == "image-classification":
-        return plan_pictures(recipe, folder, data[-1], machine)
+        return plan_pictures(recipe, folder, data, machine)
     planners = [
         StagePlanner.of(recipe, stage, prepared, folder, machine, correction)
         for stage, prepared in zip(recipe.stages, data, strict=True)

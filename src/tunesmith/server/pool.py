@@ -222,7 +222,7 @@ class Pool:
         if not (place / NOTES).is_file():
             return self._add(name, self._host(place, dtype), None)
         notes = read_notes(place)
-        if notes.adapter and notes.form == "generate" and is_plain_lora(place):
+        if notes.adapter and notes.form == "generate" and is_plain_lora(place) and not notes.new_tokens:
             # vLLM takes its share of the GPU for each base: one in several precisions would not fit
             host = self._host(Path(notes.base_folder), dtype if self.limits.engine == "vllm" else notes.dtype)
             if host.adapters is not None:

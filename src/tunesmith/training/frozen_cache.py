@@ -66,9 +66,11 @@ def remember(
         return False
     place = Path(settings.cache_folder) if settings.cache_folder else folder
     sets = {name: data for name, data in sets.items() if len(data)}
-    tokens = sum(data.total_tokens for data in sets.values())
-    needed = 0 if prefix is None else tokens * prefix.width * prefix.dtype.itemsize
+    states = sum(int(data.state_offsets[-1]) for data in sets.values())
+    needed = 0 if prefix is None else states * prefix.width * prefix.dtype.itemsize
     hindrance = _hindrance(prefix, objective, settings, needed, _free_bytes(place))
+    if hindrance is None and any(data.varies for data in sets.values()):
+        hindrance = "`training.augment` shows the model other pictures in each epoch"
     if hindrance is not None and settings.cache == "on":
         raise RecipeError(
             f"the frozen layers cannot be cached: {hindrance}",
@@ -118,7 +120,7 @@ def _states(
     tell: Listener,
 ) -> States:
     """The states of a data set, from its folder or computed into it."""
-    size = (data.total_tokens, prefix.width)
+    size = (int(data.state_offsets[-1]), prefix.width)
     key = {
         "data": data.digest,
         "weights": weights,
@@ -134,7 +136,7 @@ def _states(
         return {}
 
     cache.ensure(folder, build, key=key, on_event=tell)
-    return States(data.offsets, _mapped(folder, size, prefix.dtype))
+    return States(data.state_offsets, _mapped(folder, size, prefix.dtype))
 
 
 def _mapped(folder: Path, size: tuple[int, int], dtype: torch.dtype, *, new: bool = False) -> torch.Tensor:
@@ -148,7 +150,7 @@ def _mapped(folder: Path, size: tuple[int, int], dtype: torch.dtype, *, new: boo
 def _compute(
     model: Model, prefix: FrozenPrefix, data: TokenFile, states_Td: torch.Tensor, micro_tokens: int, tell: Listener
 ) -> None:
-    """Fill in the states of all tokens, texts of like lengths together."""
+    """Fill in the states of all tokens, texts of like lengths together; or of all pictures."""
     model.network.eval()
     done = 0
     with torch.inference_mode():
@@ -156,7 +158,7 @@ def _compute(
             batch = collate(data, rows.tolist(), model.pad_id, WIDTH_MULTIPLE).to(model.device)
             found_BSd = prefix.states(functools.partial(model.read, batch)).cpu()
             for row, found_Sd in zip(rows.tolist(), found_BSd, strict=True):
-                begin, end = int(data.offsets[row]), int(data.offsets[row + 1])
+                begin, end = int(data.state_offsets[row]), int(data.state_offsets[row + 1])
                 states_Td[begin:end] = found_Sd[: end - begin]
             done += len(rows)
             tell(Progress(what="computing the frozen layers", done=done, total=len(data)))

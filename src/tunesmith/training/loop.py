@@ -130,7 +130,7 @@ class Trainer:
         self.name = name
         self.on_event = on_event
         self.position = Position(micro_tokens=settings.micro_tokens or 4096)
-        self.optimizer = MasterAdamW(model.trainable(), settings, layerwise.rates(model, settings))
+        self.optimizer = MasterAdamW(model.trainable(), settings, layerwise.rates(model, settings), model.undecayed)
         self.steps = total_steps(train.lengths, settings)
         self.schedule = Schedule(settings.learning_rate or 1e-4, self.steps, settings.warmup, settings.schedule)
         self._kept_step = -1  # the step whose checkpoint this process wrote or read: it need not be written again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ class MasterAdamW:
         named_parameters: Names and tensors that train.
         settings: Decay, betas and epsilon.
         rates: Name -> factor of the learning rate, where it is not 1.
+        undecayed: Names of matrices without weight decay.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class MasterAdamW:
         named_parameters: Iterator[tuple[str, nn.Parameter]],
         settings: Training,
         rates: Mapping[str, float] | None = None,
+        undecayed: Collection[str] = (),
     ) -> None:
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
@@ -39,7 +41,8 @@ class MasterAdamW:
         self.masters = [p if p.dtype in (torch.float32, torch.float64) else _master(p) for p in self.parameters]
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, master in zip(self.names, self.masters, strict=True):
-            groups.setdefault((master.ndim >= 2, (rates or {}).get(name, 1.0)), []).append(master)
+            decays = master.ndim >= 2 and name not in undecayed
+            groups.setdefault((decays, (rates or {}).get(name, 1.0)), []).append(master)
         self._adamw = torch.optim.AdamW(
             [
                 {"params": masters, "weight_decay": settings.weight_decay if decayed else 0.0, "factor": factor}

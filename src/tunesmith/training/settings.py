@@ -26,6 +26,8 @@ Switch = Annotated[
     BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
 ]
 
+Augmentation = Literal["flip", "crop"]
+
 
 class Training(Part):
     """Step 4: how the loop runs. Fields left at `null` take the default of the method, shown by `recipe show`."""
@@ -66,6 +68,11 @@ class Training(Part):
         ge=0,
         lt=1,
         description="Dropout inside the model. `null` keeps the model's own; 0 is faster (on a CPU much faster).",
+    )
+    augment: list[Augmentation] = Field(
+        default=[],
+        description="Pictures are learned from in another form each epoch: `flip` mirrors every other one, `crop` "
+        "shows a part of half its area or more. Drawn by the seed.",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Mass moved from the label to all classes.")
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(

@@ -18,6 +18,7 @@ from tunesmith import catalog, environment, objectives, rewards, runs
 from tunesmith.compression import fake_quantization
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
+from tunesmith.data.picture_file import PictureFile
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.renderers import recipe_renderer
@@ -29,8 +30,9 @@ from tunesmith.models.build import build_for_training
 from tunesmith.models.combining import COMBINATIONS, combine, refuse_own_heads
 from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.cutting import keep_layers
-from tunesmith.models.forms import answer_form
+from tunesmith.models.forms import answer_form, form_of
 from tunesmith.models.heads import SentenceClassifier, pooling_of
+from tunesmith.models.image_classifier import ImageClassifier
 from tunesmith.models.load import load_config, load_model
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
@@ -38,7 +40,8 @@ from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.models.saving import save_artefact
 from tunesmith.models.vision import load_vision
 from tunesmith.objectives.base import Objective
-from tunesmith.recipe import InContext, NoParameters, Recipe, Stage
+from tunesmith.parameters.beginnings import from_activations
+from tunesmith.recipe import InContext, LoRA, NoParameters, Recipe, Stage
 from tunesmith.tasks import TASKS
 from tunesmith.training import checkpoint, frozen_cache
 from tunesmith.training.defaults import with_defaults
@@ -93,10 +96,9 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         prepared = taught(prepared, view, stage, place, tell)
         identity = _identity(recipe, prepared)
         _refuse_foreign_checkpoint(place, identity)
-        if recipe.task == "image-classification":
-            trained = _fit_pictures(view, own_base, prepared, tell)
-        elif isinstance(stage.parameters, NoParameters):
-            trained = _fit(view, own_base, prepared, tell)
+        if isinstance(stage.parameters, NoParameters):
+            fit = _fit_pictures if recipe.task == "image-classification" else _fit
+            trained = fit(view, own_base, prepared, tell)
         elif isinstance(stage.parameters, InContext):
             trained = _show(view, stage, own_base, prepared, tell)
         else:
@@ -131,7 +133,11 @@ def _train_stage(
     assert stage.parameters is not None and stage.training is not None
     device = default_device()
     dtype = choose_dtype(recipe.precision, device)
-    form, objective_name = answer_form(recipe, stage, load_config(base))
+    form, objective_name = form_of(recipe, stage, base)
+    if recipe.task == "image-classification" and recipe.precision == "auto":
+        dtype = (
+            torch.float32
+        )  # convolutions gain little from narrow numbers on processors, and batch norms lose by them
     if form == "score" and recipe.precision == "auto" and pooling_of(base) is None:
         dtype = torch.float32  # a stock head has the type of the base, and 56.4 in bf16 is 56.5
     tell(Phase(step="tune", message=f"stage {stage.name}: {objective_name}, {stage.parameters.kind}, {dtype}"))
@@ -175,6 +181,9 @@ def _train_stage(
     ) -> TokenFile:
         return _rendered(kept, view, data.labels, learned, rows, tokens / name, tell)
 
+    if isinstance(stage.parameters, LoRA) and stage.parameters.init == "eva":
+        tell(Phase(step="tune", message="the adapter begins from what the training data bring to each layer (EVA)"))
+        from_activations(model, train, settings.seed)
     plain = objective
     objective = against_forgetting(objective, model, recipe, earlier, settings.seed, remembered)
     objective.start(model, [train, validation], tokens, tell)
@@ -211,7 +220,11 @@ def _rendered(
     folder: Path,
     tell: Listener,
 ) -> TokenFile:
-    """Rows as the model's tokens on disk."""
+    """Rows as the model's tokens on disk; pictures as they are."""
+    if isinstance(model.network, ImageClassifier):
+        settings = recipe.stages[0].training
+        assert settings is not None, "the recipe is resolved"
+        return PictureFile(rows, labels or [], model.network.prepare, augment=settings.augment, seed=settings.seed)
     task, what = TASKS[recipe.task], f"rendering {folder.name}"
     if task.answer == "likelihood":
         blocks = block_renderer(model.tokenizer, task, masked=model.form == "mask", max_length=model.max_length)
