@@ -21,7 +21,7 @@ from tunesmith import environment, runs
 from tunesmith.compression.settings import Quantize
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS, TOKENS = 8, 128
+TEXTS, TOKENS = 16, 192
 CONTINUED = "smollm2-135m-instruct"
 
 
@@ -34,6 +34,7 @@ def perplexity(args: argparse.Namespace) -> dict[str, Any]:
     from tunesmith.compression.modules import layers_of, narrow_layers
     from tunesmith.compression.sensitivity import calibrate, ways_of
     from tunesmith.compression.settings import KINDS
+    from tunesmith.data.rows import Origin, Row
     from tunesmith.evaluation.answering import Setting
     from tunesmith.models import inference
     from tunesmith.models.load import load_model
@@ -57,25 +58,31 @@ def perplexity(args: argparse.Namespace) -> dict[str, Any]:
         nats = inference.answer_nats(model, measured_on, weights)
         return math.exp(float(nats.sum()) / sum(len(ids) - 1 for ids in measured_on))
 
-    found: dict[str, Any] = {"fp32": {"perplexity": measure(original), "bytes": speed.memory_bytes(original.network)}}
+    beside = {"fp32": original, "bf16": fresh(torch.bfloat16)}
+    found: dict[str, Any] = {
+        name: {"perplexity": measure(model), "bytes": speed.memory_bytes(model.network)}
+        for name, model in beside.items()
+    }
     prompts = [ids[:24] for ids in measured_on[:8]]
     for kind in args.kinds or [kind for kind in KINDS if kind not in ("fp8", "onnx-int8")]:
         model = fresh()
         layers = layers_of(model)
-        bounds = {}
-        if kind == "int8-static":
-            from tunesmith.data.rows import Origin, Row
-
+        seen = {}
+        if kind in ("int8", "int8-static"):
             rows = [Row({"text": text[:800]}, Origin("calibration", n)) for n, text in enumerate(calibrated_on, 1)]
             setting = Setting(TASKS["language-modeling"], None, None, Generation())
-            bounds = calibrate(model, layers, rows, setting)
-        narrow_layers(model, layers, kind, bounds)
+            seen = calibrate(model, layers, rows, setting)
+        narrow_layers(model, layers, kind, seen)
         disk = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in model.network.state_dict().values()}.values())
         value = measure(model)
-        speeds = speed.measure_in_turns({"fp32": original, kind: model}, prompts)
+        speeds = speed.measure_in_turns(beside | {kind: model}, prompts)
         found[kind] = {
             "perplexity": value,
-            "perplexity_ratio": value / found["fp32"]["perplexity"],
+            "perplexity_over_bf16": value / found["bf16"]["perplexity"],
+            "times_as_fast_as_bf16": {
+                str(one.batch): other.seconds / one.seconds
+                for one, other in zip(speeds[kind], speeds["bf16"], strict=True)
+            },
             "bytes_on_disk": disk,
             "bytes_in_memory": speed.memory_bytes(model.network),
             "ways": ways_of(model),
@@ -84,8 +91,6 @@ def perplexity(args: argparse.Namespace) -> dict[str, Any]:
         print(kind, json.dumps(found[kind]), flush=True)
         _keep(args, "perplexity", found)
         del model
-    speeds = speed.measure_in_turns({"fp32": original, "bf16": fresh(torch.bfloat16)}, prompts)
-    found["bf16"] = {"speed": {name: speed.as_dict(lines) for name, lines in speeds.items()}}
     return found
 
 

@@ -126,9 +126,9 @@ def test_a_budget_leaves_the_most_sensitive_layers_alone(
 
     honest = sensitivity.narrowed
 
-    def narrowed(model: Any, layers: Any, kind: Any, bounds: Any) -> Any:
+    def narrowed(model: Any, layers: Any, form: Any) -> Any:
         seen.append({layer.name for layer in layers})
-        return honest(model, layers, kind, bounds)
+        return honest(model, layers, form)
 
     monkeypatch.setattr(sensitivity, "_value", value)
     monkeypatch.setattr(sensitivity, "narrowed", narrowed)

@@ -111,6 +111,8 @@ def _ways(narrow: Narrow) -> Iterator[tuple[str, Callable[[Narrow], Product], fl
     elif narrow.kind == "int8":
         if on_cpu:
             yield "fbgemm", _dynamic_fbgemm, 1
+            if levels(narrow.values.device) == 255:  # it has no bit to give away else
+                yield "fbgemm, symmetric", _symmetric_fbgemm, 1
             yield "onednn", _dynamic_onednn, 1
         yield "int_mm", _int_mm, 0
     else:
@@ -230,6 +232,22 @@ def _dynamic_fbgemm(narrow: Narrow) -> Product:
             return single(x, packed, in_7_bits)
         digits, low, step = _digits(x)
         return torch.addcmul(low * sums_N, multiply(digits), step)
+
+    return product
+
+
+def _symmetric_fbgemm(narrow: Narrow) -> Product:
+    """Steps around zero, from each row's largest magnitude down: fewer passes over activations."""
+    packed = _packed(narrow.values, narrow.scale)
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    single = torch.ops.quantized.linear_dynamic
+    most = levels(narrow.values.device) // 2
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            return single(x, packed)
+        largest = torch.linalg.vector_norm(x, float("inf"), 1, keepdim=True).clamp_(min=1e-12)
+        return multiply(x / largest, 1 / most, most, packed).mul_(largest)
 
     return product
 

@@ -13,8 +13,8 @@ import torch
 
 from tunesmith import environment, runs
 from tunesmith.compression import sensitivity, speed
-from tunesmith.compression.modules import Layer, layers_of
-from tunesmith.compression.sensitivity import Bounds, Found
+from tunesmith.compression.modules import layers_of
+from tunesmith.compression.sensitivity import Format, Found
 from tunesmith.compression.settings import KINDS, Quantize
 from tunesmith.compression.words import changes_in_words, sections
 from tunesmith.data.prepare import PreparedData, prepare
@@ -43,20 +43,46 @@ FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True)
+class Work:
+    """A model that is to be quantized, and all that is known about it.
+
+    Attributes:
+        opened: The run.
+        recipe: The run's, with the choice in it.
+        choice: The number format, calibration and budget.
+        data: Of the run's last stage.
+        original: The model, with its adapters in its weights.
+        calibration: Rows.
+        setting: How models are asked; what happens is told to its ``on_event``.
+        folder: Where the result is put together.
+    """
+
+    opened: Run
+    recipe: Recipe
+    choice: Quantize
+    data: PreparedData
+    original: Model
+    calibration: Sequence[Row]
+    setting: Setting
+    folder: Path
+
+    @property
+    def model_folder(self) -> Path:
+        """For the quantized model."""
+        return self.folder / "model"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is quantized, and what led to it.
 
     Attributes:
-        quantized: Layers that are.
-        kept: Names of those that are left as they are.
-        bounds: Of static activations.
+        kept: Names of the layers that are left as they are.
         sensitivity: Layer -> how far answers move when it alone is quantized; empty if that was not asked for.
         search: What the search for a budget came to.
     """
 
-    quantized: list[Layer]
     kept: list[str]
-    bounds: Bounds
     sensitivity: dict[str, float]
     search: Found | None
 
@@ -155,11 +181,11 @@ def _fill(staging: Path, target: Path, opened: Run, choice: Quantize, make: Make
     setting = Setting(
         TASKS[recipe.task], data.labels, recipe.system_prompt, recipe.evaluate.generation, recipe.evaluate.seed, tell
     )
+    work = Work(opened, recipe, choice, data, original, calibration, setting, staging)
     tell(Phase(step="tune", message=f"quantizing to {choice.to}: {KINDS[choice.to]}"))
-    plan = make(original, recipe, choice, calibration, data, setting, staging / "model")
-    remade, _ = load_artefact(staging / "model", device=default_device())
-    measured = _measure(original, remade, recipe, data, setting, staging / "model", plan)
-    _evaluate(staging, opened, recipe, choice, data, original, remade, measured, plan, tell)
+    plan = make(work)
+    remade, _ = load_artefact(work.model_folder, device=default_device())
+    _evaluate(work, remade, _measure(work, remade, plan))
     summary = Run(staging).summary()
     runs.write_json(staging / "summary.json", summary | {"run": str(target)})
     tell(RunFinished(verdict=summary["verdict"], seconds=time.time() - started))
@@ -176,16 +202,9 @@ def load_original(opened: Run) -> Model:
     return model
 
 
-def _make_narrow(
-    original: Model,
-    recipe: Recipe,
-    choice: Quantize,
-    calibration: Sequence[Row],
-    data: PreparedData,
-    setting: Setting,
-    folder: Path,
-) -> Plan:
+def _make_narrow(work: Work) -> Plan:
     """Calibrate, probe, search, and write the quantized model."""
+    original, choice, setting = work.original, work.choice, work.setting
     layers = layers_of(original)
     names = {layer.name for layer in layers}
     if unknown := [name for name in choice.keep if name not in names]:
@@ -194,18 +213,12 @@ def _make_narrow(
             where="quantize.keep",
             fix=f"layers: {', '.join(layer.name for layer in layers)}",
         )
-    needs_bounds = choice.to == "int8-static"
-    bounds = sensitivity.calibrate(original, layers, calibration, setting) if needs_bounds else {}
-    found = sensitivity.sensitivities(original, layers, choice.to, bounds, calibration, setting)
-    kept, search = list(choice.keep), None
-    if choice.budget is not None:
-        rows = list(data.validation) or list(calibration)
-        limited = sorted(rows, key=lambda row: row.key)[: max(choice.rows * 4, 200)]
-        right = truth(setting.task, [setting.task.reference(row) for row in limited], data.labels, recipe.evaluate)
-        search = sensitivity.search(
-            original, found, choice.to, bounds, limited, right, setting, budget=choice.budget, kept=choice.keep
-        )
-        kept = search.kept
+    rounds_activations = choice.to in ("int8", "int8-static")
+    seen = sensitivity.calibrate(original, layers, work.calibration, setting) if rounds_activations else {}
+    form = Format(choice.to, seen)
+    found = sensitivity.sensitivities(original, layers, form, work.calibration, setting)
+    search = None if choice.budget is None else _search(work, found, form, choice.budget)
+    kept = list(choice.keep) if search is None else search.kept
     quantized = [layer for layer in layers if layer.name not in kept]
     if not quantized:
         raise UsageError(
@@ -213,35 +226,39 @@ def _make_narrow(
             where="quantize.budget",
             fix="allow more, or use a format that keeps more (`int8-weights`)",
         )
-    with sensitivity.narrowed(original, quantized, choice.to, bounds):
-        save_artefact(original, folder, task=recipe.task, system_prompt=recipe.system_prompt)
-    return Plan(quantized, kept, bounds, found, search)
+    with sensitivity.narrowed(original, quantized, form):
+        save_artefact(original, work.model_folder, task=work.recipe.task, system_prompt=work.recipe.system_prompt)
+    return Plan(kept, found, search)
 
 
-def _make_onnx(
-    original: Model,
-    recipe: Recipe,
-    choice: Quantize,
-    calibration: Sequence[Row],
-    data: PreparedData,
-    setting: Setting,
-    folder: Path,
-) -> Plan:
+def _search(work: Work, sensitivities: dict[str, float], form: Format, budget: float) -> Found:
+    """Which layers are to be left alone, by rows that are not the test rows."""
+    rows = list(work.data.validation) or list(work.calibration)
+    limited = sorted(rows, key=lambda row: row.key)[: max(work.choice.rows * 4, 200)]
+    task = work.setting.task
+    right = truth(task, [task.reference(row) for row in limited], work.data.labels, work.recipe.evaluate)
+    return sensitivity.search(
+        work.original, sensitivities, form, limited, right, work.setting, budget=budget, kept=work.choice.keep
+    )
+
+
+def _make_onnx(work: Work) -> Plan:
     """Export the whole encoder and let ONNX Runtime quantize it, which knows no single layers."""
     from tunesmith.compression.onnx_model import save_onnx_int8
 
-    if choice.budget is not None or choice.keep:
+    if work.choice.budget is not None or work.choice.keep:
         raise UsageError(
             "an ONNX graph is quantized as a whole: `budget` and `keep` need another format",
             where="quantize.to",
             fix="use `int8`",
         )
-    save_onnx_int8(original, folder, task=recipe.task, system_prompt=recipe.system_prompt)
-    return Plan([], [], {}, {}, None)
+    recipe = work.recipe
+    save_onnx_int8(work.original, work.model_folder, task=recipe.task, system_prompt=recipe.system_prompt)
+    return Plan([], {}, None)
 
 
-Make = Callable[[Model, Recipe, Quantize, Sequence[Row], PreparedData, Setting, Path], Plan]
-"""Writes a quantized model into a folder."""
+Make = Callable[[Work], Plan]
+"""Writes the quantized model of some work."""
 
 
 def _calibration_rows(recipe: Recipe, choice: Quantize, data: PreparedData, model: Model, tell: Listener) -> list[Row]:
@@ -270,19 +287,18 @@ def _calibration_rows(recipe: Recipe, choice: Quantize, data: PreparedData, mode
     return sorted(rows, key=lambda row: row.key)[: choice.rows]
 
 
-def _measure(
-    original: Model, remade: Model, recipe: Recipe, data: PreparedData, setting: Setting, folder: Path, plan: Plan
-) -> dict[str, Any]:
+def _measure(work: Work, remade: Model, plan: Plan) -> dict[str, Any]:
     """Bytes and speed of both, and of the original in bf16 where it computes in fp32."""
+    original, data = work.original, work.data
     models = {"original": original, "quantized": remade}
     if original.dtype == torch.float32:
         narrow = copy.deepcopy(original.network).to(torch.bfloat16)
         models["original in bf16"] = replace(original, network=narrow, packable_length=0)
     rows = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:8]
-    speeds = speed.measure_in_turns(models, _tokens(original, rows, setting))
-    disk = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".safetensors", ".onnx"))
+    speeds = speed.measure_in_turns(models, _tokens(original, rows, work.setting))
+    files = work.model_folder.rglob("*")
     return {
-        "bytes": disk,
+        "bytes": sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".onnx")),
         "original_bytes": weight_bytes(original.network),
         "memory_bytes": speed.memory_bytes(remade.network),
         "original_memory_bytes": speed.memory_bytes(original.network),
@@ -301,49 +317,37 @@ def _tokens(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[in
     return answering.encode_rows(model, rows, setting.task)
 
 
-def _evaluate(
-    staging: Path,
-    opened: Run,
-    recipe: Recipe,
-    choice: Quantize,
-    data: PreparedData,
-    original: Model,
-    remade: Model,
-    measured: dict[str, Any],
-    plan: Plan,
-    tell: Listener,
-) -> None:
+def _evaluate(work: Work, remade: Model, measured: dict[str, Any]) -> None:
     """Both on the test rows, and all that is written about it."""
-    settings = recipe.evaluate
-    rows = rows_to_measure(recipe, data, nobody)
-    task = TASKS[recipe.task]
-    right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
-    setting = Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    recipe, settings, task, tell = work.recipe, work.recipe.evaluate, work.setting.task, work.setting.on_event
+    rows = rows_to_measure(recipe, work.data, nobody)
+    right = truth(task, [task.reference(row) for row in rows], work.data.labels, settings)
     tell(Phase(step="evaluate", message=f"the original on {len(rows)} test rows"))
-    outputs = answering.answer(original, rows, setting)
+    outputs = answering.answer(work.original, rows, work.setting)
     before = measure(outputs, right, settings)
     system = System(
-        "original", f"{opened.id}, not quantized", "the model that was quantized", outputs, before,
-        parameters=original.total_parameters,
+        "original", f"{work.opened.id}, not quantized", "the model that was quantized", outputs, before,
+        parameters=work.original.total_parameters,
     )  # fmt: skip
 
     def judge(found: Comparison) -> str:
-        return changes_in_words(choice.to, measured, found)
+        return changes_in_words(work.choice.to, measured, found)
 
     facts = measured | {
-        "kind": choice.to,
-        "original": str(opened.path),
+        "kind": work.choice.to,
+        "original": str(work.opened.path),
         "original_metrics": {name: interval.as_dict() for name, interval in before.items()},
         "tokens_per_second": measured["speed"]["quantized"][0]["tokens_per_second"],
         "original_tokens_per_second": measured["speed"]["original"][0]["tokens_per_second"],
     }
-    title = f"{recipe.model}, tuned ({recipe.method}), {choice.to}"
+    title = f"{recipe.model}, tuned ({recipe.method}), {work.choice.to}"
     silent = settings.model_copy(update={"baselines": [], "general": None})
+    tuned = work.opened.summary()
     evaluate_run(
-        staging,
+        work.folder,
         recipe.model_copy(update={"evaluate": silent}),
-        data,
-        Trained(remade, opened.summary(), opened.summary().get("tuning_seconds", 0.0)),
+        work.data,
+        Trained(remade, tuned, tuned.get("tuning_seconds", 0.0)),
         tell,
         remade=Remade(title, system, judge, sections(measured), facts),
     )

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tunesmith.compression.modules import Layer, NarrowLinear, layers_of, narrow_layers
+from tunesmith.compression import kernels
+from tunesmith.compression.modules import (
+    Calibration,
+    Inputs,
+    Layer,
+    NarrowLinear,
+    layers_of,
+    narrow_modules,
+    replace,
+)
 from tunesmith.compression.settings import QuantizationKind
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering
@@ -19,8 +28,6 @@ from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Progress
 from tunesmith.models.model import Model
 
-Bounds = dict[str, tuple[float, float]]
-"""Module -> smallest and largest number that it read."""
 RELATIVE = ("bits_per_byte", "perplexity", "masked_loss", "rmse", "mae")
 """Metrics without a fixed range: a budget for them is a share of their value."""
 _TINY = 1e-12
@@ -54,15 +61,25 @@ def respond(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
     return Outputs(texts=[""] * len(rows), nats=nats, reference_bytes=sizes)
 
 
-def calibrate(model: Model, layers: Sequence[Layer], rows: Sequence[Row], setting: Setting) -> Bounds:
-    """The range of numbers that each linear layer reads while the model works on some rows."""
-    bounds: Bounds = {}
+def calibrate(model: Model, layers: Sequence[Layer], rows: Sequence[Row], setting: Setting) -> Calibration:
+    """What each linear layer reads while the model works on some rows."""
+    seen: dict[str, Inputs] = {}
+    tokens: dict[str, int] = {}
 
     def watching(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            low, high = (float(value) for value in torch.aminmax(inputs[0].detach()))
-            before = bounds.get(name, (low, high))
-            bounds[name] = (min(before[0], low), max(before[1], high))
+            x_MK = inputs[0].detach().flatten(0, -2).float()
+            lost_MK = kernels.rounded_rows(x_MK) - x_MK
+            lost = float((lost_MK.norm(dim=1) / x_MK.norm(dim=1).clamp(min=_TINY)).mean())
+            found = Inputs(x_MK.amin(0), x_MK.amax(0), lost)
+            before, count = seen.get(name, found), tokens.get(name, 0)
+            share = len(x_MK) / (count + len(x_MK))
+            seen[name] = Inputs(
+                torch.minimum(before.low_K, found.low_K),
+                torch.maximum(before.high_K, found.high_K),
+                before.rounding + share * (found.rounding - before.rounding),
+            )
+            tokens[name] = count + len(x_MK)
 
         return watch
 
@@ -79,33 +96,46 @@ def calibrate(model: Model, layers: Sequence[Layer], rows: Sequence[Row], settin
         for handle in handles:
             handle.remove()
         model.packable_length = packable
-    return bounds
+    return seen
+
+
+@dataclass(frozen=True)
+class Format:
+    """How layers are narrowed.
+
+    Attributes:
+        kind: The number format.
+        calibration: What linear layers read; empty where the kind asks for none.
+    """
+
+    kind: QuantizationKind
+    calibration: Calibration
 
 
 @contextmanager
-def narrowed(model: Model, layers: Sequence[Layer], kind: QuantizationKind, bounds: Bounds) -> Iterator[None]:
+def narrowed(model: Model, layers: Sequence[Layer], form: Format) -> Iterator[None]:
     """A model with some layers quantized, for a while."""
-    names = [name for layer in layers for name in layer.modules]
-    before = {name: model.network.get_submodule(name) for name in names}
-    packable = model.packable_length
+    made = narrow_modules(model, layers, form.kind, form.calibration)
+    before = {name: model.network.get_submodule(name) for name in made}
+    packable, model.packable_length = model.packable_length, 0
     try:
-        narrow_layers(model, list(layers), kind, bounds)
+        for name, module in made.items():
+            replace(model.network, name, module)
         yield
     finally:
         for name, module in before.items():
-            parent, _, own = name.rpartition(".")
-            setattr(model.network.get_submodule(parent), own, module)
+            replace(model.network, name, module)
         model.packable_length = packable
 
 
 def sensitivities(
-    model: Model, layers: Sequence[Layer], kind: QuantizationKind, bounds: Bounds, rows: Sequence[Row], setting: Setting
+    model: Model, layers: Sequence[Layer], form: Format, rows: Sequence[Row], setting: Setting
 ) -> dict[str, float]:
     """How far the answers move when one layer alone is quantized; layer -> :func:`distance`, the largest first."""
     original = respond(model, rows, setting)
     found = {}
     for number, layer in enumerate(layers):
-        with narrowed(model, [layer], kind, bounds):
+        with narrowed(model, [layer], form):
             found[layer.name] = distance(original, respond(model, rows, setting))
         setting.on_event(Progress(what="probing layers", done=number + 1, total=len(layers), unit="layers"))
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -139,8 +169,7 @@ def distance(before: Outputs, after: Outputs) -> float:
 def search(
     model: Model,
     sensitivity: Mapping[str, float],
-    kind: QuantizationKind,
-    bounds: Bounds,
+    form: Format,
     rows: Sequence[Row],
     right: Truth,
     setting: Setting,
@@ -156,8 +185,7 @@ def search(
     Args:
         model: The original.
         sensitivity: Layer -> how sensitive it is, the most sensitive first.
-        kind: The number format.
-        bounds: Of calibration.
+        form: How layers are narrowed.
         rows: Validation rows: the test rows must not choose.
         right: What would have been right on them.
         setting: How it is asked.
@@ -172,7 +200,7 @@ def search(
 
     def value_with(left: int) -> float:
         chosen = [layers[name] for name in order[left:]]
-        with narrowed(model, chosen, kind, bounds):
+        with narrowed(model, chosen, form):
             return _value(respond(model, rows, setting), right, metric)
 
     def within(value: float) -> bool:
