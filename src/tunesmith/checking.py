@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
+    from tunesmith.data.prepare import PreparedData
     from tunesmith.data.problems import CheckReport
     from tunesmith.data.render import Rendered
     from tunesmith.data.rows import Row
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 
 
 def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener = nobody) -> CheckReport:
-    """Find everything that is wrong with a recipe's data.
+    """Find everything that is wrong with a recipe's data: those of each of its stages.
 
     Args:
         recipe: Its task, data and model are read. A model that is not on this machine is not fetched for a check: then
             lengths are in characters, and what would be cut, or would carry no loss, stays unknown, which is said.
-        dropped_to: Where rows with errors are written, with the reason; with ``data.drop_bad`` only.
+        dropped_to: Leave rows with errors out, and write them here with the reason. Those of a stage with data of its
+            own go beside it, into a file with the stage's name.
         on_event: Told about guessed columns and progress.
+
+    Returns:
+        One report; with several stages its problems say whose they are.
 
     Raises:
         DataError: A file does not exist, so there is nothing to check.
@@ -36,20 +41,23 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
         from tunesmith.hosted import check as hosted
         from tunesmith.hosted.table import load
 
-        recipe = recipe.resolved()
+        recipe = _resolved(recipe, dropped_to)
         known = load(recipe.hosted.prices if recipe.hosted else None)
         return hosted.check(recipe, known, dropped_to=dropped_to, on_event=on_event).report
-    render = _renderer(recipe, on_event)
-    if dropped_to is None:
-        return prepare.check(recipe, render=render, on_event=on_event)
-    prepared = prepare.prepare(recipe, render=render, on_event=on_event, dropped_to=dropped_to, stop_on_errors=False)
-    return prepared.report
+
+    def check_one(view: Recipe, number: int) -> CheckReport:
+        if dropped_to is None:
+            return prepare.check(view, render=_renderer(view, on_event), on_event=on_event)
+        return _prepared(view, _beside(dropped_to, recipe, view), on_event).report
+
+    recipe = _resolved(recipe, dropped_to)
+    return _joined(recipe, prepare.of_stages(recipe, check_one))
 
 
 def check_and_show(
     recipe: Recipe, count: int, *, dropped_to: Path | None = None, on_event: Listener = nobody
 ) -> tuple[CheckReport, list[ShownExample]]:
-    """The same, with some training rows as the model will see them.
+    """The same, with some training rows of the last stage as the model will see them.
 
     Raises:
         NotFoundError: The model is not on this machine, and without its tokenizer nobody can say what it sees.
@@ -64,27 +72,61 @@ def check_and_show(
 
     if recipe.task == "image-classification":
         raise UsageError("a model sees pictures, which this cannot print", where="task", fix="look at the files")
-    recipe = recipe.resolved()
+    recipe = _resolved(recipe, dropped_to)
     folder = _here(recipe.model)
     if folder is None:
         missing = _not_here(recipe.model)
         raise NotFoundError(f"{recipe.model} is not on this machine, so its tokens cannot be shown", fix=missing.fix)
     task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
-    prepared = prepare.prepare(
-        recipe,
-        render=_renderer(recipe, on_event),
-        on_event=on_event,
-        dropped_to=dropped_to,
-        stop_on_errors=False,
+    prepared = prepare.of_stages(
+        recipe, lambda view, number: _prepared(view, dropped_to and _beside(dropped_to, recipe, view), on_event)
     )
     form, _ = answer_form(recipe, recipe.stages[-1], config)
     max_length = recipe.data.max_length or default_max_length(folder, config)
-    render = recipe_renderer(recipe, tokenizer, form=form, labels=prepared.labels, max_length=max_length)
-    return prepared.report, show_rows(prepared.train, count, render, tokenizer, task)
+    render = recipe_renderer(recipe, tokenizer, form=form, labels=prepared[-1].labels, max_length=max_length)
+    report = _joined(recipe, [each.report for each in prepared])
+    return report, show_rows(prepared[-1].train, count, render, tokenizer, task)
+
+
+def _resolved(recipe: Recipe, dropped_to: Path | None) -> Recipe:
+    """The recipe with all its stages, and with bad rows left out of the data of each if that is asked for."""
+    recipe = recipe.resolved()
+    if dropped_to is None:
+        return recipe
+    drop = {"drop_bad": True}
+    stages = [
+        stage.model_copy(update={"data": stage.data and stage.data.model_copy(update=drop)}) for stage in recipe.stages
+    ]
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=drop), "stages": stages})
+
+
+def _joined(recipe: Recipe, reports: Sequence[CheckReport]) -> CheckReport:
+    """The reports of all stages as one; stages that share their data are named together."""
+    from tunesmith.data.problems import CheckReport
+
+    names: dict[int, list[str]] = {}
+    for stage, report in zip(recipe.stages, reports, strict=True):
+        names.setdefault(id(report), []).append(stage.name)
+    by_id = {id(report): report for report in reports}
+    return CheckReport.of_stages({", ".join(stages): by_id[key] for key, stages in names.items()}, reports[-1])
+
+
+def _prepared(view: Recipe, dropped_to: Path | None, on_event: Listener) -> PreparedData:
+    from tunesmith.data.prepare import prepare
+
+    render = _renderer(view, on_event)
+    return prepare(view, render=render, on_event=on_event, dropped_to=dropped_to, stop_on_errors=False)
+
+
+def _beside(dropped_to: Path, recipe: Recipe, view: Recipe) -> Path:
+    """Where the rows that a stage leaves out are written."""
+    if (view.task, view.data) == (recipe.task, recipe.data):
+        return dropped_to
+    return dropped_to.with_name(f"{dropped_to.stem}-{view.stages[0].name}{dropped_to.suffix}")
 
 
 def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:
-    """Rows as the model will see them, but for the label, which a check does not know yet."""
+    """A stage's rows as the model will see them, but for the label, which a check does not know yet."""
     from tunesmith.data.render import Rendered, encode_text
     from tunesmith.data.renderers import row_renderer
     from tunesmith.models.forms import answer_form
@@ -100,7 +142,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
     task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
     max_length = recipe.data.max_length or default_max_length(folder, config)
     if task.answer == "text":
-        answer_form(recipe, recipe.resolved().stages[-1], config)  # no row can be right for a model that cannot write
+        answer_form(recipe, recipe.stages[-1], config)  # no row can be right for a model that cannot write
     if task.answer in ("spans", "labels", "score") or (task.answer == "label" and natural_form(config) == "classify"):
 
         def without_label(row: Row) -> Rendered:

@@ -101,3 +101,43 @@ def test_show_prints_rows_as_the_model_sees_them(
 def test_show_needs_the_model(tmp_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments(broken, "--show", "1")) != 0
     assert "its tokens cannot be shown" in capsys.readouterr().err
+
+
+def test_the_data_of_every_stage_are_checked(
+    tmp_path: Path, tiny_decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage of rlhf and of a recipe of one's own: what is wrong, and whose it is."""
+    shown, pairs, manual = tmp_path / "shown.jsonl", tmp_path / "pairs.jsonl", tmp_path / "manual.jsonl"
+    good = [{"prompt": f"say {n}", "completion": f"number {n}"} for n in range(60)]
+    better = [{"prompt": f"tell {n}", "chosen": f"the number {n}", "rejected": f"no {n}"} for n in range(60)]
+    same = {"prompt": "say it", "chosen": "twice", "rejected": "twice"}
+    shown.write_text("".join(json.dumps(row) + "\n" for row in good), encoding="utf-8")
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in [*better, same]), encoding="utf-8")
+    manual.write_text("".join(json.dumps({"text": f"page {n} of it"}) + "\n" for n in range(60)) + "{\n", "utf-8")
+    base = {"task": "text-generation", "model": str(tiny_decoder)}
+    recipe = tmp_path / "recipe.json"
+
+    rlhf = base | {"method": "rlhf", "data": {"train": str(shown), "preferences": str(pairs)}}
+    recipe.write_text(json.dumps(rlhf), encoding="utf-8")
+    assert main.run(["check", str(recipe), "--json"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    [error] = [problem for problem in report["problems"] if problem["severity"] == "error"]
+    assert error["stage"] == "reward" and error["where"] == [f"{pairs}:61"]
+    assert set(report["stages"]) == {"sft, ppo", "reward"}  # two that learn from the same rows
+    assert report["stages"]["sft, ppo"]["ok"] and not report["stages"]["reward"]["ok"] and not report["ok"]
+    assert report["stages"]["reward"]["rows_read"]["train"] == 61 and report["rows_read"]["train"] == 60
+
+    stages = [
+        {"name": "domain", "objective": "causal-lm", "data": {"train": str(manual)}},
+        {"name": "task", "objective": "supervised"},
+    ]
+    recipe.write_text(json.dumps(base | {"data": {"train": str(shown)}, "stages": stages}), encoding="utf-8")
+    assert main.run(["check", str(recipe)]) == 3
+    printed = capsys.readouterr().out
+    assert "stage domain: " in printed and f"{manual}:61" in printed and "1 kind of error" in printed
+    assert "\nstage domain\n" in printed and "\nstage task\n" in printed
+    dropped = tmp_path / "dropped.jsonl"
+    assert main.run(["check", str(recipe), "--drop-bad", str(dropped)]) == 0
+    [line] = (tmp_path / "dropped-domain.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["line"] == 61
+    assert not dropped.exists()  # the other stage's rows are good

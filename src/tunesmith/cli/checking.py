@@ -38,12 +38,10 @@ def check(
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Report every problem of the data, with file and line.
+    """Report every problem of the data of all stages, with file and line.
 
     Exit code 3 if there are errors, which stop a run. Warnings do not.
     """
-    if drop_bad is not None:
-        choices = RecipeChoices(choices.file, [*choices.overrides, "data.drop_bad=true"])
     recipe = choices.recipe()
     from tunesmith import checking, progress
 
@@ -93,6 +91,18 @@ def _print_examples(examples: Sequence[ShownExample]) -> None:
 def print_report(report: CheckReport) -> None:
     """Print problems, lengths, classes and columns."""
     _print_problems(report.problems)
+    for name, own in report.stages.items():
+        print(f"stage {name}")
+        _print_facts(own)
+    if not report.stages:
+        _print_facts(report)
+    print(f"{_kinds(len(report.errors), 'error')}, {_kinds(len(report.warnings), 'warning')}")
+    if report.errors:
+        print("errors stop a run: mend them, or leave such rows out with `--set data.drop_bad=true`")
+
+
+def _print_facts(report: CheckReport) -> None:
+    """All that is no problem."""
     print_table(
         ("split", "rows", "length: median", "95 %", "longest", "unit"),
         (
@@ -109,9 +119,6 @@ def print_report(report: CheckReport) -> None:
         print(f"{rows:,} rows are not used: {reason}")
     for note in report.notes:
         print(note)
-    print(f"{_kinds(len(report.errors), 'error')}, {_kinds(len(report.warnings), 'warning')}")
-    if report.errors:
-        print("errors stop a run: mend them, or leave such rows out with `--set data.drop_bad=true`")
 
 
 def _kinds(number: int, what: str) -> str:
@@ -125,7 +132,8 @@ def _print_problems(problems: Iterable[Problem]) -> None:
     for problem in problems:
         color = "bold red" if problem.severity == "error" else "yellow"
         times = f"{problem.count:,} " if problem.count > 1 else ""
-        text = Text.assemble((f"{problem.severity} {problem.code}: ", color), times, problem.message)
+        stage = f"stage {problem.stage}: " if problem.stage else ""
+        text = Text.assemble((f"{problem.severity} {problem.code}: ", color), stage, times, problem.message)
         if problem.where:
             more = f" and {problem.count - len(problem.where):,} more" if problem.count > len(problem.where) else ""
             text.append(f"\n  where: {', '.join(str(place) for place in problem.where)}{more}")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,8 @@ from tunesmith.tasks import TASKS
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
+
+Found = TypeVar("Found")
 
 IN_MEMORY_BYTES = 64 * 2**20
 """A set of rows up to this size (as JSON) is kept in memory; a larger one stays on disk and is mapped."""
@@ -152,14 +154,14 @@ def prepare(
     return prepared if recipe.data.shots is None else few_shot(prepared, TASKS[recipe.task], recipe.data)
 
 
-def of_stages(recipe: Recipe, prepare_one: Callable[[Recipe, int], PreparedData]) -> list[PreparedData]:
+def of_stages(recipe: Recipe, prepare_one: Callable[[Recipe, int], Found]) -> list[Found]:
     """The data of each stage of a resolved recipe; stages that learn the same task from the same data share them.
 
     Args:
         recipe: Resolved.
-        prepare_one: Given the recipe as a stage sees it, and the stage's number from 1.
+        prepare_one: Given the recipe as a stage sees it, and the stage's number from 1; its result is handed on.
     """
-    known: dict[str, PreparedData] = {}
+    known: dict[str, Found] = {}
     found = []
     for number, stage in enumerate(recipe.stages, 1):
         view = recipe.of_stage(stage)

@@ -55,6 +55,7 @@ class Problem:
         count: How many there are in all.
         fix: How to mend it.
         dropped: How many rows were left out because of it (only with ``data.drop_bad``).
+        stage: Whose data it is in; empty where there is one stage.
     """
 
     code: str
@@ -64,6 +65,7 @@ class Problem:
     count: int
     fix: str | None = None
     dropped: int = 0
+    stage: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The problem as ``tunesmith check --json`` prints it."""
@@ -75,6 +77,7 @@ class Problem:
             "count": self.count,
             "fix": self.fix,
             "dropped": self.dropped,
+            **({"stage": self.stage} if self.stage else {}),
         }
 
 
@@ -180,6 +183,7 @@ class CheckReport:
         lengths: Split -> ``characters`` or ``tokens`` -> ``count``, ``mean``, ``min``, ``p50`` ... ``max``.
         columns: Which column was taken for which field in which files, and how it was chosen.
         notes: Limits of this check, e.g. that near duplicates were sought in a sample.
+        stages: With several stages each one's own report, by name; all else but the problems is then the last one's.
     """
 
     problems: list[Problem]
@@ -190,6 +194,15 @@ class CheckReport:
     lengths: dict[str, dict[str, Mapping[str, float]]] = field(default_factory=dict)
     columns: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    stages: dict[str, CheckReport] = field(default_factory=dict)
+
+    @staticmethod
+    def of_stages(reports: Mapping[str, CheckReport], last: CheckReport) -> CheckReport:
+        """One report of all stages, whose problems say where they belong; the last one's where there is no other."""
+        if len(reports) == 1:
+            return last
+        found = [replace(problem, stage=name) for name, report in reports.items() for problem in report.problems]
+        return replace(last, problems=sorted(found, key=lambda problem: problem.severity), stages=dict(reports))
 
     @property
     def errors(self) -> list[Problem]:
@@ -213,6 +226,7 @@ class CheckReport:
             "lengths": self.lengths,
             "columns": self.columns,
             "notes": self.notes,
+            **({"stages": {name: report.as_dict() for name, report in self.stages.items()}} if self.stages else {}),
         }
 
     def raise_errors(self) -> None:
@@ -228,6 +242,7 @@ class CheckReport:
         more = f" ({first.count} such rows)" if first.count > 1 else ""
         others = len(errors) - 1
         tail = f"; and {others} other kind{'s' if others > 1 else ''} of error: see `tunesmith check`" if others else ""
+        stage = f"stage {first.stage}: " if first.stage else ""
         raise DataError(
-            f"{first.message}{more}{tail}", where=str(first.where[0]) if first.where else None, fix=first.fix
+            f"{stage}{first.message}{more}{tail}", where=str(first.where[0]) if first.where else None, fix=first.fix
         )

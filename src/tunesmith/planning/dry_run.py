@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -205,7 +205,8 @@ def step(model: Model, machine: Machine, layout: Layout) -> Step:
     Raises:
         Exception: Whatever a network raises that computes with the values of tensors, which there are none of.
     """
-    counter = _Counter(machine)
+    network = model.network
+    counter = _Counter(machine, [*network.parameters(), *network.buffers()])
     with _taught_attention(model, counter), _counted_gradients(model, counter), counter:
         hidden = _hidden_states(model, layout, packed=machine.kind == "cpu" and not model.virtual_tokens)
         forward = counter.so_far(kept=counter.live - _bytes(hidden))
@@ -235,12 +236,14 @@ def _hidden_states(model: Model, layout: Layout, *, packed: bool) -> torch.Tenso
 class _Counter(TorchDispatchMode):
     """Adds up what passes by, and follows the memory of tensors from their birth to their end."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, already_there: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.machine = machine
         self.live = 0
         self._peak = 0
         self._alive: dict[int, int] = {}
+        for tensor in already_there:  # views of it are no memory of their own
+            self._follow(tensor.untyped_storage(), 0)
         self._sums = dict.fromkeys(("flops", "product_seconds", "element_seconds", "random_seconds", "operations"), 0.0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -274,12 +277,14 @@ class _Counter(TorchDispatchMode):
 
     def _born(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._alive:
-            self._alive[key] = storage.nbytes()
-            self.live += storage.nbytes()
-            self._peak = max(self._peak, self.live)
-            weakref.finalize(storage, self._gone, key)
+        if storage._cdata not in self._alive:
+            self._follow(storage, storage.nbytes())
+
+    def _follow(self, storage: torch.UntypedStorage, size: int) -> None:
+        self._alive[storage._cdata] = size
+        self.live += size
+        self._peak = max(self._peak, self.live)
+        weakref.finalize(storage, self._gone, storage._cdata)
 
     def _gone(self, key: int) -> None:
         self.live -= self._alive.pop(key, 0)
