@@ -25,6 +25,7 @@ from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
 from tunesmith.models.precision import default_device
+from tunesmith.models.vision import load_vision
 from tunesmith.recipe import Baseline, Evaluate
 from tunesmith.tasks.base import Answer
 from tunesmith.tasks.summarization import Summarization
@@ -113,6 +114,8 @@ def run_baselines(
             0,
         )
     if setting.task.name == "image-classification":
+        if "features" in kinds:
+            yield system(*_picture_features(*base, data, rows, setting, device))
         return
     for name, folder, prefix in _models(base, larger):
         own = kinds if not prefix else {"base", "few-shot"}
@@ -207,6 +210,23 @@ def _features(
     how = "ridge" if setting.task.answer == "score" else "logistic"
     what = f"{how} regression on the untuned model's vectors, fitted on the same training rows"
     return "features", f"{name}, frozen features", what, outputs, frozen.total_parameters
+
+
+def _picture_features(
+    name: str, folder: Path, data: PreparedData, rows: Sequence[Row], setting: Setting, device: torch.device
+) -> tuple[str, str, str, Outputs, int]:
+    """The same for pictures."""
+    network = load_vision(folder, name=name, labels=setting.labels or [], device=device)
+    frozen = Model(network, None, "classify", name, folder, 0, setting.labels)
+    answering.fit_features(frozen, data.train, data.validation, setting).copy_to(network)
+    what = "logistic regression on the untuned model's vectors, fitted on the same training pictures"
+    return (
+        "features",
+        f"{name}, frozen features",
+        what,
+        answering.answer(frozen, rows, setting),
+        frozen.total_parameters,
+    )
 
 
 Asked = Iterator[tuple[str, str, str, Outputs]]
