@@ -78,7 +78,7 @@ def test_one_example_of_each_label_is_enough_to_finish(tiny_encoder: Path, revie
         "model": str(tiny_encoder),
         "method": "few-shot",
         "data": {"train": str(reviews), "test": 0.3, "shots": 1},
-        "evaluate": {"baselines": [], "resamples": 50},
+        "evaluate": {"baselines": [], "resamples": 100},
     }
     run = pipeline.run(parse(tree), run_dir=tmp_path / "run")
     steps = [event for event in runs.read_events(run.path) if event["type"] == "step"]

@@ -364,7 +364,9 @@ def test_a_fit_may_come_before_the_loop(model: Path, tmp_path: Path) -> None:
         "method": "supervised",
         "stages": [{"name": "probe", "parameters": {"kind": "none"}}, {"name": "tune", "parameters": {"kind": "full"}}],
     }
+    tree["evaluate"]["baselines"] = [{"kind": "majority"}, {"kind": "features"}]
     run = pipeline.run(parse(tree), run_dir=tmp_path / "run")
+    assert set(run.baselines) == {"majority", "features"}
     first = next(e for e in runs.read_events(run.path) if e["type"] == "step")
     assert first["loss"] < 0.5, "the second stage begins with the fitted head"
 

@@ -24,6 +24,7 @@ from tunesmith.events import Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
+from tunesmith.models.vision import load_vision
 from tunesmith.recipe import Baseline, Evaluate
 from tunesmith.tasks.base import Answer
 from tunesmith.tasks.summarization import Summarization
@@ -147,7 +148,11 @@ def _without_model(field: Field) -> Iterator[Found]:
 def _answers(name: str, folder: Path, field: Field) -> Iterator[Found]:
     """An untuned model: asked without examples, with some, and its frozen features."""
     tell, answer = field.setting.on_event, field.setting.task.answer
-    if field.setting.task.name == "image-classification" or not field.kinds & {"base", "few-shot", "features"}:
+    if field.setting.task.name == "image-classification":
+        if "features" in field.kinds:
+            yield _picture_features(name, folder, field)
+        return
+    if not field.kinds & {"base", "few-shot", "features"}:
         return
     tell(Phase(step="evaluate", message=f"baselines of {name}"))
     writes = natural_form(load_config(folder)) != "classify"
@@ -208,6 +213,17 @@ def _features(name: str, folder: Path, model: Model | None, field: Field) -> Fou
         outputs = replace(outputs, thresholds=tuned_on(chosen_on, data.validation, setting))
     how = "ridge" if setting.task.answer == "score" else "logistic"
     what = f"{how} regression on the untuned model's vectors, fitted on the same training rows"
+    return "features", f"{name}, frozen features", what, outputs, frozen.total_parameters
+
+
+def _picture_features(name: str, folder: Path, field: Field) -> Found:
+    """The same for pictures."""
+    data, setting = field.data, field.setting
+    network = load_vision(folder, name=name, labels=setting.labels or [], device=field.device)
+    frozen = Model(network, None, "classify", name, folder, 0, setting.labels)
+    answering.fit_features(frozen, data.train, data.validation, setting).copy_to(network)
+    what = "logistic regression on the untuned model's vectors, fitted on the same training pictures"
+    outputs = answering.answer(frozen, field.rows, setting)
     return "features", f"{name}, frozen features", what, outputs, frozen.total_parameters
 
 
