@@ -1,7 +1,7 @@
 """A real PostgreSQL, two servers, four workers: each job is done once.
 
 ``scripts/install_test_programs.sh`` installs it on Debian. A few jobs here; ``TUNESMITH_POSTGRES_JOBS=50`` does as many
-as one likes.
+as one likes, and ``TUNESMITH_POSTGRES_RESULT=FILE`` writes what was seen.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def test_two_servers_and_four_workers_do_each_job_once(address: str, tmp_path: P
     with serving.serving(create_app(settings)) as first, serving.serving(create_app(settings)) as second:
         clients = [OpenAI(base_url=f"{server}/v1", api_key="x", max_retries=0) for server in (first, second)]
         file = clients[0].files.create(file=("a.jsonl", jsonl(chat_rows(12))), purpose="fine-tune")
+        started, trained = time.monotonic(), 0
         jobs = [
             clients[n % 2].fine_tuning.jobs.create(
                 model="gpt-tiny", training_file=file.id, hyperparameters={"n_epochs": 1}
@@ -134,6 +136,7 @@ def test_two_servers_and_four_workers_do_each_job_once(address: str, tmp_path: P
         for number, job in enumerate(jobs):
             ended = serving.ended(clients[(number + 1) % 2], job.id, 240 + 10 * JOBS)
             assert ended.status == "succeeded", ended
+        seconds = time.monotonic() - started
         listed = [job.id for job in clients[1].fine_tuning.jobs.list(limit=4)]  # pages of 4
         assert listed[:JOBS] == [job.id for job in jobs][::-1]
         for job in jobs:
@@ -142,3 +145,8 @@ def test_two_servers_and_four_workers_do_each_job_once(address: str, tmp_path: P
             assert facts["attempt"] == 2  # once validated, once trained
             events = [json.loads(line)["type"] for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
             assert events.count("run_started") == 1
+            trained += 1
+    if "TUNESMITH_POSTGRES_RESULT" in os.environ:
+        result = {"jobs": len(jobs), "done_once": trained, "servers": 2, "workers": 4, "seconds": round(seconds, 1)}
+        result |= {"cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
+        Path(os.environ["TUNESMITH_POSTGRES_RESULT"]).write_text(json.dumps(result, indent=1) + "\n")
