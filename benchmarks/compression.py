@@ -3,8 +3,9 @@
     python benchmarks/compression.py PART... [--data FOLDER] [--work FOLDER] [--out benchmarks/results/compression.json]
 
 Parts: ``perplexity`` (SmolLM2-135M as it comes, on biomedical abstracts, every kind), ``minilm`` (tuned on
-sentence_polarity, every kind), ``gguf`` (SmolLM2 tuned on shell commands, as GGUF, read back). Each part is written to
-the file when it is done, so they can run one by one; of ``perplexity`` each kind is.
+sentence_polarity, every kind), ``gguf`` (SmolLM2 tuned on shell commands, as GGUF, read back), ``qat`` (MiniLM tuned
+with and without the rounding of 4 bits, then quantized to it). Each part is written to the file when it is done, so
+they can run one by one; of ``perplexity`` each kind is.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def minilm(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.work / "minilm"
     run = _tuned(
         folder,
-        data=_polarity(args, folder),
+        rows=_polarity(args, folder),
         task="text-classification",
         model="minilm-l6",
         method="full",
@@ -117,7 +118,7 @@ def gguf(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.work / "writer"
     run = _tuned(
         folder,
-        data=_commands(args, folder),
+        rows=_commands(args, folder),
         task="text-generation",
         model=CONTINUED,
         method="peft",
@@ -134,11 +135,35 @@ def gguf(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _tuned(folder: Path, *, data: Path, **keys: Any) -> runs.Run:
+def qat(args: argparse.Namespace) -> dict[str, Any]:
+    """Two sentence encoders, tuned alike but for the rounding that one of them felt, both in 4 bits afterwards."""
+    folder = args.work / "qat"
+    rows = _polarity(args, folder)
+    quantized: dict[str, runs.Run] = {}
+    found: dict[str, Any] = {}
+    for name, aware in (("without", None), ("with", "int4-weights")):
+        run = _tuned(
+            folder / name,
+            rows=rows,
+            data={"validation": 0.1, "test": 0.4},
+            task="text-classification",
+            model="minilm-l6",
+            method="full",
+            training={"epochs": 2, "dropout": 0.0, "quantization_aware": aware},
+            evaluate={"baselines": ["majority"]},
+        )
+        found[name] = _quantized(run, Quantize(to="int4-weights", rows=32))
+        found[name]["tuning_seconds"] = run.summary()["tuning_seconds"]
+        quantized[name] = runs.open_run(run.path / "quantized" / "int4-weights")
+    compared = tunesmith.compare(quantized["with"], quantized["without"])
+    return found | {"compared": {"verdict": compared.verdict, "rows": compared.rows}}
+
+
+def _tuned(folder: Path, *, rows: Path, **keys: Any) -> runs.Run:
     """A run of these keys; made once."""
     if (folder / "run" / "summary.json").is_file():
         return runs.open_run(folder / "run")
-    return tunesmith.tune(str(data), run_dir=folder / "run", precision="fp32", **keys)
+    return tunesmith.tune(str(rows), run_dir=folder / "run", precision="fp32", **keys)
 
 
 def _quantized(run: runs.Run, choice: Quantize) -> dict[str, Any]:
@@ -179,7 +204,7 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-PARTS = {"perplexity": perplexity, "minilm": minilm, "gguf": gguf}
+PARTS = {"perplexity": perplexity, "minilm": minilm, "gguf": gguf, "qat": qat}
 
 
 def main() -> None:

@@ -139,12 +139,39 @@ def test_an_encoder_becomes_a_graph_that_takes_texts_of_any_length(classifier: r
     assert json.loads((tmp_path / "graph" / "labels.json").read_text()) == ["negative", "positive"]
 
 
+def test_a_decoder_becomes_a_graph_that_takes_padded_texts(writer: runs.Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from tunesmith.compression.onnx_model import OnnxNetwork
+
+    made = export_run(writer, "onnx", target=tmp_path / "graph", rows=3)
+    found = by_transformers(made)
+    assert found["largest_difference"] < 1e-4 and found["same_choice"] == 1.0
+    assert not (tmp_path / "graph" / "labels.json").exists()
+    graph, mask = OnnxNetwork(tmp_path / "graph" / "model.onnx"), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 0, 0, 0]])
+    padded = graph(ids, mask).logits
+    alone = graph(ids[1:, :4], mask[1:, :4]).logits
+    torch.testing.assert_close(padded[1, :4], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_that_is_too_large_for_its_format_is_refused(
+    writer: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    from tunesmith.compression import onnx_model
+
+    monkeypatch.setattr(onnx_model, "LARGEST", 1000)
+    with pytest.raises(UsageError, match="ONNX files hold 2 GB"):
+        export_run(writer, "onnx", target=tmp_path / "out", rows=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(
     writer: runs.Run, classifier: runs.Run, tmp_path: Path
 ) -> None:
     for run, to, keys, said in (
         (classifier, "gguf", {}, "GGUF is for models that write"),
-        (writer, "onnx", {}, "only encoders with a head"),
         (writer, "gguf", {"outtype": "q4_k_m"}, "llama.cpp's own tool"),
         (writer, "gguf", {"outtype": "q9"}, "unknown format 'q9'"),
         (writer, "tflite", {}, "unknown format 'tflite'"),
@@ -163,17 +190,19 @@ def test_an_architecture_that_gguf_would_get_wrong_is_refused(writer: runs.Run, 
         gguf_file.refuse_unknown(model, "f16")
 
 
-def test_a_disk_that_fills_in_mid_export_leaves_nothing(
-    writer: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import gguf
-
-    def full(self: Any, *rest: Any, **keys: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-    with pytest.raises(ResourceError, match="No space left"):
-        export_run(writer, "gguf", target=tmp_path / "out", rows=1)
+@pytest.mark.parametrize("to", ["safetensors", "adapter", "gguf", "onnx"])
+def test_a_disk_that_fills_in_mid_export_leaves_nothing(writer: runs.Run, tmp_path: Path, to: Any) -> None:
+    """Files may not grow beyond some size, which fails in the middle of one as a full disk does."""
+    resource = pytest.importorskip("resource")
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"cannot write|File too large|cannot export"):
+            export_run(writer, to, target=tmp_path / "out", rows=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -174,18 +174,35 @@ def test_a_recipe_with_a_wrong_choice_is_refused(value: Any) -> None:
         parse({"task": "chat", "model": "m", "data": {"train": "a.jsonl"}, "quantize": value})
 
 
-def test_a_disk_that_fills_leaves_nothing_behind(
-    classifier: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import tunesmith.compression.modules as modules
-
-    def full(*args: Any, **keys: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(modules, "save_file", full)
-    with pytest.raises(ResourceError, match="No space left"):
-        quantizing.quantize(classifier, Quantize(to="int8", rows=8), target=tmp_path / "small")
+def test_a_disk_that_fills_leaves_nothing_behind(classifier: runs.Run, tmp_path: Path) -> None:
+    """Files may not grow beyond some size, which fails in the middle of one as a full disk does."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="File too large"):
+            quantizing.quantize(classifier, Quantize(to="int8", rows=8), target=tmp_path / "small")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_layers_cannot_be_quantized_is_refused(tiny_decoder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder)
+    config = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=len(tokenizer), n_positions=128)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    write_jsonl(tmp_path / "rows.jsonl", tiny.question_rows(20))
+    run = tunesmith.tune(
+        str(tmp_path / "rows.jsonl"), task="text-generation", model=str(tmp_path / "gpt2"), method="full",
+        run_dir=tmp_path / "run", on_event=nobody, training={"max_steps": 1}, precision="fp32",
+        evaluate={"baselines": [], "limit": 10, "generation": {"max_new_tokens": 2}},
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="its layers are of other kinds"):
+        quantizing.quantize(run, Quantize(to="int8", rows=8))
+    assert list((run.path / "quantized").iterdir()) == []
 
 
 def test_what_is_slower_is_called_slower() -> None:

@@ -272,8 +272,12 @@ def test_layers_that_read_uneven_numbers_keep_more_of_them(tiny_decoder: Path) -
         model, layers_of(model), "int8", seen | {uneven: dataclasses.replace(seen[uneven], rounding=0.1)}
     )
     kinds = {name: module.kind for name, module in made.items() if isinstance(module, NarrowLinear)}
-    assert [name for name, kind in kinds.items() if kind != "int8"] == [uneven] and kinds[uneven] == "int8-weights"
-    made = narrow_modules(model, layers_of(model), "int8-static", seen)
+    assert {name: kind for name, kind in kinds.items() if kind != "int8"} == dict.fromkeys(
+        (uneven, "lm_head"), "int8-weights"
+    )
+    unseen = "model.layers.1.mlp.up_proj"
+    made = narrow_modules(model, layers_of(model), "int8-static", {n: i for n, i in seen.items() if n != unseen})
+    assert {made[name].kind for name in (unseen, "lm_head")} == {"int8-weights"}
     static: Any = made["model.layers.0.self_attn.q_proj"]
     factor = next(g for g in smoothed(model, {n: i.largest_K for n, i in seen.items()})).factor_K
     high = (seen["model.layers.0.self_attn.q_proj"].high_K / factor).max()

@@ -29,7 +29,7 @@ FORMATS: dict[Format, str] = {
     "safetensors": "the whole model, adapters in its weights, as transformers loads it",
     "adapter": "the adapter alone, as PEFT loads it",
     "gguf": "one file with tokenizer and chat template for llama.cpp, and a Modelfile for Ollama",
-    "onnx": "an encoder as a graph for ONNX Runtime",
+    "onnx": "an encoder, or a small decoder, as a graph for ONNX Runtime",
 }
 EXPORTS = "exports"
 VERIFICATION = "verification.json"
@@ -159,21 +159,24 @@ def _write_onnx(opened: Run, model: Model, folder: Path, outtype: str) -> list[s
     from tunesmith.compression.onnx_model import require_onnx, write_graph
 
     require_onnx()
-    if model.form in ("generate", "seq2seq", "mask"):
+    if model.form in ("seq2seq", "mask"):
         raise UsageError(
-            f"only encoders with a head become ONNX graphs here, and this model's form is `{model.form}`",
+            f"only encoders with a head and decoders become ONNX graphs here, and this model's form is `{model.form}`",
             where="--to",
-            fix="use `--to gguf` or `--to safetensors`",
+            fix="use `--to safetensors`",
         )
     write_graph(model, folder / ONNX_FILE)
     model.tokenizer.save_pretrained(folder)
-    runs.write_json(folder / "labels.json", model.labels)
+    columns = "The last row of `logits` tells the next token; there is no cache of keys and values."
+    if model.form != "generate":
+        runs.write_json(folder / "labels.json", model.labels)
+        columns = "Columns of `logits` are in the order of `labels.json`."
     return [
         "```python", "import onnxruntime, transformers",
         'tokens = transformers.AutoTokenizer.from_pretrained(".")(["some text"], return_tensors="np")',
         f'session = onnxruntime.InferenceSession("{ONNX_FILE}")',
         '[logits] = session.run(["logits"], {name: tokens[name] for name in ("input_ids", "attention_mask")})',
-        "```", "", "Columns of `logits` are in the order of `labels.json`.", "",
+        "```", "", columns, "",
     ]  # fmt: skip
 
 

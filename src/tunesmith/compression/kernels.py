@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def levels(device: torch.device) -> int:
     if device.type != "cpu":
         return 255
     # From torch 2.11 on; one that does not tell gets the 7 bits that are right anywhere.
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return 255 if has.get("avx512_vnni") or has.get("amx_int8") else 127
 
 

@@ -1,4 +1,4 @@
-"""Encoders as ONNX graphs, in full precision or in 8 bits, and models that ONNX Runtime computes."""
+"""Encoders and small decoders as ONNX graphs, encoders also in 8 bits, and models that ONNX Runtime computes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from tunesmith.errors import MissingExtraError, ResourceError
+from tunesmith.errors import MissingExtraError, ResourceError, UsageError
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.load import load_tokenizer, quiet
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, notes_of, write_notes
 
 INPUTS = ("input_ids", "attention_mask")
+LARGEST = 2**31
+"""Bytes of a graph in one file: what protobuf can write."""
 
 
 def require_onnx() -> None:
@@ -36,26 +38,35 @@ def require_onnx() -> None:
 
 
 class _Logits(nn.Module):
-    """What the graph computes: the scores of the head, (B, C) or (B, S, C)."""
+    """What the graph computes: the scores of the head, (B, C) or (B, S, C), or of the vocabulary, (B, S, V)."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, writes: bool) -> None:
         super().__init__()
         self.network = network
+        self.options = {"use_cache": False} if writes else {}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Scores in fp32."""
-        found = self.network(input_ids=input_ids, attention_mask=attention_mask)
+        found = self.network(input_ids=input_ids, attention_mask=attention_mask, **self.options)
         return (found if isinstance(found, torch.Tensor) else found.logits).float()
 
 
 def write_graph(model: Model, path: Path) -> None:
-    """Write an encoder with its head as an ONNX graph in fp32: ``input_ids``, ``attention_mask`` -> ``logits``.
+    """Write a model with its head as an ONNX graph in fp32: ``input_ids``, ``attention_mask`` -> ``logits``.
 
-    Both inputs are (batch, sequence) int64 of any size.
+    Both inputs are (batch, sequence) int64 of any size. A decoder's graph has no cache of keys and values: it reads the
+    whole text for each token.
 
     Raises:
+        UsageError: The weights are too large for one file.
         ResourceError: The exporter of torch cannot express the network.
     """
+    if (size := sum(p.numel() * 4 for p in model.network.parameters())) >= LARGEST:
+        raise UsageError(
+            f"the graph would take {size / 1e9:.1f} GB, and ONNX files hold 2 GB",
+            where="--to",
+            fix="use `--to gguf` or `--to safetensors`",
+        )
     positions = getattr(cast(Any, model.transformer()).config, "max_position_embeddings", None)
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=positions)}
     # Two tensors: one that is given twice becomes one input.
@@ -64,7 +75,9 @@ def write_graph(model: Model, path: Path) -> None:
         with _attending_plainly(model), _hushed(), torch.no_grad():
             # In two steps: alone, torch.onnx.export falls back to ways of tracing that hide what is wrong.
             program = torch.export.export(
-                _Logits(model.network).eval(), example, dynamic_shapes=dict.fromkeys(INPUTS, shape)
+                _Logits(model.network, writes=model.form == "generate").eval(),
+                example,
+                dynamic_shapes=dict.fromkeys(INPUTS, shape),
             )
             torch.onnx.export(
                 program, (), str(path), input_names=list(INPUTS), output_names=["logits"], external_data=False,
