@@ -29,13 +29,20 @@ if TYPE_CHECKING:
     from tunesmith.planning import Plan
 
 
-def run(recipe: Recipe, *, run_dir: str | Path | None = None, on_event: Listener = nobody) -> Run:
+def run(
+    recipe: Recipe,
+    *,
+    run_dir: str | Path | None = None,
+    on_event: Listener = nobody,
+    data: Sequence[PreparedData] | None = None,
+) -> Run:
     """Walk the five steps.
 
     Args:
         recipe: What to do.
         run_dir: The run's folder; default: a new one below ``runs/``.
         on_event: Told everything that happens; the same is written to ``events.jsonl``.
+        data: Of each stage, where they are read and split already, as for several short runs on parts of them.
 
     Raises:
         TunesmithError: What is wrong, where, and how to mend it. What was done so far stays in the run's folder.
@@ -51,7 +58,7 @@ def run(recipe: Recipe, *, run_dir: str | Path | None = None, on_event: Listener
     runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
     behind = lineage.ancestors(recipe.model)
     runs.write_json(folder / "environment.json", environment.describe() | ({"lineage": behind} if behind else {}))
-    return _walk(folder, recipe, on_event, resumed=False)
+    return _walk(folder, recipe, on_event, resumed=False, data=data)
 
 
 def resume(run_dir: str | Path, *, on_event: Listener = nobody) -> Run:
@@ -104,7 +111,14 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     return Run(folder)
 
 
-def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) -> Run:
+def _walk(
+    folder: Path,
+    recipe: Recipe,
+    on_event: Listener,
+    *,
+    resumed: bool,
+    data: Sequence[PreparedData] | None = None,
+) -> Run:
     started = time.time()
     log = EventLog(folder)
     tell = _both(log, on_event)
@@ -120,7 +134,7 @@ def _walk(folder: Path, recipe: Recipe, on_event: Listener, *, resumed: bool) ->
             from tunesmith.evaluation.rewarded import check_judges
 
             check_judges(recipe)
-        prepared = _prepare_stages(recipe, folder, tell)
+        prepared = _prepare_stages(recipe, folder, tell) if data is None else data
         tell(Phase(step="model", message=f"base model {recipe.model}"))
         base = base_folder(recipe, tell)
         _refuse_unusable_teachers(recipe, base)

@@ -97,11 +97,28 @@ def test_the_better_half_goes_on_with_more_rows():
 
 def test_no_trial_is_begun_that_would_end_too_late():
     bench = Bench({"a": 0.5, "b": 0.8})
-    found = trials.halving(["a", "b"], 900, 45.0, bench.run, clock=lambda: bench.now)
-    assert bench.made == [("a", 100), ("b", 100)] and bench.now <= 45  # 300 rows would take 30 s more
+    found = trials.halving(["a", "b"], 900, 60.0, bench.run, clock=lambda: bench.now)
+    assert bench.made == [("a", 100), ("b", 100)] and bench.now <= 60  # 300 rows would take 30 s, until 50 of 40
     assert set(found) == {"a", "b"}
     bench = Bench({"a": 0.5, "b": 0.8})
     assert set(trials.halving(["a", "b"], 900, 5.0, bench.run, clock=lambda: bench.now)) == {"a"}
+
+
+def test_early_rungs_leave_the_later_ones_their_time():
+    """Ways take 10 s of few rows and 90 s of all: in 300 s ten of twelve are tried, so that the best sees all."""
+    names = [f"way{n}" for n in range(12)]
+    bench = Bench({name: n / 12 for n, name in enumerate(names)})
+    found = trials.halving(names, 900, 300.0, bench.run, clock=lambda: bench.now)
+    assert [count for _, count in bench.made].count(100) == 10 and bench.now <= 300  # the first rung's share is 100 s
+    assert [count for _, count in bench.made].count(300) == 3  # 30 s each of what is left until 200 s
+    assert bench.made[-1] == ("way9", 900) and found["way9"].rows == 900
+
+
+def test_a_plan_says_what_is_too_slow_to_be_tried():
+    bench = Bench({"quick": 0.5, "slow": 0.8})
+    plans = {"quick": 90.0, "slow": 1e5}
+    found = trials.halving(["quick", "slow"], 900, 300.0, bench.run, planned=plans, clock=lambda: bench.now)
+    assert set(found) == {"quick"} and found["quick"].rows == 900
 
 
 def test_a_way_that_fails_does_not_stop_the_others():
@@ -176,9 +193,33 @@ def test_limits_rule_out(reviews):
     assert all("GB are there" in str(w.ruled_out) for w in advice.advise(reviews, small).ways if w.way == "full")
 
 
-def test_trials_replace_guesses_by_measurements(reviews):
-    found = advice.advise(reviews, HERE, trial_seconds=120.0)
+def test_trials_replace_guesses_by_measurements(reviews, monkeypatch):
+    """All are measured on the same rows, which none learned from and which are no test rows; warnings come once."""
+    from tunesmith import pipeline
+    from tunesmith.data.prepare import prepare
+    from tunesmith.events import Notice
+
+    measured_on, learned_from = [], []
+    whole = pipeline.run
+
+    def spy(recipe, **given):
+        for part in given["data"]:
+            measured_on.append({row.key for row in part.test})
+            learned_from.append({row.key for row in (*part.train, *part.validation)})
+        return whole(recipe, **given)
+
+    monkeypatch.setattr(pipeline, "run", spy)
+    monkeypatch.setattr(trials, "FEWEST_ROWS", 30)
+    heard = []
+    found = advice.advise(reviews, HERE, trial_seconds=600.0, on_event=heard.append)
     measured = [way for way in found.ways if way.measured_rows]
     assert len(measured) >= 2 and found.ways[: len(measured)] == tuple(measured)
     assert all(way.quality.low <= way.quality.expected <= way.quality.high for way in measured)
-    assert any(way.measured_rows and way.measured_rows > 100 for way in measured), "the best one saw all rows"
+    data = prepare(reviews)
+    assert any(way.measured_rows and way.measured_rows > 0.75 * len(data.train) for way in measured)
+    assert measured_on and all(rows == measured_on[0] for rows in measured_on) and len(measured_on[0]) >= 20
+    assert not measured_on[0] & {row.key for row in data.test} and not measured_on[0] & set().union(*learned_from)
+    smaller, larger = sorted(learned_from, key=len)[0], sorted(learned_from, key=len)[-1]
+    assert smaller < larger  # each rung has the rows of the one before
+    warned = [event.message for event in heard if isinstance(event, Notice) and event.level == "warning"]
+    assert len([text for text in warned if "rows to test on" in text]) == 1 and len(warned) == len(set(warned))

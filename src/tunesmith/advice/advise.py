@@ -25,9 +25,13 @@ from tunesmith.tasks import TASKS
 
 if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
+    from tunesmith.data.rows import Row
 
 EPOCHS = 3  # of a provider, where it chooses
 TRIAL_ROWS = 300  # to measure each trial on, at most
+FEWEST_HELD = 30
+"""Fewer validation rows than these say too little: then a fifth of the training rows is held out for the trials."""
+CHOICE_SHARE = 0.1  # of the rows of a trial, for its own choices: the best epoch, a penalty
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def advise(
         _suggest(name, way, rules, recipe, folder, data[-1], found, machine, limits) for name, way in rules.ways.items()
     ]
     if trial_seconds is not None:
-        made = _tried(made, rules, recipe, len(data[-1].train), trial_seconds, on_event)
+        made = _tried(made, rules, recipe, data[-1], trial_seconds, on_event)
     ranked = sorted(
         made,
         key=lambda way: (
@@ -304,29 +308,48 @@ def _latency(recipe: Recipe, data: PreparedData, facts: Facts, machine: Machine,
 
 
 def _tried(
-    made: Sequence[Suggestion], rules: Rules, recipe: Recipe, rows: int, seconds: float, tell: Listener
+    made: Sequence[Suggestion], rules: Rules, recipe: Recipe, data: PreparedData, seconds: float, tell: Listener
 ) -> list[Suggestion]:
     """Replace estimates by measurements, where there was time for them."""
     ways = [way for way in made if way.ruled_out is None and rules.ways[way.way].runs]
     ways.sort(key=lambda way: way.seconds.expected if way.seconds else 0.0)
     by_name = {way.way: way for way in ways}
+    learn, held = _held_out(data)
 
     def run(name: str, count: int) -> Trial:
-        return _trial(by_name[name], recipe, count, tell)
+        return _trial(by_name[name], recipe, data, learn[:count], held, tell)
 
-    found = trials.halving([way.way for way in ways], rows, seconds, run, tell)
+    planned = {way.way: way.seconds.expected for way in ways if way.seconds}
+    found = trials.halving([way.way for way in ways], len(learn), seconds, run, tell, planned=planned)
     return [_measured(way, found.get(way.way)) for way in made]
 
 
-def _trial(way: Suggestion, recipe: Recipe, rows: int, tell: Listener) -> Trial:
-    """A whole run on some of the rows, in a folder that is thrown away."""
+def _held_out(data: PreparedData) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from, in an order of which each trial takes the beginning, and rows to measure all trials on.
+
+    These are the validation rows, or where there are few a fifth of the training rows; never the test rows, which are
+    for the run that follows.
+    """
+    learn = sorted(data.train, key=lambda row: row.key)
+    if len(data.validation) >= FEWEST_HELD:
+        return learn, list(data.validation)
+    count = min(TRIAL_ROWS, len(learn) // 5)
+    return learn[count:], learn[:count]
+
+
+def _trial(
+    way: Suggestion, recipe: Recipe, data: PreparedData, rows: Sequence[Row], held: Sequence[Row], tell: Listener
+) -> Trial:
+    """A whole run on some of the rows, in a folder that is thrown away; the data were checked before."""
     from tunesmith import pipeline
     from tunesmith.evaluation.metrics import METRICS
 
     tree = _with(recipe, way.recipe).model_dump(mode="json", exclude_unset=True)
     limit = min(TRIAL_ROWS, recipe.evaluate.limit or TRIAL_ROWS)
-    tree["data"] = {**tree["data"], "max_rows": _with_held_out(recipe, rows)}
     tree["evaluate"] = {**tree.get("evaluate", {}), "baselines": [], "limit": limit}
+    asked = parse(tree)
+    choose = round(CHOICE_SHARE * len(rows))
+    part = dataclasses.replace(data, train=rows[choose:], validation=rows[:choose], test=held)
     started = time.monotonic()
 
     def only_warnings(event: Event) -> None:
@@ -334,11 +357,12 @@ def _trial(way: Suggestion, recipe: Recipe, rows: int, tell: Listener) -> Trial:
             tell(event)
 
     with tempfile.TemporaryDirectory(prefix="tunesmith-trial-") as place:
-        summary = pipeline.run(parse(tree), run_dir=Path(place) / "run", on_event=only_warnings).summary()
+        parts = [part] * len(asked.resolved().stages)
+        summary = pipeline.run(asked, run_dir=Path(place) / "run", on_event=only_warnings, data=parts).summary()
     name, measured = next(iter(summary["metrics"].items()))
     return Trial(
         way=way.way,
-        rows=rows,
+        rows=len(rows),
         metric=name,
         value=measured["value"],
         low=measured["low"],
@@ -346,12 +370,6 @@ def _trial(way: Suggestion, recipe: Recipe, rows: int, tell: Listener) -> Trial:
         seconds=time.monotonic() - started,
         better_is=1 if METRICS[name].higher_is_better else -1,
     )
-
-
-def _with_held_out(recipe: Recipe, rows: int) -> int:
-    """Rows to take so that so many are left for training after the shares for validation and test."""
-    shares = [part for part in (recipe.data.validation, recipe.data.test) if isinstance(part, float)]
-    return max(rows, round(rows / max(0.1, 1 - sum(shares))))
 
 
 def _measured(way: Suggestion, trial: Trial | None) -> Suggestion:

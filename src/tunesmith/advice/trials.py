@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.errors import TunesmithError, UsageError
@@ -29,7 +30,7 @@ class Trial:
 
     Attributes:
         way: Its name.
-        rows: Rows it learned from and was measured by.
+        rows: Rows it learned from.
         metric: The task's primary metric.
         value: Of it.
         low: Lower limit of the interval.
@@ -77,12 +78,14 @@ def halving(
     run: Run,
     on_event: Listener = nobody,
     *,
+    planned: Mapping[str, float] = {},  # it is only read
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Trial]:
     """Try the ways; the last trial of each counts.
 
-    A trial is not begun that would, by the last one of the same way, end after the time. The first trials are made in
-    any case, one way after the other, until the time is over.
+    Each rung has an equal share of the time, as successive halving has it, with what the rungs before it left; so the
+    small ones cannot use up what the large ones need. A trial is not begun that would end after its rung's time: by
+    the last trial of the same way, or by its plan, or by the trials of other ways. The first one is made in any case.
 
     Args:
         ways: To try, the most promising first.
@@ -90,15 +93,17 @@ def halving(
         seconds: The time.
         run: Makes one trial.
         on_event: Told what is tried and what is left out.
+        planned: Way -> seconds that it is planned to take with all rows.
         clock: Seconds since some moment.
     """
-    end = clock() + seconds
+    start = clock()
     done: dict[str, Trial] = {}
     left = list(ways)
-    for count in rungs(rows):
+    counts = rungs(rows)
+    for number, count in enumerate(counts, 1):
+        end = start + seconds * number / len(counts)
         for way in list(left):
-            expected = done[way].seconds * count / done[way].rows if way in done else 0.0
-            if clock() + expected >= end:
+            if clock() >= end or clock() + _expected(way, count, done, planned, rows) > end:
                 reason = f"{way} is not tried with {count:,} rows: there is no time for it"
                 on_event(Notice(level="info", message=reason, fix="give --trials more time"))
                 continue
@@ -112,3 +117,14 @@ def halving(
         left.sort(key=lambda way: -done[way].better_is * done[way].value)
         left = left[: max(1, math.ceil(len(left) / 2))]
     return done
+
+
+def _expected(way: str, count: int, done: Mapping[str, Trial], planned: Mapping[str, float], rows: int) -> float:
+    """Seconds that a trial of so many rows will take."""
+    if not done:
+        return 0.0
+    if way in done:
+        return done[way].seconds * count / done[way].rows
+    if way in planned:
+        return planned[way] * count / rows
+    return count * statistics.mean(trial.seconds / trial.rows for trial in done.values())
