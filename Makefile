@@ -29,8 +29,8 @@ demo: $(STAMP) ## the main job: a small tuned model against a base model six tim
 	$(BIN)/tunesmith compare $(DEMO)/full $(DEMO)/peft $(DEMO)/features
 	$(BIN)/tunesmith runs show $(DEMO)/full
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
 lint: $(STAMP) ## style
 	$(BIN)/ruff check src tests scripts benchmarks

@@ -57,9 +57,9 @@ def recipes(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
         | {
             "model": "smollm2-135m-instruct",
             "parameters": {"kind": "lora", "rank": 16},
-            "training": {"epochs": 2, "learning_rate": 5e-4, "dropout": 0.0},
+            "training": {"epochs": 1, "learning_rate": 5e-4, "dropout": 0.0},
         },
-        "masked": language | {"model": "minilm-l6", "training": {"epochs": 20, "learning_rate": 3e-4, "dropout": 0.0}},
+        "masked": language | {"model": "minilm-l6", "training": {"epochs": 6, "learning_rate": 3e-4, "dropout": 0.0}},
         "domain": {
             "task": "text-classification",
             "model": "minilm-l6",
@@ -70,7 +70,7 @@ def recipes(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
                     "name": "domain",
                     "objective": "masked-lm",
                     "data": {"train": str(paths["train"])},
-                    "training": {"epochs": 20, "learning_rate": 3e-4, "dropout": 0.0},
+                    "training": {"epochs": 10, "learning_rate": 3e-4, "dropout": 0.0},
                 },
                 {"name": "task", "training": {"epochs": 4, "learning_rate": 1e-4}},
             ],

@@ -24,6 +24,8 @@ from tunesmith import environment, pipeline, recipe_file  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 from tunesmith.runs import write_json, write_text  # noqa: E402
 
+MOST_ROWS = 4000
+"""Rows of each task that are learned from."""
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = HERE / "results" / "sequential.json"
 REMEDIES: dict[str, dict[str, Any]] = {
@@ -44,7 +46,7 @@ def stages(folder: Path, rows: int | None) -> list[dict[str, Any]]:
     polarity = folder / "polarity.jsonl"
     write_text(polarity, "\n".join(lines) + "\n")
     bank, entities = SHARED / "banking77", SHARED / "wnut17"
-    some = {} if rows is None else {"max_rows": rows}
+    some = {"max_rows": rows or MOST_ROWS}
     return [
         {"name": "polarity", "data": {"train": str(polarity), **some}},
         {
@@ -97,7 +99,7 @@ def run_one(settings: dict[str, Any], folder: Path, rows: int | None) -> dict[st
         "stages": stages(folder, rows),
         "sequence": settings,
         "parameters": {"kind": "lora"} if "adapters" in settings else {"kind": "full"},
-        "training": {"epochs": 1 if rows else 4, "dropout": 0.0},
+        "training": {"epochs": 1 if rows else 2, "dropout": 0.0},
         "evaluate": {"baselines": [], **({"limit": 100} if rows else {})},
     }
     with shown() as on_event:

@@ -14,6 +14,8 @@ hypothesis.settings.register_profile("any-machine", deadline=None)  # a slow mac
 hypothesis.settings.load_profile("any-machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub; the tests of the hub set it themselves
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny tensors on a busy machine: spinning threads cost 4x
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes of tests share the cores
 
 CHATML = (
     "{% for message in messages %}"

@@ -1,6 +1,6 @@
 """Summaries (SciTLDR) and shell commands (tldr pages, split by tool) with SmolLM2-135M and LoRA.
 
-    python benchmarks/tasks/writing.py                   both, as the results were made (hours on two cores)
+    python benchmarks/tasks/writing.py                   both, as the results were made
     python benchmarks/tasks/writing.py --only scitldr
     python benchmarks/tasks/writing.py --quick           a few updates and test rows; writes no results
 
@@ -37,11 +37,11 @@ def scitldr(folder: Path) -> dict[str, Any]:
     parts = {part: str(DATA / "scitldr" / f"{name}.jsonl") for part, name in PARTS.items()}
     return {
         "task": "summarization",
-        "data": {**parts, "max_length": 768},
-        "training": {"epochs": 2, "batch_size": 16},
+        "data": {**parts, "max_length": 768, "max_rows": 1000},
+        "training": {"epochs": 1, "batch_size": 16},
         "evaluate": {
             "baselines": ["base", {"few-shot": 2}, "lead", "oracle"],
-            "limit": 300,
+            "limit": 200,
             "generation": {"max_new_tokens": 64},
         },
     }
@@ -59,12 +59,19 @@ def tldr_pages(folder: Path) -> dict[str, Any]:
     return {
         "task": "text-generation",
         "system_prompt": "Answer with the shell command alone.",
-        "data": {"train": str(path), "group_by": "tool", "validation": 0.02, "test": 0.1, "max_length": 256},
+        "data": {
+            "train": str(path),
+            "group_by": "tool",
+            "validation": 0.02,
+            "test": 0.1,
+            "max_length": 256,
+            "max_rows": 4000,
+        },
         "training": {"epochs": 1, "batch_size": 32},
         "evaluate": {
             "baselines": ["base", {"few-shot": 5}],
             "metric": "exact_match",
-            "limit": 500,
+            "limit": 300,
             "generation": {"max_new_tokens": 48},
         },
     }

@@ -238,5 +238,6 @@ def sections(found: Reinforcement, chart: str = "") -> list[Section]:
             ["Prompt", *titles],
             found.samples,
             found.samples,
+            is_prose=True,
         ),
     ]

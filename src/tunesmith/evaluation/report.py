@@ -125,6 +125,7 @@ class Section:
         rows: Cells as text.
         data: The same for ``report.json``.
         chart: SVG, or nothing.
+        is_prose: Whether the cells are texts to be read, rather than figures.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Section:
     rows: Sequence[Sequence[str]]
     data: Any
     chart: str = ""
+    is_prose: bool = False
 
 
 @dataclass(frozen=True)
