@@ -222,7 +222,7 @@ def narrow_modules(
                 made[name] = _embedding_of(module, values, scale)
             elif layer.name == VOCABULARY:
                 values, scale = shared.setdefault(id(module.weight), narrowing.to_int8(module.weight))
-                own = kind if kind == "fp8" else "int8-weights"
+                own: QuantizationKind = kind if kind == "fp8" else "int8-weights"
                 made[name] = _linear_of(module, own, values, scale, None, None)
             else:
                 factor_K, inputs = factors.get(name), calibration.get(name)
