@@ -184,10 +184,10 @@ def stop_after(seconds: float) -> None:
 
 
 def curve(run: runs.Run) -> list[dict[str, float]]:
-    """What PPO logged at each step; a step done twice, after a stop, counts once."""
+    """What learning from rewards logged at each step; a step done twice, after a stop, counts once."""
     steps = {}
     for event in runs.read_events(run.path):
-        if event["type"] == "step" and event["stage"] == "ppo":
+        if event["type"] == "step" and "reward" in event["metrics"]:
             steps[event["step"]] = {"step": event["step"], "seconds": event["seconds"], **event["metrics"]}
     return [steps[step] for step in sorted(steps)]
 
