@@ -343,7 +343,7 @@ def _evaluate(
         staging,
         recipe.model_copy(update={"evaluate": silent}),
         data,
-        Trained(remade, opened.summary(), opened.summary().get("tuning_seconds", 0.0)),
+        Trained(opened.summary(), opened.summary().get("tuning_seconds", 0.0), remade),
         tell,
         remade=Remade(title, system, judge, sections(measured), facts),
     )
