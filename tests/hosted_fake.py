@@ -20,7 +20,7 @@ from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from openai.types import FileDeleted, FileObject, Model
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionStoreMessage
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
@@ -58,12 +58,26 @@ class Provider:
     key: str = KEY
     asked: int = 0
     slow_seconds: float = 1.5
+    stored: dict[str, tuple[ChatCompletion, list[dict[str, Any]]]] = field(default_factory=dict)
+
+    def store(self, model: str, messages: list[dict[str, Any]]) -> None:
+        """Answer as a client that sends ``store: true`` is answered, and keep it."""
+        made = _complete(self, {"model": model, "messages": messages})
+        made = made.model_copy(update={"id": f"chatcmpl-{len(self.stored)}"})
+        self.stored[made.id] = (made, messages)
 
     def learned(self, model: str) -> dict[str, str]:
         """Question -> answer of the file that a tuned model learned from."""
         job = next(job for job in self.jobs.values() if job.fine_tuned_model == model)
         rows = [json.loads(line) for line in self.files[job.training_file][1].decode("utf-8-sig").splitlines()]
-        return {_last_user(row["messages"]): row["messages"][-1]["content"] for row in rows if "messages" in row}
+        return dict(_lesson(row) for row in rows)
+
+
+def _lesson(row: dict[str, Any]) -> tuple[str, str]:
+    """Question and answer of a row: shown, preferred, or what a grader would like."""
+    if "preferred_output" in row:
+        return _last_user(row["input"]["messages"]), row["preferred_output"][-1]["content"]
+    return _last_user(row["messages"]), row.get("wanted") or row["messages"][-1]["content"]
 
 
 def _last_user(messages: list[dict[str, Any]]) -> str:
@@ -185,6 +199,16 @@ def _answer(
             return 200, {"object": "list", "data": [model.model_dump()]}
         case ("POST", ["chat", "completions"]):
             return 200, _complete(state, json.loads(body)).model_dump()
+        case ("GET", ["chat", "completions"]):
+            kept = [made.model_dump() for made, _ in state.stored.values() if [made.model] == query.get("model")]
+            return 200, {"object": "list", "data": kept, "has_more": False}
+        case ("GET", ["chat", "completions", name, "messages"]):
+            # the package's type allows the role "assistant" alone; the reference's own example shows a user's message
+            turns = [
+                {**ChatCompletionStoreMessage(id=f"{name}-{n}", role="assistant").model_dump(), **turn}
+                for n, turn in enumerate(state.stored[name][1])
+            ]
+            return 200, {"object": "list", "data": turns, "has_more": False}
         case ("DELETE", ["files", name]):
             return 200, FileDeleted(id=name, deleted=True, object="file").model_dump()
     raise KeyError(path)
@@ -217,6 +241,7 @@ def _create(state: Provider, asked: dict[str, Any]) -> tuple[int, Any]:
         return 404, {"error": {"param": "model", "code": "model_not_found", **error}}
     kind = asked["method"]["type"]
     name = f"ftjob-{len(state.jobs)}"
+    numbers = {"n_epochs": 3, "batch_size": 1}
     job = FineTuningJob.model_validate(
         {
             "id": name,
@@ -235,7 +260,7 @@ def _create(state: Provider, asked: dict[str, Any]) -> tuple[int, Any]:
             "training_file": asked["training_file"],
             "validation_file": asked.get("validation_file"),
             "metadata": asked.get("metadata"),
-            "method": {"type": kind, kind: {"hyperparameters": {"n_epochs": 3, "batch_size": 1}}},
+            "method": {"type": kind, kind: {**asked["method"][kind], "hyperparameters": numbers}},
         }
     )
     state.jobs[name] = job

@@ -106,7 +106,7 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
         runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
     model, _ = load_artefact(opened.model_folder, device=default_device())
     summary = opened.summary()
-    trained = Trained(model, summary, summary.get("tuning_seconds", 0.0))
+    trained = Trained(summary, summary.get("tuning_seconds", 0.0), model)
     evaluate_run(folder, recipe, prepared, trained, log)
     return Run(folder)
 

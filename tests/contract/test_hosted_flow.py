@@ -166,6 +166,99 @@ def test_a_job_comes_home_with_the_old_models_answers(
         bring_home(client, "ftjob-0", "smollm2-135m-instruct", tmp_path / "home", Events())
 
 
+def test_a_job_comes_home_with_the_answers_that_were_stored(
+    there: tuple[hosted_fake.Provider, str], finished: Run, tmp_path: Path
+) -> None:
+    """Answers of real use, kept by the provider, become the test rows, and a run says how near it comes to them."""
+    state, address = there
+    old = finished.summary()["hosted"]["model"]
+    for n in range(12):
+        text = f"a {'fine' if n % 2 else 'dull'} evening in row {n}"
+        state.store(old, [{"role": "system", "content": "Judge."}, {"role": "user", "content": text}])
+    state.store("gpt-4.1-mini", [{"role": "user", "content": "another model's"}])
+    client = clients.connect(Hosted(base_url=address), table.load())
+    made, facts = bring_home(client, "ftjob-0", "smollm2-135m-instruct", tmp_path / "home", Events(), stored=10)
+    assert facts["old_answers"] == 10 and made.data.test == [str(tmp_path / "home" / "old_answers.jsonl")]
+    lines = [json.loads(line)["messages"] for line in (tmp_path / "home" / "old_answers.jsonl").open()]
+    assert [turn["role"] for turn in lines[0]] == ["system", "user", "assistant"]
+    known = {made.id: (made.choices[0].message.content, asked[-1]["content"]) for made, asked in state.stored.values()}
+    assert [(turns[-1]["content"], turns[-2]["content"]) for turns in lines] == list(known.values())[:10]
+    assert recipe_file.load(tmp_path / "home" / "recipe.yaml") == made
+
+
+def test_the_new_model_is_compared_on_the_stored_answers(
+    there: tuple[hosted_fake.Provider, str], finished: Run, tiny_decoder: Path, tmp_path: Path
+) -> None:
+    state, address = there
+    old = finished.summary()["hosted"]["model"]
+    for n in range(4):
+        state.store(old, [{"role": "user", "content": f"a dull evening, number {n}"}])
+    client = clients.connect(Hosted(base_url=address), table.load())
+    home = tmp_path / "home"
+    bring_home(client, "ftjob-0", str(tiny_decoder), home, Events(), stored=4)
+    short = ["training.max_steps=1", "training.compile=off", "evaluate.resamples=100", "evaluate.baselines=[base]"]
+    read = recipe_file.load(home / "recipe.yaml", overrides=[*short, "evaluate.generation.max_new_tokens=4"])
+    run = pipeline.run(read, run_dir=tmp_path / "run")
+    assert set(run.metrics) >= {"chrf", "exact_match"} and set(run.baselines) == {"base"}
+    answers = [json.loads(line) for line in (run.path / "predictions.jsonl").open()]
+    assert len(answers) == 4 and {answer["reference"] for answer in answers} <= {"positive", "negative"}
+
+
+def test_a_job_of_preferences_is_measured_by_what_it_writes(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path
+) -> None:
+    pairs = [
+        {
+            "prompt": row["text"],
+            "chosen": row["label"],
+            "rejected": "negative" if row["label"] == "positive" else "positive",
+        }
+        for row in labelled_rows(120)
+    ]
+    data = {"train": [str(write_jsonl(tmp_path / "pairs.jsonl", pairs))]}
+    heard = Events()
+    asked = recipe(tmp_path, there[1], task="preference", data=data)
+    run = pipeline.run(asked, run_dir=tmp_path / "run", on_event=heard)
+    assert there[0].jobs[run.summary()["hosted"]["job"]].method.type == "dpo"  # type: ignore[union-attr]
+    tuned, base = run.metrics["exact_match"], run.baselines["base"]["exact_match"]
+    answers = [json.loads(line) for line in (run.path / "predictions.jsonl").open()]
+    right = [answer["answer"] == answer["reference"] for answer in answers]
+    assert tuned.value == pytest.approx(sum(right) / 34) and tuned.low < tuned.value < tuned.high
+    assert tuned.value > base.value + 0.2
+    assert "few-shot-5" in run.baselines and run.report().is_file() and "Not measured" not in run.verdict
+    assert any("preferred answers" in str(getattr(event, "message", "")) for event in heard)
+
+
+def test_a_job_of_reinforcement_is_measured_by_its_grader(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path
+) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": row["text"]}], "wanted": row["label"]} for row in labelled_rows(120)
+    ]
+    data = {"train": [str(write_jsonl(tmp_path / "prompts.jsonl", rows))]}
+    grader = {
+        "type": "string_check",
+        "name": "label",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.wanted}}",
+        "operation": "eq",
+    }
+    asked = recipe(tmp_path, there[1], task="prompts", data=data, hosted={"grader": grader})
+    run = pipeline.run(asked, run_dir=tmp_path / "run")
+    tuned, base = run.metrics["reward"], run.baselines["base"]["reward"]
+    wanted = {row["messages"][0]["content"]: row["wanted"] for row in rows}
+    answers = [json.loads(line) for line in (run.path / "predictions.jsonl").open()]
+    right = [wanted[answer["input"]] == answer["answer"] for answer in answers]
+    assert tuned.value == pytest.approx(sum(right) / 34) and tuned.low < tuned.value < tuned.high
+    assert tuned.value > base.value + 0.2
+    assert run.report().is_file() and "reward" in run.report().read_text().lower()
+
+    model_asked = {"type": "score_model", "name": "x", "model": "gpt-4.1", "input": [], "range": [0, 1]}
+    other = recipe(tmp_path, there[1], task="prompts", data=data, hosted={"grader": model_asked})
+    unmeasured = pipeline.run(other, run_dir=tmp_path / "other")
+    assert unmeasured.verdict.startswith("Not measured: the grader type 'score_model' cannot run here")
+
+
 # --- the same with our own server -------------------------------------------------------------------------------------
 
 

@@ -347,7 +347,7 @@ def _evaluate(work: Work, remade: Model, measured: dict[str, Any]) -> None:
         work.folder,
         recipe.model_copy(update={"evaluate": silent}),
         work.data,
-        Trained(remade, tuned, tuned.get("tuning_seconds", 0.0)),
+        Trained(tuned, tuned.get("tuning_seconds", 0.0), remade),
         tell,
         remade=Remade(title, system, judge, sections(measured), facts),
     )

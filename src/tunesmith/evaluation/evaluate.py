@@ -32,7 +32,7 @@ from tunesmith.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from tunesmith.models.model import Model
-    from tunesmith.training.stages import Trained
+    from tunesmith.training.stages import Trained, Tuning
 
 TRAINING_ROWS_SHOWN = 3
 
@@ -334,7 +334,7 @@ def _several(right: Truth, row: int) -> list[str] | None:
 def summarise(
     folder: Path,
     recipe: Recipe,
-    trained: Trained,
+    trained: Tuning,
     metrics: Mapping[str, Interval],
     baselines: Mapping[str, Mapping[str, Interval]],
     verdict: str,

@@ -142,9 +142,10 @@ def as_outputs(answers: Sequence[Answer], rows: Sequence[Row], setting: Setting)
             for text, row in zip(texts, rows, strict=True)
         ]
         return Outputs(spans=spans, **taken)
-    if setting.task.answer not in ("text", "label"):
+    if setting.task.answer not in ("text", "label", "open"):
         raise UsageError(f"a provider's answers to the task {setting.task.name} cannot be measured")
-    return Outputs(texts=texts, **taken)
+    worth: dict[str, Any] = setting.judges.score(rows, texts, [()] * len(rows)) if setting.judges is not None else {}
+    return Outputs(texts=texts, **taken, **worth)
 
 
 def usage_of(answers: Sequence[Answer]) -> Usage:

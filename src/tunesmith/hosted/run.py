@@ -9,15 +9,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tunesmith import runs
+from tunesmith import rewards, runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
-from tunesmith.errors import UsageError
-from tunesmith.evaluation import answering, comparison, evaluate, in_context, report
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.evaluation import answering, comparison, evaluate, in_context, pair_metrics, report
 from tunesmith.evaluation.baselines import DEFAULT_SHOTS
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.evaluation.rewarded import Judges
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.hosted import check, estimate, jobs, table
 from tunesmith.hosted.answers import Asker, Usage, as_outputs, questions_of, usage_of
@@ -25,14 +26,10 @@ from tunesmith.hosted.client import Client, Job, connect
 from tunesmith.hosted.rules import ProviderRules
 from tunesmith.hosted.settings import Hosted
 from tunesmith.hosted.table import Rate, Table, find_model
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, RewardSource
 from tunesmith.tasks import TASKS
-from tunesmith.training.stages import Trained
-
-UNMEASURED = {
-    "dpo": "a preference is measured by likelihoods, which providers do not give",
-    "reinforcement": "what the grader asks is measured by the provider alone",
-}
+from tunesmith.tasks.preference import turns_of
+from tunesmith.training.stages import Tuning
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def tune_and_measure(
         "trainable_parameters": 0,
         "total_parameters": 0,
     }
-    trained = Trained(None, facts, max(0.0, seconds))  # type: ignore[arg-type]  # the model is not here
+    trained = Tuning(facts, max(0.0, seconds))
     paid = paid_for(job, recipe, known, cost.training_cost_usd)
     runs.write_json(
         folder / "plan.json",
@@ -113,10 +110,48 @@ def tune_and_measure(
         "price_date": cost.price_date,
     }
     tell(Phase(step="evaluate", message=f"{job.tuned_model} at {client.provider.what}"))
-    reason = UNMEASURED.get(checked.method)
-    if reason is not None or not (len(data.test) or len(data.validation)):
-        return _leave_unmeasured(folder, recipe, trained, hosted, reason, tell)
-    return measure_hosted(folder, recipe, data, trained, job, client, known, hosted, started, tell)
+    if not (len(data.test) or len(data.validation)):
+        return _leave_unmeasured(folder, recipe, trained, hosted, "the recipe keeps no rows for it", tell)
+    try:
+        judges = grader_of(recipe)
+    except TunesmithError as error:  # one that asks a model, say
+        return _leave_unmeasured(folder, recipe, trained, hosted, error.what, tell)
+    if checked.method == "dpo":
+        tell(Notice(level="info", message=WRITTEN_NOT_WEIGHED))
+        recipe, data = as_conversations(recipe, data)
+    return measure_hosted(folder, recipe, data, trained, job, client, known, hosted, started, tell, judges)
+
+
+WRITTEN_NOT_WEIGHED = (
+    "providers do not say how likely a given answer is, so what the models write is compared with the preferred answers"
+)
+
+
+def grader_of(recipe: Recipe) -> Judges | None:
+    """The grader of a job of reinforcement fine-tuning as the judge of held-out answers; ``None`` for other jobs.
+
+    Raises:
+        TunesmithError: The grader cannot run on this machine.
+    """
+    grader = recipe.hosted.grader if recipe.hosted is not None else None
+    return None if grader is None else Judges(rewards.make([RewardSource(kind="grader", grader=grader)]), None)
+
+
+def as_conversations(recipe: Recipe, data: PreparedData) -> tuple[Recipe, PreparedData]:
+    """Pairs as conversations that end with the preferred answer, and the recipe of learning these."""
+
+    def conversation(row: Row) -> Row:
+        prompt, better, _ = turns_of(row)
+        given = row.fields.get("input")
+        tools = {"tools": given["tools"]} if isinstance(given, dict) and given.get("tools") else {}
+        return replace(row, fields={"messages": [*prompt, *better], **tools})
+
+    train, validation, test = ([conversation(row) for row in part] for part in (data.train, data.validation, data.test))
+    measured_by = recipe.evaluate
+    if measured_by.metric in pair_metrics.PRIMARY:
+        measured_by = measured_by.model_copy(update={"metric": None})
+    view = recipe.model_copy(update={"task": "chat", "evaluate": measured_by})
+    return view, replace(data, train=train, validation=validation, test=test)
 
 
 def refuse_closed(recipe: Recipe, known: Table, today: date) -> None:
@@ -151,19 +186,22 @@ def measure_hosted(
     folder: Path,
     recipe: Recipe,
     data: PreparedData,
-    trained: Trained,
+    trained: Tuning,
     job: Job,
     client: Client,
     known: Table,
     hosted: dict[str, Any],
     started: float,
     tell: Listener,
+    judges: Judges | None = None,
 ) -> str:
     """The same measurement and report as of a local run, of the tuned model and its rivals at the provider."""
     task, settings = TASKS[recipe.task], recipe.evaluate
     rows = evaluate.rows_to_measure(recipe, data, tell)
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
-    setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    setting = answering.Setting(
+        task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
+    )
     asker = Asker(client, folder / "answers.jsonl", tell)
     tuned, *others = _systems(recipe, data, rows, right, setting, job, asker, known, trained)
     rivals = [other.system for other in others]
@@ -197,7 +235,7 @@ def _systems(
     job: Job,
     asker: Asker,
     known: Table,
-    trained: Trained,
+    trained: Tuning,
 ) -> Iterator[Asked]:
     """The tuned model, then each baseline of the recipe that can be asked there."""
     settings, provider = recipe.evaluate, asker.client.provider
@@ -288,9 +326,9 @@ def _dollars(value: float | None) -> str:
 
 
 def _leave_unmeasured(
-    folder: Path, recipe: Recipe, trained: Trained, hosted: dict[str, Any], reason: str | None, tell: Listener
+    folder: Path, recipe: Recipe, trained: Tuning, hosted: dict[str, Any], reason: str, tell: Listener
 ) -> str:
-    verdict = f"Not measured: {reason or 'the recipe keeps no rows for it'}."
+    verdict = f"Not measured: {reason}."
     tell(Notice(level="info", message=verdict))
     summary = evaluate.summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
     runs.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})

@@ -54,18 +54,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A tuned model and what tuning it took.
+class Tuning:
+    """What tuning took, wherever it was done.
 
     Attributes:
-        model: With the best weights.
         facts: ``tokens_per_second``, ``peak_memory_bytes``, ``trainable_parameters``, ``total_parameters``, ``tokens``.
         seconds: Wall-clock time of the updates.
     """
 
-    model: Model
     facts: dict[str, Any]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Trained(Tuning):
+    """The same with the tuned model, which has its best weights."""
+
+    model: Model
 
 
 def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[PreparedData], tell: Listener) -> Trained:
@@ -208,7 +213,7 @@ def _train_stage(
     if recipe.sequence.hold == "ewc" and not last:
         keep_fisher(place, earlier, model, plain, train)
     tune_thresholds(model, prepared, _setting(recipe, prepared, tell), settings)
-    return Trained(model, _facts(model, result), result.seconds)
+    return Trained(_facts(model, result), result.seconds, model)
 
 
 def _rendered(
@@ -271,7 +276,7 @@ def _fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> 
     if recipe.stages[0].training is not None:
         tune_thresholds(model, prepared, setting, recipe.stages[0].training)
     fitted = sum(p.numel() for p in model.network.classifier.parameters())
-    return Trained(model, _untrained(model, fitted), seconds)
+    return Trained(_untrained(model, fitted), seconds, model)
 
 
 def _fit_head(model: Model, choice: NoParameters, prepared: PreparedData, setting: Setting, tell: Listener) -> None:
@@ -314,7 +319,7 @@ def _fit_pictures(recipe: Recipe, base: Path, prepared: PreparedData, tell: List
     started = time.perf_counter()
     _fit_head(model, choice, prepared, _setting(recipe, prepared, tell), tell)
     fitted = sum(p.numel() for p in network.classifier.parameters())
-    return Trained(model, _untrained(model, fitted), time.perf_counter() - started)
+    return Trained(_untrained(model, fitted), time.perf_counter() - started, model)
 
 
 def _show(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
@@ -335,7 +340,7 @@ def _show(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedData, tell
     )
     model.shown = choose(prepared.train, stage.parameters, TASKS[recipe.task], prepared.labels, stage.training.seed)
     tell(Phase(step="tune", message=f"{stage.parameters.examples} examples in the prompt ({stage.parameters.choose})"))
-    return Trained(model, _untrained(model, 0), 0.0)
+    return Trained(_untrained(model, 0), 0.0, model)
 
 
 def _untrained(model: Model, fitted: int) -> dict[str, Any]:
