@@ -131,8 +131,26 @@ def gguf(args: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(target, ignore_errors=True)
         made = export_run(run, "gguf", target=target, outtype=kind, rows=3)
         found[kind] = {"bytes": made["bytes"], "verified": made["verified"]}
+        if kind == "f16":
+            found[kind]["against_weights_in_f16"] = _against_f16(run, target)
         print(kind, json.dumps(found[kind]), flush=True)
     return found
+
+
+def _against_f16(run: runs.Run, target: Path) -> dict[str, Any]:
+    """What the file's own rounding to 16 bits does not explain of the difference: nothing should be left."""
+    from tunesmith.compression import verify
+    from tunesmith.compression.export import gguf_name
+    from tunesmith.compression.quantize import load_original
+    from tunesmith.data.prepare import prepare
+
+    model = load_original(run)
+    for parameter in model.network.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.half().float()
+    texts = [model.tokenizer(row.fields["prompt"])["input_ids"] for row in list(prepare(run.recipe).test)[:3]]
+    theirs = verify.in_transformers(model, target, gguf_name("f16"))
+    return verify.compare("transformers", theirs, verify.own_scores(model), texts).as_dict()
 
 
 def qat(args: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +163,6 @@ def qat(args: argparse.Namespace) -> dict[str, Any]:
         run = _tuned(
             folder / name,
             rows=rows,
-            data={"validation": 0.1, "test": 0.4},
             task="text-classification",
             model="minilm-l6",
             method="full",
