@@ -129,8 +129,8 @@ def find(model: Model) -> FrozenPrefix | None:
 
     A trial shows that what trains has no part in their output, and that the layers above need nothing else of them.
     """
-    count = _frozen_layers(model)
-    if not count or model.form == "seq2seq" or model.virtual_tokens:
+    count = frozen_layers(model)
+    if not count:
         return None
     blocks = model.blocks()[:count]
     parts: list[nn.Module] = []
@@ -139,8 +139,13 @@ def find(model: Model) -> FrozenPrefix | None:
     return _trial_of_pictures(model, prefix) if model.reads_pictures else _trial(model, prefix)
 
 
-def _frozen_layers(model: Model) -> int:
-    """Layers before the first parameter that trains, in the network's own order; 0 if one comes before them all."""
+def frozen_layers(model: Model) -> int:
+    """Layers before the first parameter that trains, in the network's own order; 0 if one comes before them all.
+
+    What trains in encoder-decoders and with virtual tokens is taken to come before them.
+    """
+    if model.form == "seq2seq" or model.virtual_tokens:
+        return 0
     blocks = model.blocks()
     owner = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
     behind = False

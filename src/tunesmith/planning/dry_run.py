@@ -153,6 +153,12 @@ def scaled(model: Model, machine: Machine, largest: Layout) -> Scaled:
     return Scaled.through(found)
 
 
+def without_first(model: Model, count: int, machine: Machine, largest: Layout) -> Scaled:
+    """The same of a network whose first so many layers are passed over."""
+    with _only(model, [model.blocks()[count:]], [len(model.blocks()) - count]):
+        return scaled(model, machine, largest)
+
+
 def _alike(model: Model) -> list[list[nn.Module]]:
     """The network's layers, in groups of neighbours with the same parameters of which the same train."""
     groups: list[list[nn.Module]] = []

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.errors import UsageError
 from tunesmith.events import Listener, Phase, nobody
 from tunesmith.planning import calibration, costs
+from tunesmith.planning.cached import cached
 from tunesmith.planning.calibration import Correction
 from tunesmith.planning.costs import NOTHING, Network, Passes, Sample
 from tunesmith.planning.dry_run import Layout, Scaled, scaled
 from tunesmith.planning.machine import Machine, named, this_machine
 from tunesmith.planning.result import FLEXIBLE, Plan, StagePlan
+from tunesmith.planning.sampling import grouped, render
 from tunesmith.planning.shape import by_formula, skeleton
 from tunesmith.planning.table import parts_of
-from tunesmith.recipe import ObjectiveName, Parameters, Recipe, Stage, Training
+from tunesmith.planning.teaching import Teaching, teaching
+from tunesmith.recipe import NoParameters, ObjectiveName, Parameters, Recipe, Stage, Training
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from tunesmith.models.heads import Pooling
     from tunesmith.models.model import Form, Model
 
-SAMPLE_ROWS = 512
 LONG_SECONDS = 3600
 CUT_SHARE = 0.05
 UNTRAINED = {"none", "in-context"}
@@ -187,9 +189,9 @@ class StagePlanner:
         folder = catalog.model_folder(stage.model) if stage.model is not None else folder
         config = load_config(folder)
         form, objective = answer_form(view, stage, config)
-        sample = _render(view, data, folder, config, form, stage.training)
+        sample = render(view, data, folder, config, form, stage.training)
         if objective == "contrastive":
-            sample = _grouped(sample, stage.training)
+            sample = grouped(sample, stage.training)
         return StagePlanner(
             stage, view, folder, form, objective, data.labels, sample, len(data.train), machine, correction
         )
@@ -214,17 +216,40 @@ class StagePlanner:
         )
         known = self.correction or (calibration.correction(machine.name, kind) if machine.here else Correction())
         share = self.sample.loss_share
-        update = costs.seconds(costs.work(network, machine, passes, share), machine) if trains else 0.0
+        an_epoch = self._reading(settings)
+        largest = (passes if trains else read).largest
+        kept = None
+        if trains:
+            kept = cached(
+                model,
+                network,
+                self.objective,
+                settings,
+                machine,
+                once + self.sample.validation_tokens,
+                _layout(largest),
+                once=epochs <= 1,
+            )
+        above = network if kept is None else kept.network
+        update = costs.seconds(costs.work(above, machine, passes, share), machine) if trains else 0.0
+        if kept is not None:  # once through all layers less what is above them
+            update += costs.seconds(costs.work(network, machine, an_epoch, 0.0, forward=True), machine)
+            update -= costs.seconds(costs.work(above, machine, an_epoch, 0.0, forward=True), machine)
         update += steps * costs.update_seconds(network, machine) + (costs.COMPILE_SECONDS if network.compiled else 0.0)
-        reading = costs.seconds(costs.work(network, machine, read, share, forward=True), machine)
+        reading = costs.seconds(costs.work(above, machine, read, share, forward=True), machine)
         uncorrected = costs.memory(
             network, machine, passes if trains else read, share, passes_an_update=a_step, trains=trains
         )
+        taught = self._teaching(settings, passes, an_epoch, uncorrected) if trains else None
+        if taught is not None:
+            update += taught.seconds
+            uncorrected = uncorrected | dict(taught.memory)
         parts = {name: size * (known.bytes if name in FLEXIBLE else 1.0) for name, size in uncorrected.items()}
         flexible = sum(size for name, size in uncorrected.items() if name in FLEXIBLE)
         checkpoint = network.trainable * (network.wide + (12 if network.narrow else 8))
         validations = max(1, round(epochs)) if trains else 0
-        kept = min(validations, settings.keep_checkpoints + settings.keep_best_checkpoints)
+        stored = min(validations, settings.keep_checkpoints + settings.keep_best_checkpoints)
+        aside = (kept.bytes if kept else 0.0) + (taught.disk_bytes if taught else 0.0)
         saved = model.trainable_parameters if model.has_adapters else model.total_parameters
         return StagePlan(
             name=self.stage.name,
@@ -241,9 +266,48 @@ class StagePlanner:
             updates=known.time_range(update),
             validations=known.time_range(reading),
             checkpoint_bytes=checkpoint if trains else 0.0,
-            disk_bytes=kept * checkpoint + saved * network.wide + RENDERED_BYTES * once,
+            disk_bytes=stored * checkpoint + saved * network.wide + RENDERED_BYTES * once + aside,
             correction=known,
             parts=tuple(parts_of(model)),
+            cached_bytes=aside,
+        )
+
+    def _reading(self, training: Training) -> Passes:
+        """Passes over all rows, training and validation, a single time."""
+        tokens = int(self.sample.lengths.sum()) + self.sample.validation_tokens
+        return costs.read_passes(tokens, self.sample.typical_length, training.micro_tokens or FEATURE_TOKENS)
+
+    def _teaching(
+        self, training: Training, passes: Passes, once: Passes, student: Mapping[str, float]
+    ) -> Teaching | None:
+        """What a teacher on this machine adds; ``None`` where there is none, or it has written and gone."""
+        from tunesmith.models.load import load_config, load_tokenizer, natural_form
+        from tunesmith.objectives.teacher import folder_of, name_of
+
+        own = training.distillation
+        if self.objective != "distill" or own.is_server or not own.needs_scores:
+            return None
+        folder = folder_of(name_of(self.view, training))
+        folder = folder if (folder / "config.json").is_file() else _base_of(folder)
+        config = load_config(folder)
+        writes = natural_form(config) != "classify" and self.form != "tag"
+        form = natural_form(config) if writes else self.form
+        labels = None if writes else self.labels
+        model = skeleton(folder, config, load_tokenizer(folder), form, labels, NoParameters(), pooling=None)
+        model.network.to(self._dtype())
+        network = self._network(model, NoParameters(), training, self._dtype(), 0, passes.largest)
+        rows = round(self.rows * (1 + self.sample.validation_tokens / max(1, int(self.sample.lengths.sum()))))
+        return teaching(
+            own,
+            self.form,
+            network,
+            self.machine,
+            passes,
+            once,
+            self.sample.loss_share,
+            student,
+            labels=len(self.labels or []),
+            rows=rows,
         )
 
     def filled_in(self, training: Training | None = None, choice: Parameters | None = None) -> Training:
@@ -267,11 +331,8 @@ class StagePlanner:
 
     def _skeleton(self, choice: Parameters, training: Training) -> tuple[Model, torch.dtype]:
         """The stage's network on the meta device, in the precision that it would have."""
-        import torch
-
         from tunesmith.compression import fake_quantization
         from tunesmith.models.load import load_config, load_tokenizer, set_dropout
-        from tunesmith.models.precision import choose_dtype, default_device
 
         config = load_config(self.folder)
         if training.dropout is not None:
@@ -279,15 +340,22 @@ class StagePlanner:
         pooling: Pooling | None = "mean" if choice.kind == "none" or self.objective == "contrastive" else None
         tokenizer = load_tokenizer(self.folder)
         model = skeleton(self.folder, config, tokenizer, self.form, self.labels, choice, pooling=pooling)
-        if self.machine.here:
-            dtype = choose_dtype(self.view.precision, default_device())
-        else:
-            wanted = {"fp32": torch.float32, "fp64": torch.float64}
-            dtype = wanted.get(self.view.precision, torch.bfloat16)
+        dtype = self._dtype()
         model.network.to(dtype)
         if training.quantization_aware is not None:
             fake_quantization.simulate(model, training.quantization_aware)
         return model, dtype
+
+    def _dtype(self) -> torch.dtype:
+        """The precision that the machine would compute in."""
+        import torch
+
+        from tunesmith.models.precision import choose_dtype, default_device
+
+        if self.machine.here:
+            return choose_dtype(self.view.precision, default_device())
+        wanted = {"fp32": torch.float32, "fp64": torch.float64}
+        return wanted.get(self.view.precision, torch.bfloat16)
 
     def _padded(self, model: Model) -> bool:
         """Whether rows are filled up to the longest of their pass."""
@@ -350,58 +418,28 @@ class StagePlanner:
         return self.machine.kind == "cuda" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
-def _costs_of(model: Model, machine: Machine, largest: tuple[float, float]) -> Scaled:
-    """Dry runs of a network; by formula where it computes with values, which a dry run has none of."""
+def _base_of(folder: Path) -> Path:
+    """The base of a run whose model is an adapter: its sizes are the teacher's but for the adapter's few weights."""
+    import json
+
+    from tunesmith import catalog
+
+    adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return catalog.model_folder(str(adapter["base_model_name_or_path"]))
+
+
+def _layout(largest: tuple[float, float]) -> Layout:
+    """Rows of one width for the tokens and pairs of a pass."""
     tokens, pairs = largest
     width = max(1, round(pairs / max(1.0, tokens)))
+    return Layout(max(1, round(tokens / width)), width)
+
+
+def _costs_of(model: Model, machine: Machine, largest: tuple[float, float]) -> Scaled:
+    """Dry runs of a network; by formula where it computes with values, which a dry run has none of."""
     with contextlib.suppress(RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, IndexError):
-        return scaled(model, machine, Layout(max(1, round(tokens / width)), width))
+        return scaled(model, machine, _layout(largest))
     return by_formula(model, machine)
-
-
-def _render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: Form, training: Training) -> Sample:
-    """Render rows at even distances and take them for the whole."""
-    import numpy as np
-
-    from tunesmith.data.documents import block_renderer
-    from tunesmith.data.renderers import recipe_renderer
-    from tunesmith.models.load import default_max_length, load_tokenizer
-    from tunesmith.tasks import TASKS
-
-    tokenizer = load_tokenizer(folder)
-    max_length = recipe.data.max_length or default_max_length(folder, config)
-    task = TASKS[recipe.task]
-    rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
-    if task.answer == "likelihood":
-        blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
-        rendered = [block for row in rows for block in blocks(row)]
-    else:
-        render = recipe_renderer(recipe, tokenizer, form=form, labels=data.labels, max_length=max_length)
-        rendered = [render(row) for row in rows]
-    lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
-    weighted = sum(sum(w > 0 for w in example.loss_weights or []) for example in rendered)
-    asked = training.mask_share if form == "mask" else 1.0
-    return Sample(
-        lengths=np.resize(lengths, len(data.train) * len(rendered) // len(rows)),
-        validation_tokens=int(len(data.validation) * lengths.sum() / len(rows)),
-        loss_share=asked * weighted / max(1, int(lengths.sum())),
-        cut_share=sum(example.cut_tokens > 0 for example in rendered) / max(1, len(rendered)),
-    )
-
-
-def _grouped(sample: Sample, training: Training) -> Sample:
-    """The same rows in the groups of contrastive learning, each as often as it has rounds."""
-    import numpy as np
-
-    from tunesmith.data.groups import default_rounds
-
-    size = training.contrastive.group_size
-    rounds = training.contrastive.rounds or default_rounds(len(sample.lengths), size)
-    groups = max(1, len(sample.lengths) // size) * rounds
-    mean = int(sample.lengths.mean() * min(size, len(sample.lengths)))
-    return dataclasses.replace(
-        sample, lengths=np.full(groups, mean), validation_tokens=sample.validation_tokens * rounds
-    )
 
 
 def _joined(stages: list[StagePlan], machine: Machine) -> Plan:

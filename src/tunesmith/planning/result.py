@@ -31,6 +31,8 @@ class StagePlan:
         validations: Time of measuring on the validation rows.
         checkpoint_bytes: Of one checkpoint.
         disk_bytes: What the stage leaves on disk at most.
+        cached_bytes: Of these, what frozen layers make of the rows (``training.cache``), and what a teacher thinks of
+            them; both go with the run's end.
         correction: From earlier runs.
         parts: Table of what trains.
     """
@@ -52,6 +54,7 @@ class StagePlan:
     disk_bytes: float
     correction: Correction
     parts: tuple[Part, ...]
+    cached_bytes: float = 0.0
 
     @property
     def seconds(self) -> Range:
@@ -157,6 +160,7 @@ def _stage_dict(stage: StagePlan) -> dict[str, Any]:
         "update_seconds": stage.updates.as_dict(1),
         "validation_seconds": stage.validations.as_dict(1),
         "checkpoint_bytes": int(stage.checkpoint_bytes),
+        "cached_bytes": int(stage.cached_bytes),
         "kind": stage.kind,
         "basis": stage.correction.basis,
         "earlier_runs": stage.correction.samples,

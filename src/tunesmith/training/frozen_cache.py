@@ -68,19 +68,19 @@ def remember(
     sets = {name: data for name, data in sets.items() if len(data)}
     states = sum(int(data.state_offsets[-1]) for data in sets.values())
     needed = 0 if prefix is None else states * prefix.width * prefix.dtype.itemsize
-    hindrance = _hindrance(prefix, objective, settings, needed, _free_bytes(place))
-    if hindrance is None and any(data.varies for data in sets.values()):
-        hindrance = "`training.augment` shows the model other pictures in each epoch"
-    if hindrance is not None and settings.cache == "on":
+    obstacle = hindrance(prefix, objective, settings, needed, free_bytes(place))
+    if obstacle is None and any(data.varies for data in sets.values()):
+        obstacle = "`training.augment` shows the model other pictures in each epoch"
+    if obstacle is not None and settings.cache == "on":
         raise RecipeError(
-            f"the frozen layers cannot be cached: {hindrance}",
+            f"the frozen layers cannot be cached: {obstacle}",
             where="training.cache",
             fix="use `cache: auto`, or `off`",
         )
     once = steps <= len(batches_of_epoch(sets["train"].lengths, settings, 0))
-    if prefix is None or hindrance is not None or (settings.cache == "auto" and once):
-        if prefix is not None and hindrance is not None and objective.skips_frozen:
-            tell(Notice(level="info", message=f"the frozen layers are computed in each epoch: {hindrance}"))
+    if prefix is None or obstacle is not None or (settings.cache == "auto" and once):
+        if prefix is not None and obstacle is not None and objective.skips_frozen:
+            tell(Notice(level="info", message=f"the frozen layers are computed in each epoch: {obstacle}"))
         return False
     message = f"{len(prefix.blocks)} frozen layers are computed once; their output takes {needed / 1e6:,.0f} MB on disk"
     tell(Notice(level="info", message=message))
@@ -90,7 +90,7 @@ def remember(
     return True
 
 
-def _hindrance(
+def hindrance(
     prefix: FrozenPrefix | None, objective: Objective, settings: Training, needed: int, free: int
 ) -> str | None:
     """Why the states cannot be kept."""
@@ -105,7 +105,8 @@ def _hindrance(
     return None
 
 
-def _free_bytes(place: Path) -> int:
+def free_bytes(place: Path) -> int:
+    """Free space of the disk that a folder is or will be on."""
     existing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
     return shutil.disk_usage(existing).free
 

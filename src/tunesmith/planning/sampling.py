@@ -1,0 +1,59 @@
+"""A sample of the rows as the model would read them, taken for the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith.planning.costs import Sample
+from tunesmith.recipe import Recipe, Training
+
+if TYPE_CHECKING:
+    from tunesmith.data.prepare import PreparedData
+    from tunesmith.models.model import Form
+
+SAMPLE_ROWS = 512
+
+
+def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: Form, training: Training) -> Sample:
+    """Render rows at even distances and take them for the whole."""
+    from tunesmith.data.documents import block_renderer
+    from tunesmith.data.renderers import recipe_renderer
+    from tunesmith.models.load import default_max_length, load_tokenizer
+    from tunesmith.tasks import TASKS
+
+    tokenizer = load_tokenizer(folder)
+    max_length = recipe.data.max_length or default_max_length(folder, config)
+    task = TASKS[recipe.task]
+    rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
+    if task.answer == "likelihood":
+        blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
+        rendered = [block for row in rows for block in blocks(row)]
+    else:
+        render = recipe_renderer(recipe, tokenizer, form=form, labels=data.labels, max_length=max_length)
+        rendered = [render(row) for row in rows]
+    lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
+    weighted = sum(sum(w > 0 for w in example.loss_weights or []) for example in rendered)
+    asked = training.mask_share if form == "mask" else 1.0
+    return Sample(
+        lengths=np.resize(lengths, len(data.train) * len(rendered) // len(rows)),
+        validation_tokens=int(len(data.validation) * lengths.sum() / len(rows)),
+        loss_share=asked * weighted / max(1, int(lengths.sum())),
+        cut_share=sum(example.cut_tokens > 0 for example in rendered) / max(1, len(rendered)),
+    )
+
+
+def grouped(sample: Sample, training: Training) -> Sample:
+    """The same rows in the groups of contrastive learning, each as often as it has rounds."""
+    from tunesmith.data.groups import default_rounds
+
+    size = training.contrastive.group_size
+    rounds = training.contrastive.rounds or default_rounds(len(sample.lengths), size)
+    groups = max(1, len(sample.lengths) // size) * rounds
+    mean = int(sample.lengths.mean() * min(size, len(sample.lengths)))
+    return dataclasses.replace(
+        sample, lengths=np.full(groups, mean), validation_tokens=sample.validation_tokens * rounds
+    )
