@@ -166,7 +166,7 @@ def qat(args: argparse.Namespace) -> dict[str, Any]:
             task="text-classification",
             model="minilm-l6",
             method="full",
-            training={"epochs": 2, "dropout": 0.0, "quantization_aware": aware},
+            training={"epochs": 2, "dropout": 0.0, "compile": "off", "quantization_aware": aware},
             evaluate={"baselines": ["majority"]},
         )
         found[name] = _quantized(run, Quantize(to="int4-weights", rows=32))

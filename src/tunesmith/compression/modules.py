@@ -187,9 +187,9 @@ def narrow_modules(
 
     The embedding is in 8 bits whatever the kind, the vocabulary head at least; what is tied stays tied. Where the kind
     rounds activations and calibration has seen them, outliers are moved into weights
-    (:mod:`tunesmith.compression.smoothing`). About 16 bits of activations (``int8-weights``) keep: the vocabulary
+    (:mod:`tunesmith.compression.smoothing`). About 16 bits of what they read (``int8-weights``) keep: the vocabulary
     head, whose outliers cannot move into a table that is the embedding too (8 bits cost SmolLM2 1 % of its perplexity
-    there); of ``int8`` layers that read numbers too uneven for 8, by more than :data:`UNEVEN`; of ``int8-static`` what
+    there); layers that read numbers too uneven for 8, by more than :data:`UNEVEN`; with ``int8-static`` also what
     calibration has not seen.
 
     Args:
@@ -226,9 +226,9 @@ def narrow_modules(
                 made[name] = _linear_of(module, own, values, scale, None, None)
             else:
                 factor_K, inputs = factors.get(name), calibration.get(name)
-                uneven = kind == "int8" and factor_K is None and inputs is not None and inputs.rounding > UNEVEN
+                uneven = factor_K is None and inputs is not None and inputs.rounding > UNEVEN
                 unseen = kind == "int8-static" and inputs is None
-                own = "int8-weights" if uneven or unseen else kind
+                own = "int8-weights" if unseen or (uneven and kind in ("int8", "int8-static")) else kind
                 values, scale = _narrowed(module, name, kind, factor_K)
                 made[name] = _linear_of(module, own, values, scale, inputs, factor_K)
     device = next(network.parameters()).device
