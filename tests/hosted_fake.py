@@ -260,7 +260,7 @@ def _create(state: Provider, asked: dict[str, Any]) -> tuple[int, Any]:
             "training_file": asked["training_file"],
             "validation_file": asked.get("validation_file"),
             "metadata": asked.get("metadata"),
-            "method": {"type": kind, kind: {**asked["method"][kind], "hyperparameters": numbers}},
+            "method": {"type": kind, kind: {**asked["method"].get(kind, {}), "hyperparameters": numbers}},
         }
     )
     state.jobs[name] = job

@@ -34,7 +34,9 @@ class Command:
 TUNE, USE, LOOK = "Fine-tune", "Use and compare", "Look up"
 COMMANDS = {
     "init": Command("tunesmith.cli.recipes:init", "Ask five questions and write a recipe.", TUNE),
-    "check": Command("tunesmith.cli.checking:check", "Report every problem of the data, with file and line.", TUNE),
+    "check": Command(
+        "tunesmith.cli.checking:check", "Report every problem of the data of all stages, with file and line.", TUNE
+    ),
     "pairs": Command("tunesmith.cli.pairing:pairs", "Turn ratings into pairs of a better and a worse text.", TUNE),
     "plan": Command("tunesmith.cli.planning:plan", "Say what a run will take: memory, time, money, disk.", TUNE),
     "advise": Command("tunesmith.cli.planning:advise", "Say which ways suit data, task and limits, best first.", TUNE),

@@ -105,7 +105,7 @@ class UnitTests:
         return [self._passed(answer) for answer in answers]
 
     def _passed(self, answer: Answered) -> float:
-        from tunesmith.rewards.sandbox import call_grade
+        from tunesmith.rewards.sandbox import PASSED_TESTS, call_grade
 
         tests = item_of(answer.row).get("tests")
         tests = [tests] if isinstance(tests, str) else tests
@@ -118,22 +118,9 @@ class UnitTests:
         blocks = _CODE.findall(answer.text)
         program = {"output_text": blocks[-1] if blocks else answer.text}
         try:
-            return call_grade(_RUN_TESTS, program, {"tests": [str(test) for test in tests]}, self.timeout)
+            return call_grade(PASSED_TESTS, program, {"tests": [str(test) for test in tests]}, self.timeout)
         except RewardError:
             return 0.0
 
 
 _CODE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
-_RUN_TESTS = """
-def grade(sample, item):
-    passed = 0
-    for test in item["tests"]:
-        names = {"__name__": "program"}
-        try:
-            exec(sample["output_text"], names)
-            exec(test, names)
-        except BaseException:
-            continue
-        passed += 1
-    return passed / len(item["tests"])
-"""

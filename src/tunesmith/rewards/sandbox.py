@@ -41,6 +41,21 @@ def main():
 main()
 """
 
+PASSED_TESTS = """
+def grade(sample, item):
+    passed = 0
+    for test in item["tests"]:
+        names = {"__name__": "program"}
+        try:
+            for code in (sample["output_text"], test):
+                exec(code, names)
+        except BaseException:
+            continue
+        passed += 1
+    return passed / len(item["tests"])
+"""
+"""A grader: the share of the tests that a program passes, each beside a fresh run of it."""
+
 
 def call_grade(source: str, sample: dict[str, Any], item: dict[str, Any], timeout: float) -> float:
     """Run ``grade(sample, item)`` of a grader's source.
