@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 import tunesmith
@@ -112,6 +113,26 @@ def test_a_recipe_quantizes_its_own_run(tiny_encoder: Path, tmp_path: Path) -> N
     made = tunesmith.load(run.path / "quantized" / "int8")
     assert made.id == "run/int8" and made.summary()["bytes"] > 0
     assert run.status == "finished"
+
+
+@pytest.mark.parametrize("aware", [None, "int8"])
+def test_what_was_trained_for_a_format_is_rounded_as_it_was_trained(
+    tiny_decoder: Path, tmp_path: Path, aware: str | None
+) -> None:
+    """No outliers are moved out of its norms then; of other models they are."""
+    from tunesmith.models.saving import load_artefact
+
+    write_jsonl(tmp_path / "rows.jsonl", tiny.question_rows(40))
+    run = tunesmith.tune(
+        str(tmp_path / "rows.jsonl"), task="text-generation", model=str(tiny_decoder), method="full",
+        run_dir=tmp_path / "run", on_event=nobody, training={"max_steps": 2, "quantization_aware": aware},
+        quantize="int8", precision="fp32",
+        evaluate={"baselines": [], "limit": 10, "generation": {"max_new_tokens": 2}},
+    )  # fmt: skip
+    models = [load_artefact(folder)[0] for folder in (run.model_folder, run.path / "quantized" / "int8" / "model")]
+    before, after = (dict(model.network.named_parameters()) for model in models)
+    norms = [name for name in before if "layernorm" in name]
+    assert norms and [torch.equal(before[name], after[name]) for name in norms] == [aware is not None] * len(norms)
 
 
 def test_a_budget_leaves_the_most_sensitive_layers_alone(

@@ -222,8 +222,7 @@ def narrow_modules(
                 made[name] = _embedding_of(module, values, scale)
             elif layer.name == VOCABULARY:
                 values, scale = shared.setdefault(id(module.weight), narrowing.to_int8(module.weight))
-                own: QuantizationKind = kind if kind == "fp8" else "int8-weights"
-                made[name] = _linear_of(module, own, values, scale, None, None)
+                made[name] = _linear_of(module, kind if kind == "fp8" else "int8-weights", values, scale, None, None)
             else:
                 factor_K, inputs = factors.get(name), calibration.get(name)
                 uneven = factor_K is None and inputs is not None and inputs.rounding > UNEVEN

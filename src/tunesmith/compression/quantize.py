@@ -71,6 +71,12 @@ class Work:
         """For the quantized model."""
         return self.folder / "model"
 
+    @property
+    def trained_for_it(self) -> bool:
+        """Whether the model was trained with the rounding of this very format, which then stays as it was."""
+        training = self.recipe.stages[-1].training if self.recipe.stages else None
+        return training is not None and training.quantization_aware == self.choice.to
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -213,8 +219,8 @@ def _make_narrow(work: Work) -> Plan:
             where="quantize.keep",
             fix=f"layers: {', '.join(layer.name for layer in layers)}",
         )
-    rounds_activations = choice.to in ("int8", "int8-static")
-    seen = sensitivity.calibrate(original, layers, work.calibration, setting) if rounds_activations else {}
+    asks = choice.to == "int8-static" or (choice.to == "int8" and not work.trained_for_it)
+    seen = sensitivity.calibrate(original, layers, work.calibration, setting) if asks else {}
     form = Format(choice.to, seen)
     found = sensitivity.sensitivities(original, layers, form, work.calibration, setting)
     search = None if choice.budget is None else _search(work, found, form, choice.budget)
