@@ -32,9 +32,9 @@ COMPILED_SHARE = 0.45
 COMPILE_SECONDS = 60.0
 """Warming up took 27 to 134 s for 5 to 8 widths on two cores."""
 ALLOCATOR = {"cpu": 0.25, "cuda": 0.08}
-"""What allocators hold beside what is in use, as a share of activations and scores. On a processor the heap keeps what
-was freed (:mod:`tunesmith.allocator`) and the next tensors do not fit into all of its gaps: SmolLM2 with LoRA took 1.20
-to 1.30 times what was alive in passes of 96 to 1,056 tokens, in bf16 and in fp32."""
+"""What allocators hold beside what is in use, as a share of activations and scores at their most. On a processor the
+heap keeps what was freed (:mod:`tunesmith.allocator`) and the next tensors do not fit into all of its gaps: SmolLM2
+with LoRA took 1.20 to 1.30 times what was alive in passes of 96 to 1,056 tokens, in bf16 and in fp32."""
 LATER_BYTES = 60 * 2**20
 """What the process grows by between the plan and the training, besides the model: more imports, tokens, buffers."""
 
@@ -215,7 +215,7 @@ def memory(
     scores = min(CHUNK_SCORES, network.head[0] * tokens * loss_share)
     wide = max(4, network.wide)
     gradients = network.trainable * (wide + (2 if network.narrow else 0)) if trains else 0.0
-    activations = largest.peak_bytes if trains else largest.peak_bytes - largest.kept_bytes
+    activations = alive = largest.peak_bytes if trains else largest.peak_bytes - largest.kept_bytes
     if passes_an_update <= 1:  # then gradients come as activations go
         activations = max(activations - gradients, activations / 3)
     logits = SCORE_BYTES * scores + (wide * network.head[0] * network.head[1] if network.head_trains else 0)
@@ -226,7 +226,7 @@ def memory(
         "optimizer": network.trainable * (12 if network.narrow else 2 * wide) if trains else 0.0,
         "activations": activations,
         "logits": logits,
-        "allocator": ALLOCATOR[machine.kind] * (activations + logits),
+        "allocator": ALLOCATOR[machine.kind] * (alive + logits),
     }
 
 

@@ -25,7 +25,9 @@ BUS_SHARE = 0.9
 """Of a datasheet's memory bandwidth: an H100 measures 3.0 of 3.35 TB/s."""
 HALF_SPEED_SIDE = 120
 """A product whose shortest side is so long runs at half the processor's speed. Fitted to two runs of MiniLM-L6, of 160
-and 1,000 tokens a pass; it agrees with LoRA's products of rank 16, which ran at 0.1 to 0.37 of the full speed."""
+and 1,000 tokens a pass, so it stands for other costs of small passes as well: by themselves, on one AVX-512 thread,
+products of side 16 ran at 0.7 to 0.9 of the full speed in fp32 and 0.43 to 0.75 in bf16, of side 64 at 0.8 to 1.07. It
+makes LoRA of high rank in large batches look too slow (docs/plan-accuracy.md)."""
 PROBED_SIDE = 512  # of the products whose speed was measured
 GPU_RANDOM = 4e10  # numbers a second; on a GPU they cost little more than writing them
 HOST_BYTES = 450 * 2**20
