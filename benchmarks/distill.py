@@ -65,12 +65,12 @@ def main() -> None:
     given = parser.parse_args()
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["sets"] if RESULTS.is_file() else {}
     if given.only != "pubmedqa":
-        known["banking77"] = labels(given.out, given.seeds, given.rows)
+        known["banking77"] = labels(given.out, given.seeds, given.rows) | {"environment": environment.describe()}
     if given.only != "banking77":
-        known["pubmedqa"] = text(given.out, given.rows)
+        known["pubmedqa"] = text(given.out, given.rows) | {"environment": environment.describe()}
     print(json.dumps(known, indent=1))
     if given.rows is None:
-        write_json(RESULTS, {"environment": environment.describe(), "sets": known})
+        write_json(RESULTS, {"sets": known})
 
 
 def labels(out: Path, seeds: int, rows: int | None) -> dict[str, Any]:
