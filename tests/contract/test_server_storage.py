@@ -6,6 +6,7 @@ import hashlib
 import io
 import shutil
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def endpoint() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setenv(name, value)
+        forkserver._forkserver._stop()  # one that an earlier test has started knows none of these
         yield values["AWS_ENDPOINT_URL"]
+    forkserver._forkserver._stop()
     server.stop()
 
 

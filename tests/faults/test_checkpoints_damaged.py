@@ -77,7 +77,7 @@ def test_a_damaged_best_checkpoint_is_trained_again(tiny_encoder: Path, tmp_path
     """The best one lies behind the newest: the weights to deliver are made again, to the same bits."""
     other = {"positive": "negative", "negative": "positive"}
     contrary = [{**row, "label": other[row["label"]]} for row in labelled_rows(20, seed=9)]  # worse with each update
-    keys: dict[str, Any] = {"validation": contrary, "eval_steps": 3, "learning_rate": 1e-2}
+    keys: dict[str, Any] = {"validation": contrary, "eval_steps": 3, "learning_rate": 3e-3}
     first = trained(tmp_path, tiny_encoder, **keys)
     best = first.position.best_step
     assert 0 < best < 12
