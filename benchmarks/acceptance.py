@@ -26,11 +26,11 @@ sys.path.insert(0, str(ROOT / "src"))
 from tunesmith import environment, recipe_file  # noqa: E402
 from tunesmith.data.prepare import prepare  # noqa: E402
 from tunesmith.data.rows import Row  # noqa: E402
+from tunesmith.disk import write_json, write_text  # noqa: E402
 from tunesmith.evaluation.metrics import measure  # noqa: E402
 from tunesmith.evaluation.outputs import Outputs, Truth  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 from tunesmith.recipe import Evaluate  # noqa: E402
-from tunesmith.runs import write_json, write_text  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = HERE / "results" / "acceptance.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tunesmith
-from tunesmith import environment, runs
+from tunesmith import disk, environment, runs
 from tunesmith.compression.settings import Quantize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,7 +245,7 @@ def _keep(args: argparse.Namespace, part: str, found: dict[str, Any]) -> None:
     before = known.get(part, {}).get("results", {})
     about = {"machine": environment.machine(), "versions": environment.versions(), "note": args.note}
     known[part] = about | {"results": before | found}
-    runs.write_json(args.out, known)
+    disk.write_json(args.out, known)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 from acceptance import SHARED  # noqa: E402
 
 from tunesmith import environment, pipeline, recipe_file  # noqa: E402
+from tunesmith.disk import write_json  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
-from tunesmith.runs import write_json  # noqa: E402
 
 CASES: dict[str, dict[str, Any]] = {
     "features": {"method": "features"},

@@ -34,8 +34,8 @@ from contenders import CONTENDERS, GROUPS, Contender  # noqa: E402  # the path i
 from summary import summarise, tables  # noqa: E402
 
 from tunesmith import catalog, environment  # noqa: E402
+from tunesmith.disk import write_json, write_text  # noqa: E402
 from tunesmith.models.precision import cpu_flags  # noqa: E402
-from tunesmith.runs import write_json, write_text  # noqa: E402
 
 PEERS = ROOT / ".benchmark-env"
 PEER_PACKAGES = [

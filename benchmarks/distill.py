@@ -29,12 +29,13 @@ from language import write_data  # noqa: E402
 
 from tunesmith import environment, pipeline, recipe_file  # noqa: E402
 from tunesmith.data.prepare import prepare  # noqa: E402
+from tunesmith.disk import write_json  # noqa: E402
 from tunesmith.evaluation.answering import Setting, answer  # noqa: E402
 from tunesmith.learning_curve import over_seeds  # noqa: E402
 from tunesmith.models.saving import load_artefact  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 from tunesmith.recipe import Evaluate, Generation  # noqa: E402
-from tunesmith.runs import Run, open_run, read_answers, write_json  # noqa: E402
+from tunesmith.runs import Run, open_run, read_answers  # noqa: E402
 from tunesmith.tasks import TASKS  # noqa: E402
 
 RESULTS = HERE / "results" / "distill.json"

@@ -28,10 +28,11 @@ from acceptance import banking77  # noqa: E402
 
 from tunesmith import catalog, environment, pipeline, recipe_file  # noqa: E402
 from tunesmith.data.prepare import prepare  # noqa: E402
+from tunesmith.disk import write_json, write_text  # noqa: E402
 from tunesmith.learning_curve import over_seeds  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 from tunesmith.recipe import Evaluate, Recipe  # noqa: E402
-from tunesmith.runs import open_run, read_answers, write_json, write_text  # noqa: E402
+from tunesmith.runs import open_run, read_answers  # noqa: E402
 
 
 def main() -> None:

@@ -31,11 +31,11 @@ from tunesmith import catalog, environment, objectives  # noqa: E402
 from tunesmith.data.batches import Batch, collate, write_tokens  # noqa: E402
 from tunesmith.data.render_labels import classification_renderer  # noqa: E402
 from tunesmith.data.rows import Origin, Row  # noqa: E402
+from tunesmith.disk import write_json  # noqa: E402
 from tunesmith.events import Step  # noqa: E402
 from tunesmith.models.build import build_for_training  # noqa: E402
 from tunesmith.models.model import Model  # noqa: E402
 from tunesmith.recipe import Data, Head, Layers, Parameters, Training  # noqa: E402
-from tunesmith.runs import write_json  # noqa: E402
 from tunesmith.tasks import TASKS  # noqa: E402
 from tunesmith.training.defaults import with_defaults  # noqa: E402
 from tunesmith.training.frozen_cache import remember  # noqa: E402

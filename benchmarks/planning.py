@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT / "src")]
 
-from tunesmith.runs import write_json, write_text  # noqa: E402  # the path is set above
+from tunesmith.disk import write_json, write_text  # noqa: E402  # the path is set above
 
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = HERE / "results"

@@ -29,7 +29,7 @@ from acceptance import SHARED  # noqa: E402
 from measuring import peak_rss_bytes  # noqa: E402
 
 from tunesmith import environment  # noqa: E402
-from tunesmith.runs import write_json  # noqa: E402
+from tunesmith.disk import write_json  # noqa: E402
 
 BASE = "smollm2-135m-instruct"
 CASES = {"bf16": "none", "int8": "int8", "int4": "int4"}

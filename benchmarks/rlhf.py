@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from tunesmith import environment, pipeline, recipe_file, runs  # noqa: E402
+from tunesmith import disk, environment, pipeline, recipe_file, runs  # noqa: E402
 from tunesmith.data.pairs import PairSet, Rated, make_pairs, split  # noqa: E402
 from tunesmith.evaluation.charts import policy_chart  # noqa: E402
 from tunesmith.evaluation.curve_chart import on_its_own  # noqa: E402
@@ -69,7 +69,7 @@ def divided(name: str) -> tuple[list[Rated], list[Rated], list[Rated]]:
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     """A file of rows; its path."""
-    runs.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    disk.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return str(path)
 
 
@@ -202,7 +202,7 @@ def main() -> None:
     given = parser.parse_args()
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if given.picture:
-        runs.write_text(PICTURE, on_its_own(policy_chart(known["ppo"])))
+        disk.write_text(PICTURE, on_its_own(policy_chart(known["ppo"])))
         return
     if given.seconds is not None:
         stop_after(given.seconds)
@@ -216,7 +216,7 @@ def main() -> None:
             known["ridge"] = {"pair_accuracy": ridge()}
         if name == "rlhf":
             known["ppo"] = curve(run)
-        runs.write_json(RESULTS, known)
+        disk.write_json(RESULTS, known)
         print(f"{name}: {summary['verdict']}")
 
 

@@ -22,7 +22,7 @@ sys.path[:0] = [str(HERE), str(ROOT / "src")]
 
 from rlhf import curve, run_one  # noqa: E402
 
-from tunesmith import environment, runs  # noqa: E402
+from tunesmith import disk, environment  # noqa: E402
 from tunesmith.evaluation.charts import policy_chart  # noqa: E402
 from tunesmith.evaluation.curve_chart import on_its_own  # noqa: E402
 
@@ -39,7 +39,7 @@ def problems(folder: Path) -> str:
         for row in json.loads(SOURCE.read_text(encoding="utf-8"))
     ]
     path = folder / "problems.jsonl"
-    runs.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    disk.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return str(path)
 
 
@@ -77,14 +77,14 @@ def main() -> None:
     given = parser.parse_args()
     if given.picture:
         known = json.loads(RESULTS.read_text(encoding="utf-8"))
-        runs.write_text(PICTURE, on_its_own(policy_chart(known["curve"])))
+        disk.write_text(PICTURE, on_its_own(policy_chart(known["curve"])))
         return
     run = run_one(recipe(given.out, given.quick), given.out / "run")
     summary = run.summary()
     print(summary["verdict"])
     if not given.quick:
         found = {key: summary[key] for key in KEPT} | {"recipe": run.recipe.to_yaml(), "curve": curve(run)}
-        runs.write_json(RESULTS, {"environment": environment.describe()} | found)
+        disk.write_json(RESULTS, {"environment": environment.describe()} | found)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import numpy as np
 
 from tunesmith import catalog
 from tunesmith.data.render import ConversationRenderer
+from tunesmith.disk import write_text
 from tunesmith.models.load import load_tokenizer
-from tunesmith.runs import write_text
 from tunesmith.tasks import Message
 
 SHORTEST, LONGEST = 50, 450

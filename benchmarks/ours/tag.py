@@ -15,12 +15,12 @@ from tunesmith.data.batches import write_tokens
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.spans import from_tags
 from tunesmith.data.tagging import tag_renderer
+from tunesmith.disk import write_text
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.models.build import build_for_training
 from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.recipe import Data, Full, Training
-from tunesmith.runs import write_text
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import Trainer
 

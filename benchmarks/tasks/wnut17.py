@@ -32,11 +32,11 @@ from tunesmith.data.sources import Source  # noqa: E402
 from tunesmith.data.spans import Span  # noqa: E402
 from tunesmith.data.tag_schemes import spans_of_tags  # noqa: E402
 from tunesmith.data.words import token_offsets  # noqa: E402
+from tunesmith.disk import write_json, write_text  # noqa: E402
 from tunesmith.evaluation.comparison import System, compare  # noqa: E402
 from tunesmith.evaluation.metrics import measure  # noqa: E402
 from tunesmith.evaluation.outputs import Outputs, Truth  # noqa: E402
 from tunesmith.recipe import Evaluate  # noqa: E402
-from tunesmith.runs import write_json, write_text  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "wnut17"
 WORK = cpu.PEERS / "work" / "wnut17"

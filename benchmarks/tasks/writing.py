@@ -24,8 +24,8 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from tunesmith import environment, recipe_file  # noqa: E402
+from tunesmith.disk import write_json, write_text  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
-from tunesmith.runs import write_json, write_text  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 RESULT = HERE / "results" / "writing.json"

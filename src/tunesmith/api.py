@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import recipe_file, runs
+from tunesmith import disk, recipe_file, runs
 from tunesmith.errors import DataError, UsageError
 from tunesmith.events import Listener
 from tunesmith.recipe import Recipe
@@ -129,7 +129,7 @@ def _files(data: Any, folder: Path) -> list[str]:
     if values and all(isinstance(value, str | Path) for value in values):
         return [str(value) for value in values]
     path = folder / "rows.jsonl"
-    runs.write_text(path, "".join(_line(value, number) for number, value in enumerate(_mappings(values), 1)))
+    disk.write_text(path, "".join(_line(value, number) for number, value in enumerate(_mappings(values), 1)))
     return [str(path)]
 
 

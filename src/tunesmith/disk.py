@@ -1,9 +1,86 @@
-"""Making sure that what was written survives a power cut."""
+"""Files that are written whole or not at all, logs that only grow, and bytes that survive a power cut."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import ResourceError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. See :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ResourceError: The disk is full or not writable.
+    """
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staging.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise ResourceError(
+            f"cannot write {path.name}: {error}", where=str(path), fix="free some disk space"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a staging folder and rename it: the final name never holds half a model."""
+    for leftover in final.parent.glob(f".{final.name}-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = final.with_name(f".{final.name}-{secrets.token_hex(4)}")
+    try:
+        write(staging)
+        flush_tree(staging)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(staging, final)
+        flush(final.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON to a log; a kill may cut it.
+
+    Raises:
+        ResourceError: The disk is full or not writable.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ResourceError(f"cannot write to the log: {error}", where=str(path), fix="free some disk space") from error
+
+
+def end_last_line(path: Path) -> None:
+    """A kill may have cut the last line; what is written next must not be glued to it."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 def flush(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import runs
+from tunesmith import disk, runs
 from tunesmith.errors import DataError, UsageError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Data, Evaluate, Recipe
@@ -145,8 +145,8 @@ def learning_curve(
     target = target if target is not None else TARGET_SHARE * max(point.value for point in points)
     needed = {way: labels_needed([p for p in points if p.way == way], target) for way in ways}
     curve = Curve(points, target, needed, _verdict(points, needed, target), folder)
-    runs.write_json(folder / "curve.json", curve.as_dict())
-    runs.write_text(folder / "curve.svg", curve_chart(points, target, recipe.evaluate.confidence))
+    disk.write_json(folder / "curve.json", curve.as_dict())
+    disk.write_text(folder / "curve.svg", curve_chart(points, target, recipe.evaluate.confidence))
     return curve
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from tunesmith import environment, lineage, runs
+from tunesmith import disk, environment, lineage, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.data.survey import Rules
@@ -55,9 +55,9 @@ def run(
     if not recipe.data.train:
         raise UsageError("there is nothing to train on", where="data.train", fix="name a file: `data: {train: FILE}`")
     truth(TASKS[recipe.task], [], None, recipe.evaluate)  # a mistyped metric must not end hours of training
-    runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
+    disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
     behind = lineage.ancestors(recipe.model)
-    runs.write_json(folder / "environment.json", environment.describe() | ({"lineage": behind} if behind else {}))
+    disk.write_json(folder / "environment.json", environment.describe() | ({"lineage": behind} if behind else {}))
     return _walk(folder, recipe, on_event, resumed=False, data=data)
 
 
@@ -103,7 +103,7 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
         _refuse_trained_on(prepared)
         digest = hashlib.sha256(prepared.fingerprint.encode()).hexdigest()[:8]
         folder = folder / runs.EVALUATIONS / digest
-        runs.write_text(folder / "recipe.yaml", recipe.to_yaml())
+        disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
     model, _ = load_artefact(opened.model_folder, device=default_device())
     summary = opened.summary()
     trained = Trained(summary, summary.get("tuning_seconds", 0.0), model)
@@ -145,7 +145,7 @@ def _walk(
 
         watch = Stopwatch(tell)
         trained = tune_stages(folder, recipe, base, prepared, watch)
-        runs.write_json(folder / "plan.json", {"planned": planned.as_dict(), "measured": watch.compared(planned)})
+        disk.write_json(folder / "plan.json", {"planned": planned.as_dict(), "measured": watch.compared(planned)})
         verdict = evaluate_run(folder, recipe, prepared[-1], trained, tell, stages=prepared)
         shutil.rmtree(folder / "tokens", ignore_errors=True)
         if recipe.quantize is not None:
@@ -172,7 +172,7 @@ def _prepare(recipe: Recipe, folder: Path, tell: Listener, *, rules: Rules | Non
     tell(Phase(step="task", message=f"{recipe.task}: {TASKS[recipe.task].what}"))
     tell(Phase(step="data", message=", ".join(recipe.data.train)))
     prepared = prepare(recipe, rules=rules, on_event=tell, dropped_to=folder / "dropped.jsonl", scratch=None)
-    runs.write_json(folder / "data.json", prepared.report.as_dict() | {"fingerprint": prepared.fingerprint})
+    disk.write_json(folder / "data.json", prepared.report.as_dict() | {"fingerprint": prepared.fingerprint})
     return prepared
 
 
@@ -213,7 +213,7 @@ def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedD
     from tunesmith import planning
 
     planned = planning.forecast(recipe, base, prepared, tell)
-    runs.write_json(folder / "plan.json", {"planned": planned.as_dict(), "measured": None})
+    disk.write_json(folder / "plan.json", {"planned": planned.as_dict(), "measured": None})
     for line in planned.advice:
         tell(Notice(level="info" if planned.fits else "warning", message=line))
     return planned

@@ -8,17 +8,17 @@ Files are written whole or not at all; logs only grow.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import disk, recipe_file
-from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith import recipe_file
+from tunesmith.disk import append_line, end_last_line, write_text
+from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.events import Event, Progress
 from tunesmith.recipe import Recipe
 
@@ -39,32 +39,6 @@ def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
     return root / f"{stamp}-{recipe.task}-{recipe.method}-{secrets.token_hex(2)}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. See :func:`write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        ResourceError: The disk is full or not writable.
-    """
-    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staging.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise ResourceError(
-            f"cannot write {path.name}: {error}", where=str(path), fix="free some disk space"
-        ) from error
-
-
 def refuse_occupied(folder: Path) -> None:
     """A folder holds one run. One that failed before it learned anything makes room for the next try.
 
@@ -82,27 +56,6 @@ def refuse_occupied(folder: Path) -> None:
         )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def write_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a staging folder and rename it: the final name never holds half a model."""
-    for leftover in final.parent.glob(f".{final.name}-*"):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging = final.with_name(f".{final.name}-{secrets.token_hex(4)}")
-    try:
-        write(staging)
-        disk.flush_tree(staging)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(staging, final)
-        disk.flush(final.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 class EventLog:
     """Appends events to ``events.jsonl``, and the numbers of steps and validations to ``metrics.jsonl``."""
 
@@ -111,7 +64,7 @@ class EventLog:
         self._events = folder / "events.jsonl"
         self._metrics = folder / "metrics.jsonl"
         for path in (self._events, self._metrics):
-            _end_last_line(path)
+            end_last_line(path)
 
     def __call__(self, event: Event) -> None:
         """Write one event; progress of small things is not worth a line."""
@@ -121,29 +74,6 @@ class EventLog:
         append_line(self._events, line)
         if line["type"] in ("step", "validated"):
             append_line(self._metrics, line)
-
-
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line of JSON to a log; a kill may cut it.
-
-    Raises:
-        ResourceError: The disk is full or not writable.
-    """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ResourceError(f"cannot write to the log: {error}", where=str(path), fix="free some disk space") from error
-
-
-def _end_last_line(path: Path) -> None:
-    """A kill may have cut the last line; what is written next must not be glued to it."""
-    if not path.is_file() or not path.stat().st_size:
-        return
-    with path.open("rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:

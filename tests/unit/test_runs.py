@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import runs
+from tunesmith import disk, runs
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
 from tunesmith.events import Notice, Progress, RunFailed, RunFinished, RunStarted, Step
 from tunesmith.recipe import Recipe
@@ -21,7 +21,7 @@ FINISHED = RunFinished(verdict="it paid off", seconds=1.0)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     recipe = Recipe(task="text-classification", model="m")
-    runs.write_text(tmp_path / "run" / "recipe.yaml", recipe.to_yaml())
+    disk.write_text(tmp_path / "run" / "recipe.yaml", recipe.to_yaml())
     return tmp_path / "run"
 
 
@@ -90,14 +90,14 @@ def test_an_unfinished_run_says_how_to_finish_it(folder: Path) -> None:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep" / "summary.json"
-    runs.write_json(path, {"a": 1})
+    disk.write_json(path, {"a": 1})
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="No space left") as caught:
-        runs.write_json(path, {"a": 2})
+        disk.write_json(path, {"a": 2})
     assert path.read_text() == '{\n "a": 1\n}\n' and caught.value.fix
     assert [p.name for p in path.parent.iterdir()] == ["summary.json"]
 
@@ -115,7 +115,7 @@ def test_runs_are_found_by_name_and_listed_newest_first(
     monkeypatch.chdir(tmp_path)
     recipe = (folder / "recipe.yaml").read_text()
     for age, name in ((300, "old"), (100, "new")):
-        runs.write_text(Path("runs") / name / "recipe.yaml", recipe)
+        disk.write_text(Path("runs") / name / "recipe.yaml", recipe)
         stamp = os.stat(folder).st_mtime - age
         os.utime(Path("runs") / name, (stamp, stamp))
     assert [run.id for run in runs.list_runs()] == ["new", "old"]
@@ -154,7 +154,7 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypa
         (staging / "deep").mkdir(parents=True)
         (staging / "deep" / "weights").write_text("w", encoding="utf-8")
 
-    runs.write_folder(tmp_path / "model", write)
+    disk.write_folder(tmp_path / "model", write)
     names = [name.rsplit("/", 1)[-1] for name in flushed]
     assert names[:2] == ["deep", "weights"] and names[2].startswith(".model-") and flushed[3] == str(tmp_path)
     assert (tmp_path / "model" / "deep" / "weights").read_text(encoding="utf-8") == "w"

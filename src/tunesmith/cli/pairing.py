@@ -35,7 +35,7 @@ def pairs(
     The pairs are rows of the task `preference`. Texts are divided before they are paired: none is both trained and
     tested on.
     """
-    from tunesmith import runs
+    from tunesmith import disk
     from tunesmith.data import pairs as making
     from tunesmith.data.rated import read_rated
 
@@ -47,7 +47,7 @@ def pairs(
     found = []
     for path, texts in parts:
         made = making.make_pairs(texts, margin=margin, per_text=per_text, seed=seed)
-        runs.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.pairs))
+        disk.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.pairs))
         found.append(
             {
                 "file": str(path),

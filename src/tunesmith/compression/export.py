@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tunesmith import catalog, runs
+from tunesmith import catalog, disk
 from tunesmith.compression import gguf_file, llama_cpp, verify
 from tunesmith.compression.quantize import load_original
 from tunesmith.compression.verify import Verified
@@ -90,13 +90,13 @@ def export_run(
         loading = _WRITERS[to](opened, model, staging, outtype)
         on_event(Phase(step="evaluate", message=f"asking its consumers about {len(texts)} test rows"))
         found.extend(_verified(to, model, staging, texts, outtype, on_event))
-        runs.write_json(staging / VERIFICATION, [one.as_dict() for one in found])
+        disk.write_json(staging / VERIFICATION, [one.as_dict() for one in found])
         card_notes = notes_of(model, task=notes.task, system_prompt=notes.system_prompt)
         write_model_card(staging, summary, licence_of(opened.recipe), notes=card_notes, loading=loading,
                          more=_more(opened.recipe, found))  # fmt: skip
 
     try:
-        runs.write_folder(target, fill)
+        disk.write_folder(target, fill)
     except OSError as error:
         raise ResourceError(
             f"cannot write the export: {error}", where=str(target), fix="free some disk space"
@@ -142,7 +142,7 @@ def _write_gguf(opened: Run, model: Model, folder: Path, outtype: str) -> list[s
     gguf_file.refuse_unknown(model, outtype)
     file = gguf_name(outtype)
     gguf_file.write_gguf(model, folder / file, outtype, name=opened.id, licence=licence_of(opened.recipe))
-    runs.write_text(folder / "Modelfile", gguf_file.modelfile(file, model))
+    disk.write_text(folder / "Modelfile", gguf_file.modelfile(file, model))
     return [
         "```bash", f"llama-cli -m {file}", "ollama create NAME -f Modelfile", "```", "",
         "```python", "from transformers import AutoModelForCausalLM",
@@ -169,7 +169,7 @@ def _write_onnx(opened: Run, model: Model, folder: Path, outtype: str) -> list[s
     model.tokenizer.save_pretrained(folder)
     columns = "The last row of `logits` tells the next token; there is no cache of keys and values."
     if model.form != "generate":
-        runs.write_json(folder / "labels.json", model.labels)
+        disk.write_json(folder / "labels.json", model.labels)
         columns = "Columns of `logits` are in the order of `labels.json`."
     return [
         "```python", "import onnxruntime, transformers",

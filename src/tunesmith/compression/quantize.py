@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from tunesmith import environment, runs
+from tunesmith import disk, environment, runs
 from tunesmith.compression import sensitivity, speed
 from tunesmith.compression.modules import layers_of
 from tunesmith.compression.sensitivity import Format, Found
@@ -125,7 +125,7 @@ def quantize(opened: Run, choice: Quantize, *, target: Path | None = None, on_ev
     def fill(staging: Path) -> None:
         _fill(staging, target, opened, choice, make, on_event)
 
-    runs.write_folder(target, fill)
+    disk.write_folder(target, fill)
     return Run(target)
 
 
@@ -177,10 +177,10 @@ def _fill(staging: Path, target: Path, opened: Run, choice: Quantize, make: Make
         on_event(event)
 
     tell(RunStarted(run=target.name, task=recipe.task, model=recipe.model, method=recipe.method))
-    runs.write_text(staging / "recipe.yaml", recipe.to_yaml())
-    runs.write_json(staging / "environment.json", environment.describe())
+    disk.write_text(staging / "recipe.yaml", recipe.to_yaml())
+    disk.write_json(staging / "environment.json", environment.describe())
     data = prepare(recipe.of_stage(recipe.stages[-1]) if recipe.stages else recipe, on_event=tell)
-    runs.write_json(staging / "data.json", data.report.as_dict() | {"fingerprint": data.fingerprint})
+    disk.write_json(staging / "data.json", data.report.as_dict() | {"fingerprint": data.fingerprint})
     tell(Phase(step="model", message=f"the model of {opened.id}"))
     original = load_original(opened)
     calibration = _calibration_rows(recipe, choice, data, original, tell)
@@ -193,7 +193,7 @@ def _fill(staging: Path, target: Path, opened: Run, choice: Quantize, make: Make
     remade, _ = load_artefact(work.model_folder, device=default_device())
     _evaluate(work, remade, _measure(work, remade, plan))
     summary = Run(staging).summary()
-    runs.write_json(staging / "summary.json", summary | {"run": str(target)})
+    disk.write_json(staging / "summary.json", summary | {"run": str(target)})
     tell(RunFinished(verdict=summary["verdict"], seconds=time.time() - started))
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith import runs
+from tunesmith import disk, runs
 from tunesmith.evaluation import charts
 from tunesmith.evaluation.curve_chart import COLOURS, MARKERS, on_its_own
 from tunesmith.evaluation.intervals import Interval
@@ -121,7 +121,7 @@ def write_picture(path: Path, candidates: Sequence[Candidate], metric: str) -> N
     """Write the picture as SVG, or as a page with a table if the name ends so."""
     svg = deploy_chart(candidates, metric)
     if path.suffix.lower() not in (".html", ".htm"):
-        runs.write_text(path, svg)
+        disk.write_text(path, svg)
         return
     rows = "".join(
         f"<tr><td>{html.escape(one.name)}</td><td>{one.value}</td><td>{one.seconds * 1000:.1f} ms</td>"
@@ -130,7 +130,7 @@ def write_picture(path: Path, candidates: Sequence[Candidate], metric: str) -> N
     )
     head = f"<tr><th>run</th><th>{html.escape(METRICS[metric].title)}</th><th>an answer</th><th>weights</th></tr>"
     style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.3em 1em;text-align:left}"
-    runs.write_text(
+    disk.write_text(
         path,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Which to deploy</title><style>{style}</style>'
         f"<h1>Which to deploy</h1>{svg}<table>{head}{rows}</table></html>\n",

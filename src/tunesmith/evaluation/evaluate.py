@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import catalog, environment, lineage, runs
+from tunesmith import catalog, disk, environment, lineage, runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
@@ -161,7 +161,7 @@ def evaluate_run(
     report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
     if (folder / "model").is_dir():
         write_model_card(folder / "model", summary, licence_of(recipe))
-    runs.write_json(folder / "summary.json", summary)
+    disk.write_json(folder / "summary.json", summary)
     return verdict
 
 
@@ -273,7 +273,7 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
     summary = summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
     write_model_card(folder / "model", summary, licence_of(recipe))
-    runs.write_json(folder / "summary.json", summary)
+    disk.write_json(folder / "summary.json", summary)
     return verdict
 
 

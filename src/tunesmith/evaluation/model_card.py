@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.lineage import as_text
 from tunesmith.models.saving import ArtefactNotes, read_notes
 
@@ -76,7 +76,7 @@ def write_model_card(
         ]
     )
     path = folder / "README.md"
-    runs.write_text(path, text)
+    disk.write_text(path, text)
     return path
 
 

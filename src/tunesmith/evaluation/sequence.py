@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, charts
@@ -131,7 +131,7 @@ def measure_sequence(
         if not kept.is_file():
             tell(Phase(step="evaluate", message=f"{names[task]} after stage {names[after]}"))
             model = model_after(folder, recipe, after, task)
-            runs.write_json(kept, _measure(model, recipe, task, rows[task], stages[task], tell))
+            disk.write_json(kept, _measure(model, recipe, task, rows[task], stages[task], tell))
         found = json.loads(kept.read_text(encoding="utf-8"))
         cells[after, task] = Measured(found["metric"], found["value"], np.array(found["resamples"]))
     return SequenceReport(names, [cells[i, i].metric for i in range(len(names))], cells, recipe.evaluate)

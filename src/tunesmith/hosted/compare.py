@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.errors import UsageError
 from tunesmith.evaluation import charts
 from tunesmith.evaluation.curve_chart import COLOURS, MARKERS, on_its_own
@@ -125,11 +125,11 @@ def compare(
     picture = hosted.path / "cost.svg"
     last = _last_call(shutdown, today, calls_a_month)
     if any(way.usd_per_1000_calls is not None and way.fixed_usd is not None for way in ways):
-        runs.write_text(picture, cost_chart(ways, points, last))
+        disk.write_text(picture, cost_chart(ways, points, last))
     else:
         notes.append("no way has a known price, so there is no picture")
     done = HostedComparison(ways, points, saved, quality, notes, picture if picture.is_file() else None)
-    runs.write_json(hosted.path / "compare.json", done.as_dict())
+    disk.write_json(hosted.path / "compare.json", done.as_dict())
     return done
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.data.readers import Record, read
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.sources import find_sources
@@ -67,7 +67,7 @@ def write(path: Path, content: Iterable[Line], provider: Provider) -> int:
     """Write a file whole or not at all, with the byte-order mark where the provider wants one; returns its bytes."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content)
     encoded = (codecs.BOM_UTF8 if provider.byte_order_mark else b"") + text.encode("utf-8")
-    runs.write_bytes(path, encoded)
+    disk.write_bytes(path, encoded)
     return len(encoded)
 
 

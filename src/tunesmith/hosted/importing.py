@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.data import conversations
 from tunesmith.errors import DataError, UsageError
 from tunesmith.events import Listener, Notice, Phase
@@ -79,8 +79,8 @@ def bring_home(
         "validation_rows": _rows(validation) if validation else 0,
         "old_answers": _rows(met) if met else 0,
     }
-    runs.write_json(folder / "import.json", facts)
-    runs.write_text(folder / "recipe.yaml", _commented(job, recipe, client, bool(met)))
+    disk.write_json(folder / "import.json", facts)
+    disk.write_text(folder / "recipe.yaml", _commented(job, recipe, client, bool(met)))
     return recipe, facts
 
 
@@ -98,7 +98,7 @@ def _file(client: Client, file_id: str | None, own: Path | None, path: Path) -> 
             if error.status in (403, 404):
                 error.fix = "the file is gone there: give your own copy by `--train FILE`"
             raise
-    runs.write_bytes(path, content.removeprefix(codecs.BOM_UTF8))
+    disk.write_bytes(path, content.removeprefix(codecs.BOM_UTF8))
     return path
 
 
@@ -140,7 +140,7 @@ def _old_answers(
         tell(Notice(level="info", message=text, fix="`--ask N`, while it still answers, or `--stored N`"))
         return None
     lines = [json.dumps({"messages": turns}, ensure_ascii=False) for turns in found]
-    runs.write_text(folder / OLD_ANSWERS, "\n".join(lines) + "\n")
+    disk.write_text(folder / OLD_ANSWERS, "\n".join(lines) + "\n")
     return folder / OLD_ANSWERS
 
 

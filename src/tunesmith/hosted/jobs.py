@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunesmith import runs
+from tunesmith import disk, runs
 from tunesmith.errors import InterruptedRun, ResourceError, TunesmithError, UsageError
 from tunesmith.events import Listener, Notice, Phase, Step, Validated
 from tunesmith.hosted.client import ENDED, Client, Job, JobEvent, JobOrder, ProviderError
@@ -100,7 +100,7 @@ class Intent:
     def keep(self, **changed: Any) -> None:
         """Write what changed before going on."""
         self.state |= changed
-        runs.write_json(self.folder / STATE, self.state)
+        disk.write_json(self.folder / STATE, self.state)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -319,11 +319,11 @@ def step_event(event: JobEvent, seconds: float) -> Step:
 
 def fetch(client: Client, job: Job, folder: Path, tell: Listener) -> None:
     """Bring home what the provider kept: ``job.json``, ``checkpoints.json`` and the losses, ``results.csv``."""
-    runs.write_json(folder / "job.json", job.as_dict())
-    runs.write_json(folder / "checkpoints.json", patiently(lambda: client.checkpoints(job.id), tell))
+    disk.write_json(folder / "job.json", job.as_dict())
+    disk.write_json(folder / "checkpoints.json", patiently(lambda: client.checkpoints(job.id), tell))
     for file_id in job.result_files[:1]:
         content = patiently(lambda file_id=file_id: client.content(file_id), tell)  # type: ignore[misc]
-        runs.write_bytes(folder / "results.csv", content)
+        disk.write_bytes(folder / "results.csv", content)
         steps_told = any(event["type"] == "step" for event in runs.read_events(folder))
         _tell_results(content.decode("utf-8", "replace"), tell, steps=not steps_told)
 

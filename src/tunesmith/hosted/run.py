@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tunesmith import rewards, runs
+from tunesmith import disk, rewards
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.errors import TunesmithError, UsageError
@@ -78,7 +78,7 @@ def tune_and_measure(
     cost = estimate.estimate(checked, recipe, known)
     for warning in cost.warnings:
         tell(Notice(level="warning", message=warning))
-    runs.write_json(folder / "plan.json", {"planned": cost.as_dict(), "measured": None})
+    disk.write_json(folder / "plan.json", {"planned": cost.as_dict(), "measured": None})
     client = connect(settings, known)
     files = check.write_files(checked, recipe, folder / "sent")
     seed = recipe.training.seed
@@ -97,7 +97,7 @@ def tune_and_measure(
     }
     trained = Tuning(facts, max(0.0, seconds))
     paid = paid_for(job, recipe, known, cost.training_cost_usd)
-    runs.write_json(
+    disk.write_json(
         folder / "plan.json",
         {"planned": cost.as_dict(), "measured": {"trained_tokens": job.trained_tokens, "training_cost_usd": paid}},
     )
@@ -222,7 +222,7 @@ def measure_hosted(
         folder, recipe, data, rows, right, tuned.system, rivals, comparisons, verdict, seconds, summary
     )
     report.write_report(folder, replace(content, sections=[section]))
-    runs.write_json(folder / "summary.json", summary)
+    disk.write_json(folder / "summary.json", summary)
     return verdict
 
 
@@ -331,7 +331,7 @@ def _leave_unmeasured(
     verdict = f"Not measured: {reason}."
     tell(Notice(level="info", message=verdict))
     summary = evaluate.summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
-    runs.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})
+    disk.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})
     return verdict
 
 

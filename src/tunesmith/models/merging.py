@@ -55,8 +55,8 @@ def merge_artefact(folder: Path, target: Path) -> None:
         UsageError: It is whole already, cannot be merged, or something is in the way.
         NotFoundError: There is no tuned model in ``folder``.
     """
+    from tunesmith.disk import write_folder
     from tunesmith.models.saving import load_artefact, read_notes, save_artefact
-    from tunesmith.runs import write_folder
 
     if not read_notes(folder).adapter:
         raise UsageError("the model is whole already", where=str(folder), fix=f"copy the folder {folder}")

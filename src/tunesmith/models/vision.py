@@ -136,7 +136,7 @@ def _read(store: Path) -> dict[str, torch.Tensor]:
 def _write(store: Path, known: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
-    from tunesmith.runs import write_bytes
+    from tunesmith.disk import write_bytes
 
     write_bytes(store, save({name: vector.clone() for name, vector in known.items()}))
 

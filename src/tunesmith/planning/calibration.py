@@ -125,7 +125,7 @@ def record(sample: Sample) -> bool:
     """
     if sample.seconds < LEAST_SECONDS or not _plausible(sample):
         return False
-    from tunesmith import runs
+    from tunesmith import disk
     from tunesmith.catalog import cache
     from tunesmith.errors import TunesmithError
 
@@ -133,7 +133,7 @@ def record(sample: Sample) -> bool:
         others = [known for known in _samples() if (known.machine, known.kind) != (sample.machine, sample.kind)]
         alike = [known for known in _samples() if (known.machine, known.kind) == (sample.machine, sample.kind)]
         kept = [*others, *alike[1 - KEPT_SAMPLES :], sample]
-        runs.write_json(_path(), {"samples": [asdict(known) for known in kept]})
+        disk.write_json(_path(), {"samples": [asdict(known) for known in kept]})
         return True
     return False
 

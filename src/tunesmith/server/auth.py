@@ -24,7 +24,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import SecretStr
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.server.errors import ApiError
 
@@ -159,7 +159,7 @@ class Tokens:
         return filelock.FileLock(self.path.with_suffix(".lock"), timeout=10)
 
     def _write(self, tokens: list[StoredToken]) -> None:
-        runs.write_json(self.path, [asdict(stored) for stored in tokens])
+        disk.write_json(self.path, [asdict(stored) for stored in tokens])
         os.chmod(self.path, 0o600)
         self._seen = (-1.0, [])
 

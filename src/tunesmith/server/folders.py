@@ -15,7 +15,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.server.remote import Remote
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -70,7 +70,7 @@ class Folders:
             if key.startswith("files/") and key.endswith("/file.json"):
                 folder = self.file(key.split("/")[1])
                 folder.mkdir(exist_ok=True)
-                runs.write_bytes(folder / "file.json", b"".join(self.remote.read(key)))
+                disk.write_bytes(folder / "file.json", b"".join(self.remote.read(key)))
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

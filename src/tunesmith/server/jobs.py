@@ -21,7 +21,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.server import graders, storage
 from tunesmith.server.auth import Principal
 from tunesmith.server.database import EventRow, FileRow, IdempotencyRow, JobRow, LabelRow
@@ -190,7 +190,7 @@ def store(session: Session, folders: Folders, row: JobRow) -> None:
     session.add(row)
     session.flush()
     path = folders.job(row.id) / "job.json"
-    runs.write_json(path, {name: getattr(row, name) for name in STORED})
+    disk.write_json(path, {name: getattr(row, name) for name in STORED})
     folders.saved(path)
 
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import runs
+from tunesmith import disk, runs
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError
 from tunesmith.quiet import hush_imports
 
@@ -63,7 +63,7 @@ def main(lane: str, folder: str, attempt: int, options: dict[str, Any], lifeline
     threading.Thread(target=_stop_when_orphaned, args=(lifeline,), daemon=True).start()
     with _turn(place, attempt):
         outcome = _work(lane, place, options)
-        runs.write_json(place / OUTCOME, {"attempt": attempt, **outcome})
+        disk.write_json(place / OUTCOME, {"attempt": attempt, **outcome})
 
 
 @contextlib.contextmanager
@@ -192,7 +192,7 @@ def _train(place: Path, options: dict[str, Any]) -> dict[str, Any]:
         chosen = job["method"][job["method"]["type"]]["hyperparameters"]
         run = pipeline.run(_recipe(place, job, options, chosen), run_dir=folder)
     events = list(runs.read_events(folder))
-    runs.write_text(place / "results.csv", results_csv(events))
+    disk.write_text(place / "results.csv", results_csv(events))
     metrics = checkpoint_metrics(events)
     steps = _usable_checkpoints(run, place / "checkpoints", by_score=job["method"]["type"] == "reinforcement")
     summary = run.summary()
@@ -232,7 +232,7 @@ def _usable_checkpoints(run: runs.Run, target: Path, *, by_score: bool) -> list[
         def write(folder: Path, model: Any = model, notes: Any = notes) -> None:
             save_artefact(model, folder, task=notes.task, system_prompt=notes.system_prompt)
 
-        runs.write_folder(final, write)
+        disk.write_folder(final, write)
     return steps
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.server import jobs, storage
 from tunesmith.server.database import CheckpointRow, JobRow
 from tunesmith.server.queue import Queue
@@ -33,7 +33,7 @@ def finish(services: Services, queue: Queue, row: JobRow, outcome: dict[str, Any
         for step, metrics in ((found["step"], found["metrics"]) for found in outcome["checkpoints"])
     ]
     noted = services.folders.job(row.id) / "checkpoints.json"
-    runs.write_json(noted, entries)
+    disk.write_json(noted, entries)
     services.folders.saved(noted)
     with services.database.write() as session:
         add_checkpoints(session, row.id, entries)
@@ -82,6 +82,6 @@ def _results_file(services: Services, row: JobRow) -> str:
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         file = storage.keep_file(services.folders, services.database, staging, facts)
-    runs.write_text(noted, file.id)
+    disk.write_text(noted, file.id)
     services.folders.saved(noted)
     return file.id

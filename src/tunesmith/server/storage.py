@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tunesmith import disk, runs
+from tunesmith import disk
 from tunesmith.server.auth import Principal
 from tunesmith.server.database import Database, FileRow
 from tunesmith.server.errors import not_found
@@ -48,7 +48,7 @@ def keep_file(folders: Folders, database: Database, staging: Path, facts: dict[s
     after = facts.pop("expires_after", None)
     row = FileRow(id=new_id("file-"), created_at=created, expires_at=created + after if after else None, **facts)
     disk.flush(staging / "content")
-    runs.write_json(staging / "file.json", {name: getattr(row, name) for name in COLUMNS})
+    disk.write_json(staging / "file.json", {name: getattr(row, name) for name in COLUMNS})
     folder = folders.file(row.id)
     try:
         if folders.remote:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunesmith import catalog, environment, objectives, rewards, runs
+from tunesmith import catalog, disk, environment, objectives, rewards
 from tunesmith.compression import fake_quantization
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
@@ -110,16 +110,16 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             trained = _train_stage(folder, place, view, stage, own_base, prepared, identity, earlier, last, tell)
         seconds += trained.seconds
         if apart:
-            runs.write_folder(result, functools.partial(_save, trained.model, view))
+            disk.write_folder(result, functools.partial(_save, trained.model, view))
         elif not last:
-            runs.write_folder(result, functools.partial(_save_merged, trained.model, view))
+            disk.write_folder(result, functools.partial(_save_merged, trained.model, view))
             base = base if aside else result
         earlier.append(Earlier(view, place, prepared))
     assert trained is not None
     if recipe.sequence.adapters in COMBINATIONS and len(earlier) > 1:
         parts = [stage.place / "adapter" for stage in earlier]
         combine(trained.model, parts, recipe.sequence.adapters, recipe.training.seed)
-    runs.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
+    disk.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
     return dataclasses.replace(trained, seconds=seconds)
 
 
@@ -154,7 +154,7 @@ def _train_stage(
         epoch_examples=len(prepared.train),
         objective=objective_name,
     )
-    runs.write_json(place / "training.json", settings.model_dump(mode="json"))
+    disk.write_json(place / "training.json", settings.model_dump(mode="json"))
     model = build_for_training(
         base,
         name=recipe.model,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tunesmith import rewards, runs
+from tunesmith import disk, rewards
 from tunesmith.data.prepare import PreparedData, prepare
 from tunesmith.data.rows import Row, content_key
 from tunesmith.errors import DataError
@@ -121,12 +121,12 @@ def _written(recipe: Recipe, training: Training, rows: Sequence[Row], kept: Path
         write = _writer(recipe, training, tell)
         tell(Phase(step="tune", message=f"the teacher answers {len(rows) - len(found):,} prompts"))
         if not found:
-            runs.write_text(kept, json.dumps({"key": identity}) + "\n")
+            disk.write_text(kept, json.dumps({"key": identity}) + "\n")
         for first in range(len(found), len(rows), ROWS_AT_ONCE):
             part = rows[first : first + ROWS_AT_ONCE]
             texts = write([row for row in part for _ in range(own.per_prompt)], training.seed + first)
             several = [texts[n : n + own.per_prompt] for n in range(0, len(texts), own.per_prompt)]
-            runs.append_line(kept, {"first": first, "answers": several})
+            disk.append_line(kept, {"first": first, "answers": several})
             found += several
             tell(Progress(what="answers of the teacher", done=len(found), total=len(rows)))
     return found

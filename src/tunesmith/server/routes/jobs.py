@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.server import jobs
 from tunesmith.server.auth import Admin, Principal, Tuner
 from tunesmith.server.database import CheckpointRow, EventRow, JobRow, LabelRow, PermissionRow
@@ -227,7 +227,7 @@ def _keep_permissions(session: Session, server: Services, job_id: str) -> None:
     columns = ("id", "job_id", "checkpoint", "project", "created_at")
     values = [{name: getattr(row, name) for name in columns} for row in rows]
     path = server.folders.job(job_id) / "permissions.json"
-    runs.write_json(path, values)
+    disk.write_json(path, values)
     server.folders.saved(path)
 
 

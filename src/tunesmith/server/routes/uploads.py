@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from tunesmith import runs
+from tunesmith import disk
 from tunesmith.server import storage
 from tunesmith.server.auth import Principal, Tuner
 from tunesmith.server.database import Database, FileRow, UploadRow
@@ -157,7 +157,7 @@ def _store(session: Session, folders: Folders, row: UploadRow) -> None:
     """On the disk within the transaction: if either fails, neither counts."""
     session.add(row)
     session.flush()
-    runs.write_json(folders.upload(row.id) / "upload.json", {name: getattr(row, name) for name in COLUMNS})
+    disk.write_json(folders.upload(row.id) / "upload.json", {name: getattr(row, name) for name in COLUMNS})
 
 
 def _find_open(server: Services, upload_id: str, who: Principal) -> UploadRow:
