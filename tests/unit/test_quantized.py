@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from tunesmith.models.bits_and_bytes import is_narrow_layer
 from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
-from tunesmith.models.quantized import is_narrow, quantize_base, weight_bytes, widened
+from tunesmith.models.narrow_tensor import is_narrow, widened
+from tunesmith.models.quantized import narrow_tables, quantize_base, weight_bytes
 from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.parameters.settings import Quantization
 from tunesmith.recipe import Adapter, LoRA
@@ -53,10 +55,44 @@ def ids_of(model: Model) -> torch.Tensor:
 def test_linear_layers_weigh_what_they_should(tiny_decoder: Path, quantization: Quantization, share: float) -> None:
     """Against bf16. Tiny rows make scales dear: a fp32 scale for 32 weights of int8, and NF4's for blocks of 64."""
     model = built(tiny_decoder, quantization, torch.bfloat16)
-    narrow = [m for m in model.network.modules() if type(m) is nn.Linear and is_narrow(m.weight)]
-    assert len(narrow) == 14  # seven a layer; not the vocabulary's head
+    blocks = model.blocks()
+    narrow = [m for block in blocks for m in block.modules() if type(m) is nn.Linear and is_narrow(m.weight)]
+    assert len(narrow) == 14  # seven a layer
     assert sum(weight_bytes(m) for m in narrow) <= share * 2 * sum(m.weight.numel() for m in narrow)
     assert model.total_parameters == built(tiny_decoder, "none").total_parameters
+
+
+@pytest.mark.parametrize("quantization", BITS)
+def test_the_table_of_words_is_kept_in_8_bits_and_stays_one_with_the_head(
+    tiny_decoder: Path, quantization: Quantization
+) -> None:
+    wide, model = built(tiny_decoder, "none"), built(tiny_decoder, quantization)
+    table, ids = model.transformer().get_input_embeddings(), ids_of(model)  # type: ignore[operator, union-attr]
+    tied = wide.vocabulary_weight() is wide.transformer().get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    assert is_narrow(table.weight) and (model.vocabulary_head().weight is table.weight) is tied
+    whole_Vd = wide.transformer().get_input_embeddings().weight.detach()  # type: ignore[operator, union-attr]
+    steps_V = whole_Vd.abs().amax(1, keepdim=True) / 127
+    assert bool(((widened(table.weight) - whole_Vd).abs() <= steps_V * 0.51).all())
+    assert torch.equal(table(ids), widened(table.weight)[ids])  # a lookup widens its rows alone
+    merge(model)
+    assert not is_narrow(model.vocabulary_weight())
+    again = model.transformer().get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    assert (model.vocabulary_weight() is again) is tied
+
+
+@pytest.mark.parametrize(
+    "keys", [{"modules_to_save": ["lm_head"]}, {"targets": ["embed_tokens", "q_proj"]}, {"new_tokens": ["<id>"]}]
+)
+def test_a_table_that_the_adapter_changes_keeps_its_precision(
+    tiny_decoder: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    model = built(tiny_decoder, "int8", **keys)
+    wrapped = [name for name, p in model.network.named_parameters() if is_narrow(p) and "layers." not in name]
+    assert not [name for name in wrapped if re.search(r"base_layer|original_module|modules_to_save", name)]
+    trained(model, tmp_path, steps=2)
+    save_artefact(model, tmp_path / "model", task="text-generation", system_prompt=None)
+    again, _ = load_artefact(tmp_path / "model")
+    assert torch.equal(logits(again.network, ids_of(model)), logits(model.network, ids_of(model)))
 
 
 @pytest.mark.parametrize(("quantization", "error"), [("int8", 0.01), ("int4", 0.25)])
@@ -108,7 +144,9 @@ def test_the_adapter_loads_in_plain_peft_on_both_bases(
     on_wide = logits(peft.PeftModel.from_pretrained(wide, tmp_path / "model"), ids)
     assert 1e-6 < float((on_wide - expected).abs().max()) < 0.2  # near, but the base is another
     narrow = tiny.build(tiny_decoder, "generate", dtype=torch.float32)
+    narrow.network.requires_grad_(False)
     quantize_base(narrow, quantization)
+    narrow_tables(narrow)
     on_narrow: Any = peft.PeftModel.from_pretrained(narrow.network, tmp_path / "model")  # type: ignore[arg-type]
     torch.testing.assert_close(logits(on_narrow, ids), expected, rtol=1e-4, atol=1e-5)
 

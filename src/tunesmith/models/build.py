@@ -19,7 +19,7 @@ from tunesmith.models import attention, frozen, packing
 from tunesmith.models.heads import Pooling
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
-from tunesmith.models.quantized import quantize_base
+from tunesmith.models.quantized import narrow_tables, quantize_base
 from tunesmith.models.vision import is_vision, load_vision
 from tunesmith.parameters.settings import Added
 from tunesmith.recipe import Data, LoRA, Parameters, Training
@@ -71,6 +71,7 @@ def build_for_training(
         quantize_base(model, choice.quantization, choice.quantizer)
     torch.manual_seed(training.seed)
     parameters.apply(model, choice)
+    narrow_tables(model)
     model.wide = {}
     if training.quantization_aware is not None:
         fake_quantization.simulate(model, training.quantization_aware)

@@ -18,6 +18,7 @@ from tunesmith.models import packing, virtual_tokens, visibility
 from tunesmith.models.frozen import WIDTH_MULTIPLE, FrozenPrefix
 from tunesmith.models.heads import SentenceClassifier, pool
 from tunesmith.models.image_classifier import ImageClassifier
+from tunesmith.models.narrow_tensor import is_narrow, widened
 from tunesmith.parameters.settings import Quantization, Quantizer
 
 Form = Literal["classify", "multi-label", "score", "ordinal", "tag", "generate", "seq2seq", "mask"]
@@ -304,6 +305,11 @@ class Model:
     def vocabulary_head(self) -> nn.Module:
         """The module that maps hidden states to scores of the vocabulary."""
         return cast(nn.Module, cast(Any, self.transformer()).get_output_embeddings())
+
+    def vocabulary_weight(self) -> torch.Tensor:
+        """Weights of that head, (V, d), in the dtype that the model computes with."""
+        weight: Any = self.vocabulary_head().weight
+        return widened(weight) if is_narrow(weight) else cast(torch.Tensor, weight)
 
     def vocabulary_scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the vocabulary, (..., V) in at least fp32, from last hidden states (..., d)."""

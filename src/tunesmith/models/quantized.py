@@ -1,13 +1,14 @@
 """A frozen base in 8 or 4 bits (QLoRA; Dettmers et al. 2023, arXiv 2305.14314), through torchao or bitsandbytes.
 
-Only the linear layers inside the transformer's layers are quantized: they are nearly all of a large model, and what is
-left (embeddings, norms, heads) is sensitive. Weights alone are narrow: they are widened for each product, so the same
-code runs on processors and on GPUs.
+The linear layers inside the transformer's layers are quantized, and through torchao the table of word vectors (a fifth
+of a small model) in 8 bits; norms and heads keep their precision. Weights alone are narrow: they are widened for each
+product, so the same code runs on processors and on GPUs.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import nn
 from tunesmith.errors import MissingExtraError, UsageError
 from tunesmith.models import bits_and_bytes
 from tunesmith.models.model import Model
+from tunesmith.models.narrow_tensor import is_narrow, widened
 from tunesmith.parameters.settings import Quantization, Quantizer
 
+_HELD = re.compile(r"(^|\.)(base_layer|original_module|modules_to_save)(\.|$)")
 BLOCK = 64
 """Weights that share a scale in int4 (NF4), as in QLoRA; scales are 8 bits, and up to 256 of them share another."""
 
@@ -46,32 +49,45 @@ def quantize_base(model: Model, quantization: Quantization, quantizer: Quantizer
             where="parameters.quantization",
             fix="use `quantization: none`, or another `precision`",
         )
-    narrow = _to_int8 if quantization == "int8" else _to_nf4
+    from tunesmith.models.lookup import to_int8
+
+    narrow = to_int8 if quantization == "int8" else _to_nf4
     for layer in suitable:
         layer.weight = nn.Parameter(narrow(layer.weight.detach()), requires_grad=False)
     model.quantization = quantization
 
 
+def narrow_tables(model: Model) -> None:
+    """Keep a quantized base's word vectors, and the vocabulary's head that is one with them, in 8 bits.
+
+    Made after adapters are added: what an adapter changes or trains keeps its precision.
+    """
+    if model.quantization == "none" or model.quantizer == "bitsandbytes" or model.dtype == torch.float64:
+        return
+    from tunesmith.models.lookup import to_table
+
+    for table in plain_tables(model):
+        _replace(model.network, table, to_table(table.detach()))
+
+
+def plain_tables(model: Model) -> list[nn.Parameter]:
+    """Frozen tables of word vectors, (V, d), that no adapter holds; a head that is one with them counts as them."""
+    transformer: Any = model.transformer()
+    layers = [transformer.get_input_embeddings(), transformer.get_output_embeddings()]
+    tables = {id(layer.weight): layer.weight for layer in layers if _is_plain_table(layer)}
+    for name, module in model.network.named_modules():
+        if not _is_plain_table(module) or _HELD.search(name):
+            tables.pop(id(module._parameters.get("weight")), None)
+    return list(tables.values())
+
+
 def dequantize_base(model: Model) -> None:
-    """Widen the base's linear layers in place again, to what the narrow weights stand for."""
+    """Widen the base's weights in place again, to what the narrow ones stand for."""
     if model.quantizer == "bitsandbytes":
         bits_and_bytes.widen_layers(model.network, model.dtype)
-    for module in model.network.modules():
-        weight = module._parameters.get("weight")  # PEFT's layers show their base's weight as an attribute too
-        if is_narrow(weight):
-            module.weight = nn.Parameter(widened(weight), requires_grad=False)
+    for weight in [weight for weight in model.network.parameters() if is_narrow(weight)]:
+        _replace(model.network, weight, widened(weight))
     model.quantization = "none"
-
-
-def is_narrow(weight: Any) -> bool:
-    """Whether a weight is kept in fewer bits than it computes with."""
-    return isinstance(weight, torch.Tensor) and hasattr(weight, "__tensor_flatten__")
-
-
-def widened(weight: Any) -> torch.Tensor:
-    """An ordinary tensor with the values of a narrow weight, in the dtype that it computes with."""
-    whole = weight.get_original_weight() if hasattr(weight, "get_original_weight") else weight.dequantize()
-    return whole.to(weight.dtype)
 
 
 def weight_bytes(network: nn.Module) -> int:
@@ -96,18 +112,20 @@ def _bytes(tensor: Any) -> int:
     return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
 
 
+def _is_plain_table(layer: Any) -> bool:
+    return (type(layer) is nn.Linear or isinstance(layer, nn.Embedding)) and not layer.weight.requires_grad
+
+
+def _replace(network: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
+    """Put a frozen weight in the place of another wherever it is used."""
+    parameter = nn.Parameter(new, requires_grad=False)
+    for module in network.modules():
+        if module._parameters.get("weight") is old:  # PEFT's layers show their base's weight as an attribute too
+            module.weight = parameter
+
+
 def _linear_layers(block: nn.Module) -> Iterator[Any]:
     return (module for module in block.modules() if type(module) is nn.Linear)
-
-
-def _to_int8(weight: torch.Tensor) -> torch.Tensor:
-    """A scale for each row, symmetric around zero."""
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    holder.weight = nn.Parameter(weight, requires_grad=False)
-    quantize_(holder, Int8WeightOnlyConfig())
-    return holder.weight.data
 
 
 def _to_nf4(weight: torch.Tensor) -> torch.Tensor:

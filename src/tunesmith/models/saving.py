@@ -23,7 +23,7 @@ from tunesmith.models.load import load_model, quiet
 from tunesmith.models.model import Form, Model
 from tunesmith.models.new_tokens import add_tokens
 from tunesmith.models.plain_lora import save_on_the_first_base
-from tunesmith.models.quantized import quantize_base
+from tunesmith.models.quantized import narrow_tables, quantize_base
 from tunesmith.models.vision import load_vision
 from tunesmith.parameters.fused_lora import fuse
 from tunesmith.parameters.settings import Quantization, Quantizer
@@ -174,6 +174,7 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
     if notes.adapter:
         add_tokens(model, notes.new_tokens or [])
         _add_adapter(model, folder)
+    narrow_tables(model)
     if isinstance(model.network, SentenceClassifier) and notes.narrow is None:
         model.network.load_head(folder)
     model.thresholds = notes.thresholds

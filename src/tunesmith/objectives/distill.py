@@ -171,7 +171,7 @@ class Distill(Objective):
             return total, torch.stack([divergence_n @ weights_n, right.losses_N @ weights_n, correct_n @ weights_n])
 
         if model.scores_are_plain():
-            weight_Vd: Any = model.vocabulary_head().weight
+            weight_Vd = model.vocabulary_weight()
             hidden_Nd = model.hidden_states(batch)[rows, columns]
             total, sums = summed(hidden_Nd, weight_Vd[:vocabulary], loss_of)
         else:

@@ -149,7 +149,7 @@ class PPO(Policy):
         targets_N = batch.input_ids[rows_N, before_N + 1]
         temperature = self.settings.rollouts.temperature
         if model.scores_are_plain():
-            weight_Vd: Any = model.vocabulary_head().weight
+            weight_Vd = model.vocabulary_weight()
             nats = linear_token_nats(hidden_Nd, weight_Vd, targets_N, temperature)
         else:
             nats = scored_token_nats(model.vocabulary_scores(hidden_Nd), targets_N, temperature)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tunesmith.data.batches import Batch
@@ -54,7 +52,7 @@ def token_nats(model: Model, batch: Batch, temperature: float = 1.0) -> tuple[To
     targets_N = batch.input_ids[rows, columns + 1]
     if model.scores_are_plain():
         hidden_Nd = model.hidden_states(batch)[rows, columns]
-        weight_Vd: Any = model.vocabulary_head().weight
+        weight_Vd = model.vocabulary_weight()
         return linear_token_nats(hidden_Nd, weight_Vd, targets_N, temperature), rows, columns + 1
     logits_NV = model.run(model.network, batch, **model.causal_inputs(batch)).logits[rows, columns]
     return scored_token_nats(logits_NV, targets_N, temperature), rows, columns + 1
@@ -79,7 +77,7 @@ def token_losses(
     targets_N = batch.input_ids[rows, columns + 1]
     if model.scores_are_plain():
         hidden_Nd = model.hidden_states(batch)[rows, columns]
-        weight_Vd: Any = model.vocabulary_head().weight
+        weight_Vd = model.vocabulary_weight()
         return linear_cross_entropy(hidden_Nd, weight_Vd, targets_N, weights_N, label_smoothing), weights_N, rows
     logits_NV = model.run(model.transformer(), batch, **model.causal_inputs(batch)).logits[rows, columns]
     return token_cross_entropy(logits_NV, targets_N, weights_N, label_smoothing), weights_N, rows

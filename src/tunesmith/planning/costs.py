@@ -230,10 +230,13 @@ def memory(
     }
 
 
-def weight_bytes(model: Model, wide: int, quantized: str) -> float:
+def weight_bytes(model: Model, wide: int, quantized: str, quantizer: str) -> float:
     """Bytes of all weights: those of a head on a sentence encoder in fp32 at least, a quantized base's with scales."""
     from torch import nn
 
+    from tunesmith.models.quantized import plain_tables
+
+    tables = {id(p) for p in plain_tables(model)} if quantized != "none" and quantizer == "torchao" else set()
     narrow = {"int8": 1.01, "int4": 0.52}.get(quantized, float(wide))
     inside = {
         id(module.weight)
@@ -241,4 +244,5 @@ def weight_bytes(model: Model, wide: int, quantized: str) -> float:
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear) and "lora_" not in name
     }
-    return sum(p.numel() * (narrow if id(p) in inside else wide) for p in model.network.parameters())
+    each = {**dict.fromkeys(inside, narrow), **dict.fromkeys(tables, 1.01)}
+    return sum(p.numel() * each.get(id(p), wide) for p in model.network.parameters())

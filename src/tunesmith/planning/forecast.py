@@ -400,7 +400,7 @@ class StagePlanner:
             scaled=_costs_of(model, self.machine, largest),
             total=model.total_parameters,
             trainable=model.trainable_parameters if trains else 0,
-            weight_bytes=costs.weight_bytes(model, dtype.itemsize, quantized),
+            weight_bytes=costs.weight_bytes(model, dtype.itemsize, quantized, getattr(choice, "quantizer", "torchao")),
             narrow=dtype.itemsize < 4,
             wide=dtype.itemsize,
             head=words,
