@@ -26,6 +26,10 @@ def test_tokens_are_tiktokens(name: str) -> None:
     assert [count(text) for text in GOLDEN["strings"]] == GOLDEN[name]
 
 
+def test_a_text_without_a_space_takes_no_hours() -> None:
+    assert tokens.counter("o200k_base")("a" * 400_000) == 50_000
+
+
 def test_a_changed_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tokens.SHA256, "o200k_base", "0" * 64)
     tokens.counter.cache_clear()
