@@ -35,7 +35,7 @@ from tunesmith.models.saving import ONNX_FILE, load_artefact, read_notes, save_a
 from tunesmith.recipe import Data, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
-from tunesmith.training.stages import Trained
+from tunesmith.training.outcome import Trained
 
 QUANTIZED = runs.QUANTIZED
 FP8_CAPABILITY = (8, 9)

@@ -32,7 +32,7 @@ from tunesmith.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from tunesmith.models.model import Model
-    from tunesmith.training.stages import Trained, Tuning
+    from tunesmith.training.outcome import Trained, Tuning
 
 TRAINING_ROWS_SHOWN = 3
 

@@ -29,7 +29,7 @@ from tunesmith.hosted.table import Rate, Table, find_model
 from tunesmith.recipe import Recipe, RewardSource
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.preference import turns_of
-from tunesmith.training.stages import Tuning
+from tunesmith.training.outcome import Tuning
 
 
 @dataclass(frozen=True)
