@@ -31,7 +31,7 @@ from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.precision import default_device
 from tunesmith.models.quantized import weight_bytes
-from tunesmith.models.saving import ONNX_FILE, load_artefact, read_notes, save_artefact
+from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, read_notes, save_artefact
 from tunesmith.recipe import Data, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
@@ -129,6 +129,11 @@ def quantize(opened: Run, choice: Quantize, *, target: Path | None = None, on_ev
     return Run(target)
 
 
+def is_quantized(opened: Run, notes: ArtefactNotes) -> bool:
+    """Whether a run's model is narrow already, in a form of our own or as a graph of ONNX."""
+    return notes.narrow is not None or (opened.model_folder / ONNX_FILE).is_file()
+
+
 def refuse_impossible(opened: Run, choice: Quantize) -> None:
     """Say what cannot work before anything is loaded.
 
@@ -136,7 +141,7 @@ def refuse_impossible(opened: Run, choice: Quantize) -> None:
         UsageError: With the reason and what to do instead.
     """
     notes = read_notes(opened.model_folder)
-    if notes.narrow is not None or (opened.model_folder / ONNX_FILE).is_file():
+    if is_quantized(opened, notes):
         raise UsageError(
             "the model is quantized already: to narrow it again would add the errors of both",
             where=str(opened.path),

@@ -87,15 +87,7 @@ def tune_and_measure(
     job = jobs.make(intent, client, settings, seed, files, tell)
     job = jobs.follow(client, job, folder, settings, tell)
     jobs.fetch(client, job, folder, tell)
-    seconds = float((job.finished_at or time.time()) - job.created_at)
-    facts = {
-        "tokens": job.trained_tokens or 0,
-        "tokens_per_second": (job.trained_tokens or 0) / seconds if seconds else 0.0,
-        "peak_memory_bytes": 0,
-        "trainable_parameters": 0,
-        "total_parameters": 0,
-    }
-    trained = Tuning(facts, max(0.0, seconds))
+    trained = _tuning(job)
     paid = paid_for(job, recipe, known, cost.training_cost_usd)
     disk.write_json(
         folder / "plan.json",
@@ -119,7 +111,21 @@ def tune_and_measure(
     if checked.method == "dpo":
         tell(Notice(level="info", message=WRITTEN_NOT_WEIGHED))
         recipe, data = as_conversations(recipe, data)
-    return measure_hosted(folder, recipe, data, trained, job, client, known, hosted, started, tell, judges)
+    return measure_hosted(folder, recipe, data, trained, job, client, hosted, started, tell, judges)
+
+
+def _tuning(job: Job) -> Tuning:
+    """What the job took, as far as the provider says."""
+    seconds = float((job.finished_at or time.time()) - job.created_at)
+    tokens = job.trained_tokens or 0
+    facts = {
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "peak_memory_bytes": 0,
+        "trainable_parameters": 0,
+        "total_parameters": 0,
+    }
+    return Tuning(facts, max(0.0, seconds))
 
 
 WRITTEN_NOT_WEIGHED = (
@@ -189,7 +195,6 @@ def measure_hosted(
     trained: Tuning,
     job: Job,
     client: Client,
-    known: Table,
     hosted: dict[str, Any],
     started: float,
     tell: Listener,
@@ -203,7 +208,7 @@ def measure_hosted(
         task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
     )
     asker = Asker(client, folder / "answers.jsonl", tell)
-    tuned, *others = _systems(recipe, data, rows, right, setting, job, asker, known, trained)
+    tuned, *others = _systems(recipe, data, rows, right, setting, job, asker, trained)
     rivals = [other.system for other in others]
     if task.answer == "label" and any(baseline.kind == "majority" for baseline in settings.baselines):
         rivals.append(_majority(data, rows, right, setting, recipe))
@@ -234,7 +239,6 @@ def _systems(
     setting: answering.Setting,
     job: Job,
     asker: Asker,
-    known: Table,
     trained: Tuning,
 ) -> Iterator[Asked]:
     """The tuned model, then each baseline of the recipe that can be asked there."""
