@@ -58,17 +58,13 @@ class Diagnosis:
         return {**self.sections, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def examine(*, hub_seconds: float = HUB_SECONDS) -> Diagnosis:
-    """Look at everything; takes a few seconds, most of them for importing torch and asking the hub.
-
-    Args:
-        hub_seconds: How long to wait for the hub.
-    """
+def examine() -> Diagnosis:
+    """Look at everything; takes a few seconds, most of them for importing torch and asking the hub."""
     sections = {
         "hardware": hardware(),
         "versions": versions(),
         "disk": disk(),
-        "hub": hub(hub_seconds),
+        "hub": hub(),
         "speed": speed(),
     }
     return Diagnosis(sections, [*_about_speed(sections), *_about_room(sections)])

@@ -122,9 +122,7 @@ def _texts(recipe: Recipe, model: Model, rows: int, on_event: Listener) -> list[
     data = prepare(recipe.of_stage(recipe.stages[-1]) if recipe.stages else recipe, on_event=nobody)
     chosen = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:rows]
     setting = Setting(TASKS[recipe.task], data.labels, recipe.system_prompt, recipe.evaluate.generation, 0, on_event)
-    if model.form == "generate" and setting.task.answer != "likelihood":
-        return answering.prompts(model, chosen, setting)
-    return answering.encode_rows(model, chosen, setting.task)
+    return answering.inputs(model, chosen, setting)
 
 
 # --- writing: each says how the result is loaded ----------------------------------------------------------------------

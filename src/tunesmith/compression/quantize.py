@@ -306,7 +306,7 @@ def _measure(work: Work, remade: Model, plan: Plan) -> dict[str, Any]:
         narrow = copy.deepcopy(original.network).to(torch.bfloat16)
         models["original in bf16"] = replace(original, network=narrow, packable_length=0)
     rows = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:8]
-    speeds = speed.measure_in_turns(models, _tokens(original, rows, work.setting))
+    speeds = speed.measure_in_turns(models, answering.inputs(original, rows, work.setting))
     files = work.model_folder.rglob("*")
     return {
         "bytes": sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".onnx")),
@@ -320,12 +320,6 @@ def _measure(work: Work, remade: Model, plan: Plan) -> dict[str, Any]:
         "sensitivity": plan.sensitivity,
         "search": None if plan.search is None else plan.search.__dict__,
     }
-
-
-def _tokens(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
-    if model.form in ("generate", "seq2seq") and setting.task.answer != "likelihood":
-        return answering.prompts(model, rows, setting)
-    return answering.encode_rows(model, rows, setting.task)
 
 
 def _evaluate(work: Work, remade: Model, measured: dict[str, Any]) -> None:

@@ -154,9 +154,11 @@ def reference_nats(model: Model, rows: Sequence[Row], setting: Setting) -> Float
     return questions.reference_nats()
 
 
-def prompts(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
-    """What a model that writes is given for each row."""
-    return _asked(model, rows, setting, None, ())[1]
+def inputs(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
+    """The tokens that a model is given for each row: a prompt if it writes the answer, else the text."""
+    if model.form in ("generate", "seq2seq") and setting.task.answer != "likelihood":
+        return _asked(model, rows, setting, None, ())[1]
+    return encode_rows(model, rows, setting.task)
 
 
 def _asked(

@@ -57,7 +57,7 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     task = TASKS[notes.task]
     if task.answer == "pair":
         if model.form == "classify":
-            return _scores(model, rows, notes)
+            return _scores(model, rows)
         task = TASKS["text-generation"]  # what learned from preferences writes
     if task.answer == "thumb":
         task = TASKS["text-generation"]
@@ -98,7 +98,7 @@ def _label_sets(outputs: Outputs, labels: Sequence[str]) -> list[Prediction]:
     return found
 
 
-def _scores(model: Model, rows: Sequence[Any], notes: ArtefactNotes) -> list[Prediction]:
+def _scores(model: Model, rows: Sequence[Any]) -> list[Prediction]:
     """The scores that a reward model gives to answers: texts, or rows with `prompt` and `completion`, or `messages`."""
     texts = []
     for number, value in enumerate(rows, 1):

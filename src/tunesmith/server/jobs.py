@@ -14,7 +14,6 @@ import re
 import secrets
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -194,11 +193,9 @@ def store(session: Session, folders: Folders, row: JobRow) -> None:
     folders.saved(path)
 
 
-def log_event(
-    session: Session, folders: Folders, job_id: str, message: str, *, level: str = "info", moment: float | None = None
-) -> None:
+def log_event(session: Session, folders: Folders, job_id: str, message: str, *, level: str = "info") -> None:
     """Add an event that no run has: to the job's log, which only grows, and to the index."""
-    event = JobEvent(new_id("ftevent-"), moment or time.time(), level, "message", message)
+    event = JobEvent(new_id("ftevent-"), time.time(), level, "message", message)
     line = (json.dumps(event.as_dict(), ensure_ascii=False) + "\n").encode()
     path = folders.job(job_id) / "events.jsonl"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -219,12 +216,6 @@ def add_events(session: Session, job_id: str, events: list[JobEvent]) -> None:
     values = [{"job_id": job_id, **event.as_dict()} for event in events]
     for first in range(0, len(values), 500):  # a statement has a limited number of parameters
         session.execute(dialect.insert(EventRow).values(values[first : first + 500]).on_conflict_do_nothing())
-
-
-def data_file(folders: Folders, job_id: str, param: str) -> Path | None:
-    """The job's own copy of its ``training_file`` or ``validation_file``."""
-    found = sorted((folders.job(job_id) / "data").glob(f"{param}.jsonl*"))
-    return found[0] if found else None
 
 
 def forget_data(folders: Folders, job_id: str) -> None:
