@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import secrets
 import time
@@ -10,19 +9,17 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
 from tunesmith.server import tools as calls
 from tunesmith.server.answers import (
     Answers,
-    EventStream,
     Wish,
     answer_length,
     event,
     json_constraint,
-    model_named,
-    unless_gone,
+    respond,
 )
 from tunesmith.server.auth import Inferrer
 from tunesmith.server.bodies import ChatMessage, ContentPart, NamedFunction, ResponseBody, ResponseFunction
@@ -41,12 +38,7 @@ TEXT_PARTS = ("input_text", "output_text", "text")
 @router.post("/v1/responses", response_model=None)
 async def create_response(body: ResponseBody, request: Request, server: Server, who: Inferrer) -> Response:
     """Answer, in the form of the Responses API."""
-    async with contextlib.AsyncExitStack() as held:
-        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
-        response = await _begin(loaded, body)
-        if body.stream:
-            return EventStream(response.events(), held.pop_all())
-        return JSONResponse(await unless_gone(request, response.whole()))
+    return await respond(body, request, server, who, lambda loaded: _begin(loaded, body))
 
 
 async def _begin(loaded: Loaded, body: ResponseBody) -> _Response:
