@@ -18,6 +18,7 @@ from tunesmith.evaluation.baselines import DEFAULT_SHOTS
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.evaluation.results import Results, summarise, write_results
 from tunesmith.evaluation.rewarded import Judges
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.hosted import check, estimate, jobs, table
@@ -214,19 +215,11 @@ def measure_hosted(
         rivals.append(_majority(data, rows, right, setting, recipe))
     comparisons = comparison.compare(tuned.system, rivals, right, settings)
     verdict = comparison.verdict(tuned.system, rivals, comparisons, right)
-    evaluate.keep_answers(folder, task, rows, tuned.system, right)
     usage = {asked.system.name: asked_as_dict(asked) for asked in (tuned, *others)}
-    baselines = {rival.name: rival.metrics for rival in rivals}
-    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
-    summary = evaluate.summarise(
-        folder, recipe, trained, tuned.system.metrics, baselines, verdict, sum(seconds.values())
-    )
     section = _section(hosted | {"usage": usage})
-    summary |= {section.name: section.data}
-    content = evaluate.report_content(
-        folder, recipe, data, rows, right, tuned.system, rivals, comparisons, verdict, seconds, summary
-    )
-    report.write_report(folder, replace(content, sections=[section]))
+    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    results = Results(rows, right, tuned.system, rivals, comparisons, verdict, seconds)
+    summary = write_results(folder, recipe, data, trained, results, [section])
     disk.write_json(folder / "summary.json", summary)
     return verdict
 
@@ -334,7 +327,7 @@ def _leave_unmeasured(
 ) -> str:
     verdict = f"Not measured: {reason}."
     tell(Notice(level="info", message=verdict))
-    summary = evaluate.summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
+    summary = summarise(folder, recipe, trained, verdict, trained.seconds, {}, {})
     disk.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})
     return verdict
 
