@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -58,17 +58,13 @@ class Diagnosis:
         return {**self.sections, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def examine(*, hub_seconds: float = HUB_SECONDS) -> Diagnosis:
-    """Look at everything; takes a few seconds, most of them for importing torch and asking the hub.
-
-    Args:
-        hub_seconds: How long to wait for the hub.
-    """
+def examine() -> Diagnosis:
+    """Look at everything; takes a few seconds, most of them for importing torch and asking the hub."""
     sections = {
         "hardware": hardware(),
         "versions": versions(),
         "disk": disk(),
-        "hub": hub(hub_seconds),
+        "hub": hub(),
         "speed": speed(),
     }
     return Diagnosis(sections, [*_about_speed(sections), *_about_room(sections)])
@@ -244,109 +240,85 @@ def _fresh_over_kept() -> float:
     return seconds(lambda: torch.empty(LARGE_TENSOR).zero_()) / seconds(kept.zero_)
 
 
-def _about_speed(sections: dict[str, dict[str, Any]]) -> list[Finding]:
+def _about_speed(sections: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     machine, rates = sections["hardware"], sections["speed"]
     measured = f"bf16 {rates['bf16_gflops']}, fp32 {rates['fp32_gflops']} GFLOP/s"
-    findings = []
     if rates["precision"] == "bf16" and rates["bf16_over_fp32"] < CLEARLY_SLOWER:
-        findings.append(
-            Finding(
-                "warning",
-                f"`precision: auto` takes bf16, but it is slower here ({measured})",
-                "the hardware says that it multiplies bf16, but this build of torch makes no use of it",
-                "set `precision: fp32`, or install a newer torch",
-            )
+        yield Finding(
+            "warning",
+            f"`precision: auto` takes bf16, but it is slower here ({measured})",
+            "the hardware says that it multiplies bf16, but this build of torch makes no use of it",
+            "set `precision: fp32`, or install a newer torch",
         )
     if rates["precision"] == "fp32" and rates["bf16_over_fp32"] < CLEARLY_SLOWER:
-        findings.append(
-            Finding(
-                "info",
-                f"bf16 is slower than fp32 here ({measured})",
-                "this hardware has no instructions that multiply bf16",
-                "nothing to do: `precision: auto` takes fp32; do not set `precision: bf16`",
-            )
+        yield Finding(
+            "info",
+            f"bf16 is slower than fp32 here ({measured})",
+            "this hardware has no instructions that multiply bf16",
+            "nothing to do: `precision: auto` takes fp32; do not set `precision: bf16`",
         )
     if rates["device"] == "cpu" and rates["threads"] < machine["cores"] and not _hyperthreads(machine["cores"]):
-        findings.append(
-            Finding(
-                "warning",
-                f"torch uses {rates['threads']} threads, but {machine['cores']} cores are free to use",
-                "OMP_NUM_THREADS or an affinity set before the start limits it",
-                f"unset OMP_NUM_THREADS, or set it to {machine['cores']}",
-            )
+        yield Finding(
+            "warning",
+            f"torch uses {rates['threads']} threads, but {machine['cores']} cores are free to use",
+            "OMP_NUM_THREADS or an affinity set before the start limits it",
+            f"unset OMP_NUM_THREADS, or set it to {machine['cores']}",
         )
     if rates["device"] == "cpu" and rates["threads"] > machine["cores"]:
-        findings.append(
-            Finding(
-                "warning",
-                f"torch uses {rates['threads']} threads on {machine['cores']} cores",
-                "threads that wait for one another on the same core make every product slower",
-                f"set OMP_NUM_THREADS={machine['cores']} before the start",
-            )
+        yield Finding(
+            "warning",
+            f"torch uses {rates['threads']} threads on {machine['cores']} cores",
+            "threads that wait for one another on the same core make every product slower",
+            f"set OMP_NUM_THREADS={machine['cores']} before the start",
         )
     if rates["device"] == "cpu" and rates["fresh_over_kept_memory"] > DEAR_MEMORY:
-        findings.append(
-            Finding(
-                "warning",
-                f"filling new memory takes {rates['fresh_over_kept_memory']} times as long as filling kept memory",
-                "the C library gives large blocks back when they are freed, and each step faults them in again",
-                "with glibc, set GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:"
-                "glibc.malloc.trim_threshold=17179869184; elsewhere take an allocator that keeps memory",
-            )
+        yield Finding(
+            "warning",
+            f"filling new memory takes {rates['fresh_over_kept_memory']} times as long as filling kept memory",
+            "the C library gives large blocks back when they are freed, and each step faults them in again",
+            "with glibc, set GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:"
+            "glibc.malloc.trim_threshold=17179869184; elsewhere take an allocator that keeps memory",
         )
     if not machine["gpus"] and shutil.which("nvidia-smi"):
-        findings.append(
-            Finding(
-                "warning",
-                "there is an NVIDIA driver, but torch sees no GPU",
-                "torch was installed without CUDA, or CUDA_VISIBLE_DEVICES hides the GPUs",
-                "install the CUDA build of torch, or unset CUDA_VISIBLE_DEVICES",
-            )
+        yield Finding(
+            "warning",
+            "there is an NVIDIA driver, but torch sees no GPU",
+            "torch was installed without CUDA, or CUDA_VISIBLE_DEVICES hides the GPUs",
+            "install the CUDA build of torch, or unset CUDA_VISIBLE_DEVICES",
         )
-    return findings
 
 
-def _about_room(sections: dict[str, dict[str, Any]]) -> list[Finding]:
+def _about_room(sections: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     machine, room, net = sections["hardware"], sections["disk"], sections["hub"]
-    findings = []
     if machine["memory_free_bytes"] < LEAST_MEMORY:
-        findings.append(
-            Finding(
-                "warning",
-                f"only {machine['memory_free_bytes'] / 1e9:.1f} GB of memory are free",
-                "weights, gradients and optimizer state of full training take 16 bytes a parameter in fp32",
-                "use `method: peft` or a smaller model; `tunesmith plan` says what fits",
-            )
+        yield Finding(
+            "warning",
+            f"only {machine['memory_free_bytes'] / 1e9:.1f} GB of memory are free",
+            "weights, gradients and optimizer state of full training take 16 bytes a parameter in fp32",
+            "use `method: peft` or a smaller model; `tunesmith plan` says what fits",
         )
     for place in ("here", "cache"):
         if room[f"{place}_free_bytes"] < LEAST_FREE_DISK:
-            findings.append(
-                Finding(
-                    "warning",
-                    f"only {room[f'{place}_free_bytes'] / 1e9:.1f} GB of disk are free in {room[place]}",
-                    "checkpoints hold the weights and twice as much optimizer state",
-                    "free some space, give --run-dir on another disk, or set TUNESMITH_CACHE",
-                )
+            yield Finding(
+                "warning",
+                f"only {room[f'{place}_free_bytes'] / 1e9:.1f} GB of disk are free in {room[place]}",
+                "checkpoints hold the weights and twice as much optimizer state",
+                "free some space, give --run-dir on another disk, or set TUNESMITH_CACHE",
             )
     if not room["cache_writable"]:
-        findings.append(
-            Finding(
-                "error",
-                f"the cache folder {room['cache']} cannot be written",
-                "its owner or its permissions do not let this user write",
-                "set TUNESMITH_CACHE to a folder of your own",
-            )
+        yield Finding(
+            "error",
+            f"the cache folder {room['cache']} cannot be written",
+            "its owner or its permissions do not let this user write",
+            "set TUNESMITH_CACHE to a folder of your own",
         )
     if not net["reachable"]:
-        findings.append(
-            Finding(
-                "info",
-                "the model hub does not answer",
-                str(net["why"]),
-                "use a folder, a `.gguf` file, or a name of `tunesmith catalog`, which needs only the package index",
-            )
+        yield Finding(
+            "info",
+            "the model hub does not answer",
+            str(net["why"]),
+            "use a folder, a `.gguf` file, or a name of `tunesmith catalog`, which needs only the package index",
         )
-    return findings
 
 
 def _hyperthreads(cores: int) -> bool:

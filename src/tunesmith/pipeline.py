@@ -86,7 +86,7 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     from tunesmith.evaluation.evaluate import evaluate_run
     from tunesmith.models.precision import default_device
     from tunesmith.models.saving import load_artefact
-    from tunesmith.training.stages import Trained
+    from tunesmith.training.outcome import Trained
 
     opened.summary()
     recipe = opened.recipe

@@ -154,15 +154,25 @@ def _as_recipe_error(
     others = [".".join(map(str, p["loc"])) for p in problems if p is not problem]
     more = f" (and {len(others)} more: {', '.join(f'`{other}`' for other in others)})" if others else ""
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
-        inside = [f"{section}.{path[-1]}" for section in known if path[-1] in _keys_at((*path[:-1], section))]
-        near = inside or difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        fix = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(sorted(known)) or 'none'}"
-        return RecipeError(f"unknown key `{key}`{more}", where=where, fix=fix)
+        return RecipeError(f"unknown key `{key}`{more}", where=where, fix=_known_keys(path))
     if problem["type"] == "missing":
         return RecipeError(f"`{key}` is missing{more}", where=where, fix=f"add `{path[-1]}: ...`")
     if problem["type"] in ("literal_error", "union_tag_invalid"):
         return _wrong_choice(key, more, where, problem)
+    return _wrong_value(key, more, where, problem)
+
+
+def _known_keys(path: tuple[str, ...]) -> str:
+    """The remedy for a key that is not known: the nearest that is, one level further in or at the same."""
+    *above, key = path
+    known = _keys_at(tuple(above))
+    inside = [f"{section}.{key}" for section in known if key in _keys_at((*above, section))]
+    near = inside or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(sorted(known)) or 'none'}"
+
+
+def _wrong_value(key: str, more: str, where: str | None, problem: Any) -> RecipeError:
+    """A value of the wrong kind or size, or a rule's own message, which may have a remedy behind ``: use``."""
     message, _, remedy = problem["msg"].removeprefix("Value error, ").partition(": use ")
     if message.startswith("Input should be") and isinstance(problem["input"], str | int | float):
         remedy = remedy or message.removeprefix("Input should be ").replace("a valid", "a")

@@ -19,6 +19,7 @@ from tunesmith.recipe import (
     Parameters,
     Prompt,
     Recipe,
+    RewardSource,
     Stage,
     TaskName,
     Training,
@@ -392,24 +393,12 @@ def _of_prompts(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
 
 def _of_rewards(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
     """Stages that learn from rewards, and those that make a judge for them."""
-    names = [chosen.stage.name for chosen in stages]
     judges = {"reward"} if recipe.method == "rlhf" else set()
     for place, chosen in enumerate(stages):
-        objective = chosen.objective or ("grpo" if recipe.method == "verifiable-reward" else None)
-        sources = (
-            chosen.stage.training.rewards if chosen.stage.training is not None else []
-        ) or recipe.training.rewards
-        if objective in ("ppo", "grpo") and chosen.task not in ANSWERED:
-            yield (
-                f"the objective `{objective}` learns from answers to prompts, which the task `{chosen.task}` has not: "
-                "write the rows as prompts, and use `task: text-generation`"
-            )
-        before = RLHF_STAGES[:2] if recipe.method == "rlhf" else names[:place]
-        for name in [source.stage for source in sources if source.stage is not None]:
-            judges.add(name)
-            if name not in before and objective in ("ppo", "grpo", None):
-                known = f"one of {', '.join(before)}" if before else "a run (`kind: run`)"
-                yield f"there is no stage {name!r} before `{names[place]}` that could be its reward: use {known}"
+        made_before = RLHF_STAGES[:2] if recipe.method == "rlhf" else [other.stage.name for other in stages[:place]]
+        named = [source.stage for source in _rewards(recipe, chosen) if source.stage is not None]
+        judges.update(named)
+        yield from _of_rewarded(recipe, chosen, named, made_before)
     for chosen in stages:
         if chosen.stage.model is not None and chosen.stage.name not in judges:
             name = chosen.stage.name
@@ -419,10 +408,36 @@ def _of_rewards(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
             )
     if judges and (recipe.sequence.adapters != "chain" or recipe.sequence.replay or recipe.sequence.hold != "none"):
         yield "`sequence` is about tasks that one model learns in turn: leave it out beside a reward's stage"
-    if recipe.evaluate.judge is not None and recipe.evaluate.judge.kind == "stage":
+
+
+def _rewards(recipe: Recipe, chosen: Chosen) -> Sequence[RewardSource]:
+    """A stage's own rewards, else the recipe's."""
+    training = chosen.stage.training
+    return (training.rewards if training is not None else []) or recipe.training.rewards
+
+
+def _of_rewarded(recipe: Recipe, chosen: Chosen, named: Sequence[str], made_before: Sequence[str]) -> Iterator[str]:
+    """One stage: what it learns from, and the stages that its rewards name, of which some are made before it."""
+    objective = chosen.objective or ("grpo" if recipe.method == "verifiable-reward" else None)
+    if objective in ("ppo", "grpo") and chosen.task not in ANSWERED:
+        yield (
+            f"the objective `{objective}` learns from answers to prompts, which the task `{chosen.task}` has not: "
+            "write the rows as prompts, and use `task: text-generation`"
+        )
+    for name in named:
+        if name not in made_before and objective in ("ppo", "grpo", None):
+            known = f"one of {', '.join(made_before)}" if made_before else "a run (`kind: run`)"
+            yield f"there is no stage {name!r} before `{chosen.stage.name}` that could be its reward: use {known}"
+
+
+def _of_judges(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
+    """The second judge, of whom nothing was learned."""
+    judge = recipe.evaluate.judge
+    if judge is None:
+        return
+    if judge.kind == "stage":
         yield "`evaluate.judge` must be a judge that nothing was learned from: name another run"
-    learns = recipe.method in ("rlhf", "verifiable-reward") or any(c.objective in ("ppo", "grpo") for c in stages)
-    if recipe.evaluate.judge is not None and not learns:
+    if recipe.method not in ("rlhf", "verifiable-reward") and not any(c.objective in ("ppo", "grpo") for c in stages):
         yield "`evaluate.judge` judges what learned from rewards: leave it out, or use `method: rlhf`"
 
 
@@ -459,6 +474,7 @@ RULES: tuple[Callable[[Recipe, Sequence[Chosen]], Iterator[str]], ...] = (
     _of_sequences,
     _of_prompts,
     _of_rewards,
+    _of_judges,
     _of_rlhf,
     _of_features,
 )

@@ -139,7 +139,7 @@ def test_another_origin_makes_it_again(tmp_path: Path):
     for key in ({"v": 1}, {"v": 1}, {"v": 2}):
         cache.ensure(tmp_path / "x" / "thing", build, key=key)
     assert len(built) == 2
-    assert cache.manifest_notes(tmp_path / "x" / "thing") == {"rows": 1}
+    assert json.loads((tmp_path / "x" / "thing" / cache.MANIFEST).read_text())["notes"] == {"rows": 1}
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path):

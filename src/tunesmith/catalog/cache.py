@@ -135,12 +135,6 @@ def damage(folder: Path, *, key: dict[str, Any], deep: bool) -> str | None:
     return None
 
 
-def manifest_notes(folder: Path) -> dict[str, Any]:
-    """What the builder noted about a cached folder (counts of rows, what was left out)."""
-    notes: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["notes"]
-    return notes
-
-
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:

@@ -13,6 +13,7 @@ from tunesmith.errors import UsageError
 
 if TYPE_CHECKING:
     from tunesmith.hosted.client import Client, Job
+    from tunesmith.hosted.compare import Way
     from tunesmith.hosted.table import Table
     from tunesmith.recipe import Recipe
 
@@ -78,7 +79,7 @@ def check(
     from tunesmith.hosted import check as checking
     from tunesmith.hosted import formats
 
-    recipe, table = _asked(files, model, provider, None, task, validation, None, grader, prices, overrides)
+    recipe, table = _asked(files, model, provider, task, validation, prices, overrides, grader=grader)
     with progress.shown() as on_event:
 
         def quietly(event: Event) -> None:  # the report tells the warnings
@@ -120,7 +121,7 @@ def estimate(
     from tunesmith.hosted import check as checking
     from tunesmith.hosted import estimate as estimating
 
-    recipe, table = _asked(files, model, provider, None, task, validation, epochs, None, prices, overrides)
+    recipe, table = _asked(files, model, provider, task, validation, prices, overrides, epochs=epochs)
     with progress.shown() as on_event:
         checked = checking.check(recipe, table, on_event=on_event)
     found = estimating.estimate(checked, recipe, table)
@@ -172,9 +173,8 @@ def tune(
     from tunesmith.cli.tuning import print_run
 
     more = {"suffix": suffix, "again": again or None, "base_url": base_url}
-    recipe, _ = _asked(
-        files, model, provider, more, task, validation, epochs, grader, prices, overrides, test=test, shares=True
-    )
+    named = (files, model, provider, task, validation, prices, overrides)
+    recipe, _ = _asked(*named, epochs=epochs, grader=grader, more=more, test=test, shares=True)
     with progress.shown(verdict=False) as on_event:
         run = pipeline.run(recipe, run_dir=run_dir, on_event=on_event)
     print_run(run, as_json=as_json)
@@ -345,21 +345,7 @@ def compare(
         print_json(found.as_dict())
         return
     columns = ("way", found.ways[0].metric, "training", "1,000 calls", "seconds a call", "tokens in", "tokens out")
-    print_table(
-        columns,
-        (
-            (
-                way.name,
-                interval_text(way.quality),
-                _dollars(way.fixed_usd),
-                _dollars(way.usd_per_1000_calls),
-                _number(way.latency, "{:.2f}"),
-                _number(way.prompt_tokens, "{:,.0f}"),
-                _number(way.written_tokens, "{:,.0f}"),
-            )
-            for way in found.ways
-        ),
-    )
+    print_table(columns, (_way_row(way) for way in found.ways))
     if found.tokens_saved_a_call is not None:
         print(f"The tuned model's prompt has {found.tokens_saved_a_call:,.0f} tokens fewer a call.")
     for point in found.break_even:
@@ -378,20 +364,21 @@ def _asked(
     files: list[str],
     model: str | None,
     provider: str | None,
-    more: dict[str, Any] | None,
     task: str | None,
     validation: str | None,
-    epochs: int | None,
-    grader: Path | None,
     prices: Path | None,
     overrides: list[str] | None,
     *,
+    epochs: int | None = None,
+    grader: Path | None = None,
+    more: dict[str, Any] | None = None,
     test: str | None = None,
     shares: bool = False,
 ) -> tuple[Recipe, Table]:
     """The recipe that files and flags make, and the table of prices.
 
-    With ``shares`` rows are held back for validation and test, as every run does; else all rows count.
+    ``more`` are further keys of the recipe's ``hosted``. With ``shares`` rows are held back for validation and test, as
+    every run does; else all rows count.
     """
     from tunesmith import recipe_file
     from tunesmith.hosted import table as tables
@@ -405,23 +392,25 @@ def _asked(
         given |= {"data.validation": validation, "data.test": test}
         flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
         recipe = recipe_file.load(files[0], overrides=[*flags, *(overrides or [])])
+    elif model is None:
+        raise UsageError("no model was named", where="--model", fix="`tunesmith hosted models` lists what there is")
     else:
-        if model is None:
-            raise UsageError("no model was named", where="--model", fix="`tunesmith hosted models` lists what there is")
-        data: dict[str, Any] = {"train": files}
-        if not shares or validation:
-            data["validation"] = [validation] if validation else 0.0
-        if not shares or test:
-            data["test"] = [test] if test else 0.0
         tree = {
             "task": task or ("prompts" if grader else _task_of(files)),
             "model": model,
             "method": "hosted",
-            "data": data,
+            "data": {"train": files, **_held_out("validation", validation, shares), **_held_out("test", test, shares)},
             "hosted": hosted,
         }
         recipe = recipe_file.parse(tree, overrides=overrides)
     return recipe.resolved(), tables.load(recipe.hosted.prices if recipe.hosted else prices)
+
+
+def _held_out(part: str, file: str | None, share: bool) -> dict[str, Any]:
+    """Where rows of ``validation`` or ``test`` come from: a file, the usual share of the training rows, or nowhere."""
+    if file:
+        return {part: [file]}
+    return {} if share else {part: 0.0}
 
 
 def _task_of(files: list[str]) -> str:
@@ -476,6 +465,18 @@ def _model_row(name: str, line: Any) -> tuple[object, ...]:
 
     training = f"{line.training_hour:g} an hour" if line.training_hour is not None else line.training
     return (name, training, rate(line.tuned), rate(line.base), line.shutdown, line.seen)
+
+
+def _way_row(way: Way) -> tuple[object, ...]:
+    return (
+        way.name,
+        interval_text(way.quality),
+        _dollars(way.fixed_usd),
+        _dollars(way.usd_per_1000_calls),
+        _number(way.latency, "{:.2f}"),
+        _number(way.prompt_tokens, "{:,.0f}"),
+        _number(way.written_tokens, "{:,.0f}"),
+    )
 
 
 def _dollars(value: float | None) -> str:

@@ -155,6 +155,12 @@ def _print_plan(made: Plan) -> None:
             ("basis", _basis(found)),
         )
     )
+    _print_devices(made)
+    for line in made.advice:
+        print(f"advice: {line}")
+
+
+def _print_devices(made: Plan) -> None:
     if made.devices:
         print_table(
             ("strategy", "devices", "memory each", "fits", "talking", "time", "cost"),
@@ -172,8 +178,6 @@ def _print_plan(made: Plan) -> None:
             ),
             title="Several devices (this version trains on one: a forecast, checked against no measurement)",
         )
-    for line in made.advice:
-        print(f"advice: {line}")
 
 
 def _tokens(made: Plan) -> str:

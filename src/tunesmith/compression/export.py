@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tunesmith import catalog, disk
 from tunesmith.compression import gguf_file, llama_cpp, verify
-from tunesmith.compression.quantize import load_original
+from tunesmith.compression.quantize import is_quantized, load_original
 from tunesmith.compression.verify import Verified
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import ResourceError, UsageError
@@ -19,7 +19,7 @@ from tunesmith.evaluation.evaluate import licence_of
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.events import Listener, Notice, Phase, nobody
 from tunesmith.models.model import Model
-from tunesmith.models.saving import ONNX_FILE, load_artefact, notes_of, read_notes, save_artefact
+from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, notes_of, read_notes, save_artefact
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 from tunesmith.tasks import TASKS
@@ -70,14 +70,7 @@ def export_run(
     if target.exists():
         raise UsageError("there is something already", where=str(target), fix="remove it, or name another --dir")
     notes = read_notes(opened.model_folder)
-    if notes.narrow is not None or (opened.model_folder / ONNX_FILE).is_file():
-        raise UsageError(
-            "quantized models are in a form of our own, which other programs do not read",
-            where=str(opened.path),
-            fix="export the run that it was made from (GGUF has 8-bit formats of its own)",
-        )
-    if to == "adapter" and not notes.adapter:
-        raise UsageError("the run trained no adapter", where=str(opened.path), fix="use `--to safetensors`")
+    _refuse_impossible(opened, to, notes)
     on_event(Phase(step="model", message=f"the model of {opened.id}"))
     model = load_artefact(opened.model_folder)[0] if to == "adapter" else load_original(opened)
     texts = _texts(opened.recipe, model, rows, on_event)
@@ -112,14 +105,24 @@ def export_run(
     }
 
 
+def _refuse_impossible(opened: Run, to: Format, notes: ArtefactNotes) -> None:
+    """Say what cannot be written before anything is loaded."""
+    if is_quantized(opened, notes):
+        raise UsageError(
+            "quantized models are in a form of our own, which other programs do not read",
+            where=str(opened.path),
+            fix="export the run that it was made from (GGUF has 8-bit formats of its own)",
+        )
+    if to == "adapter" and not notes.adapter:
+        raise UsageError("the run trained no adapter", where=str(opened.path), fix="use `--to safetensors`")
+
+
 def _texts(recipe: Recipe, model: Model, rows: int, on_event: Listener) -> list[list[int]]:
     """Tokens of some rows that were not trained on, as the model is given them."""
     data = prepare(recipe.of_stage(recipe.stages[-1]) if recipe.stages else recipe, on_event=nobody)
     chosen = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:rows]
     setting = Setting(TASKS[recipe.task], data.labels, recipe.system_prompt, recipe.evaluate.generation, 0, on_event)
-    if model.form == "generate" and setting.task.answer != "likelihood":
-        return answering.prompts(model, chosen, setting)
-    return answering.encode_rows(model, chosen, setting.task)
+    return answering.inputs(model, chosen, setting)
 
 
 # --- writing: each says how the result is loaded ----------------------------------------------------------------------

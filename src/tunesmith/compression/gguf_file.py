@@ -180,36 +180,37 @@ def pre_tokenizer(tokenizer: Any) -> str:
 
 
 def _add_tokenizer(writer: Any, model: Model) -> None:
-    from gguf import TokenType
-
     tokenizer = model.tokenizer
-    size = int(cast(Any, model.transformer()).config.vocab_size)
-    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    added = set(tokenizer.added_tokens_decoder) - special
-    tokens, kinds = [], []
-    for number in range(size):
-        token = by_id.get(number)
-        tokens.append(f"[PAD{number}]" if token is None else token)
-        kinds.append(
-            TokenType.UNUSED
-            if token is None
-            else TokenType.CONTROL
-            if number in special
-            else TokenType.USER_DEFINED
-            if number in added
-            else TokenType.NORMAL
-        )
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in description["model"]["merges"]]
+    tokens, kinds = _vocabulary(tokenizer, int(cast(Any, model.transformer()).config.vocab_size))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
+    writer.add_token_merges(
+        [" ".join(pair) if isinstance(pair, list) else pair for pair in description["model"]["merges"]]
+    )
+    _add_special_tokens(writer, tokenizer, model.eos_ids or [tokenizer.eos_token_id])
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _vocabulary(tokenizer: Any, size: int) -> tuple[list[str], list[Any]]:
+    """The token of each of ``size`` rows of the embedding, and its kind; rows without a token get one."""
+    from gguf import TokenType
+
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    kinds = dict.fromkeys(by_id, TokenType.NORMAL)
+    for number, token in tokenizer.added_tokens_decoder.items():
+        kinds[number] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+    tokens = [by_id.get(number, f"[PAD{number}]") for number in range(size)]
+    return tokens, [kinds.get(number, TokenType.UNUSED) for number in range(size)]
+
+
+def _add_special_tokens(writer: Any, tokenizer: Any, ends: list[int]) -> None:
+    """Which tokens begin, end, pad and stand for the unknown; ``ends`` has those that end an answer."""
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
-    ends = model.eos_ids or [tokenizer.eos_token_id]
     main = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
     writer.add_eos_token_id(main)
     turn = next((number for number in ends if number != main), None)
@@ -221,8 +222,6 @@ def _add_tokenizer(writer: Any, model: Model) -> None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     opens = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     writer.add_add_bos_token(bool(opens))
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.precision import default_device
 from tunesmith.models.quantized import weight_bytes
-from tunesmith.models.saving import ONNX_FILE, load_artefact, read_notes, save_artefact
+from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, read_notes, save_artefact
 from tunesmith.recipe import Data, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
-from tunesmith.training.stages import Trained
+from tunesmith.training.outcome import Trained
 
 QUANTIZED = runs.QUANTIZED
 FP8_CAPABILITY = (8, 9)
@@ -129,6 +129,11 @@ def quantize(opened: Run, choice: Quantize, *, target: Path | None = None, on_ev
     return Run(target)
 
 
+def is_quantized(opened: Run, notes: ArtefactNotes) -> bool:
+    """Whether a run's model is narrow already, in a form of our own or as a graph of ONNX."""
+    return notes.narrow is not None or (opened.model_folder / ONNX_FILE).is_file()
+
+
 def refuse_impossible(opened: Run, choice: Quantize) -> None:
     """Say what cannot work before anything is loaded.
 
@@ -136,7 +141,7 @@ def refuse_impossible(opened: Run, choice: Quantize) -> None:
         UsageError: With the reason and what to do instead.
     """
     notes = read_notes(opened.model_folder)
-    if notes.narrow is not None or (opened.model_folder / ONNX_FILE).is_file():
+    if is_quantized(opened, notes):
         raise UsageError(
             "the model is quantized already: to narrow it again would add the errors of both",
             where=str(opened.path),
@@ -301,7 +306,7 @@ def _measure(work: Work, remade: Model, plan: Plan) -> dict[str, Any]:
         narrow = copy.deepcopy(original.network).to(torch.bfloat16)
         models["original in bf16"] = replace(original, network=narrow, packable_length=0)
     rows = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:8]
-    speeds = speed.measure_in_turns(models, _tokens(original, rows, work.setting))
+    speeds = speed.measure_in_turns(models, answering.inputs(original, rows, work.setting))
     files = work.model_folder.rglob("*")
     return {
         "bytes": sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".onnx")),
@@ -315,12 +320,6 @@ def _measure(work: Work, remade: Model, plan: Plan) -> dict[str, Any]:
         "sensitivity": plan.sensitivity,
         "search": None if plan.search is None else plan.search.__dict__,
     }
-
-
-def _tokens(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
-    if model.form in ("generate", "seq2seq") and setting.task.answer != "likelihood":
-        return answering.prompts(model, rows, setting)
-    return answering.encode_rows(model, rows, setting.task)
 
 
 def _evaluate(work: Work, remade: Model, measured: dict[str, Any]) -> None:

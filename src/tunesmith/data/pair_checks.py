@@ -11,8 +11,7 @@ from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.problems import PLACES, Findings
 from tunesmith.data.rows import Row
 from tunesmith.data.splits import TRAIN, Assignment
-from tunesmith.tasks.base import Message
-from tunesmith.tasks.preference import turns_of
+from tunesmith.tasks.preference import text_of, turns_of
 
 FEWEST = 50
 """Training pairs from which the bias by length is spoken of."""
@@ -31,7 +30,7 @@ class PairBook:
 
     def add(self, row: Row) -> None:
         """Enter a row."""
-        prompt, better, worse = (_text(turns) for turns in turns_of(row))
+        prompt, better, worse = (text_of(turns) for turns in turns_of(row))
         for book, text in ((self._prompts, prompt), (self._better, better), (self._worse, worse)):
             book.append(hash64(normalised(text).encode()))
         self._longer.append(max(-(2**30), min(2**30, len(better) - len(worse))))
@@ -123,7 +122,3 @@ def _by_length(findings: Findings, differences: NDArray[np.int64]) -> list[str]:
             fix="look at accuracy by length in the report; balance the pairs, or use `preference.length_normalised`",
         )
     return [f"{said}; by {differences.mean():+.0f} characters on the average"]
-
-
-def _text(turns: list[Message]) -> str:
-    return "\n".join(str(turn.get("content") or "") for turn in turns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,86 +61,41 @@ def answer(
     """
     if setting.task.answer == "likelihood":
         return score_documents(model, rows, setting.task, setting.on_event)
-    started = time.perf_counter()
     if setting.task.answer == "pair":
         return pairs.judge(model, rows, setting)
     if setting.task.answer == "thumb":
         return pairs.weigh(model, rows, setting)
-    if isinstance(model.network, ImageClassifier):
-        paths = _paths(rows, setting.task)
-        probabilities = vision.probabilities(model.network, model.folder, paths, on_event=setting.on_event)
-        return _outputs(started, [], probabilities=probabilities)
     if model.form == "tag":
         return by_head(model, rows, setting.on_event)
+    if isinstance(model.network, ImageClassifier):
+        return _of_pictures(model, model.network, rows, setting)
     if model.form in TEXT_HEADS:
-        examples = encode_rows(model, rows, setting.task)
-        if model.form in ("score", "ordinal"):
-            return _outputs(started, examples, scores=inference.scores(model, examples, on_event=setting.on_event))
-        probabilities = inference.class_probabilities(model, examples, on_event=setting.on_event)
-        return _outputs(started, examples, probabilities=probabilities, thresholds=_thresholds(model))
-    if shots is None and model.shown is not None:
-        shots = shots_of(model.shown, rows, setting.task)
+        return _by_text_head(model, rows, setting)
     if setting.task.answer == "label":
-        probabilities, tokens = _likeliest_labels(model, rows, setting, shots)
-        return Outputs(probabilities=probabilities, prompt_tokens=tokens, seconds=time.perf_counter() - started)
-    questions, prompts = _asked(model, rows, setting, shots, ())
-    written = inference.generate(
-        model,
-        prompts,
-        **setting.generation.model_dump(),
-        seed=setting.seed,
-        on_event=setting.on_event,
-    )
-    texts = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
-    read = sum(len(prompt) for prompt in prompts)
-    written_tokens = sum(len(tokens) for tokens in written)
-    if setting.task.answer == "spans":
-        seconds = time.perf_counter() - started
-        named = [
-            written_spans(text, setting.task.input_text(row), setting.labels or [])
-            for text, row in zip(texts, rows, strict=True)
-        ]
-        return Outputs(spans=named, prompt_tokens=read, written_tokens=written_tokens, seconds=seconds)
-    seconds = time.perf_counter() - started  # what follows is our question, not the system's work
-    worth = setting.judges.score(rows, texts, written) if setting.judges is not None else {}
-    if not score_references or setting.task.answer != "text":
-        return Outputs(
-            texts=texts,
-            rewards=worth.get("rewards"),
-            judged=worth.get("judged"),
-            prompt_tokens=read,
-            written_tokens=written_tokens,
-            seconds=seconds,
-        )
-    nats = questions.reference_nats()
-    sizes = np.asarray([max(1, len(setting.task.target_text(row).encode())) for row in rows], dtype=np.float64)
-    return Outputs(
-        texts=texts,
-        rewards=worth.get("rewards"),
-        judged=worth.get("judged"),
-        nats=nats,
-        reference_bytes=sizes,
-        prompt_tokens=read,
-        written_tokens=written_tokens,
-        seconds=seconds,
-    )
+        return _by_likeliest_label(model, rows, setting, shots)
+    return _by_writing(model, rows, setting, shots, score_references=score_references)
 
 
-def reference_nats(model: Model, rows: Sequence[Row], setting: Setting) -> FloatArray:
-    """How unlikely a model that writes finds the right answers, (N,) in nats; nothing is written."""
-    questions = _sources(model, rows, setting) if model.form == "seq2seq" else _prompts(model, rows, setting, None)
-    return questions.reference_nats()
+def _of_pictures(model: Model, network: ImageClassifier, rows: Sequence[Row], setting: Setting) -> Outputs:
+    started = time.perf_counter()
+    paths = _paths(rows, setting.task)
+    probabilities = vision.probabilities(network, model.folder, paths, on_event=setting.on_event)
+    return _outputs(started, [], probabilities=probabilities)
 
 
-def prompts(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
-    """What a model that writes is given for each row."""
-    return _asked(model, rows, setting, None, ())[1]
+def _by_text_head(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
+    started = time.perf_counter()
+    examples = encode_rows(model, rows, setting.task)
+    if model.form in ("score", "ordinal"):
+        return _outputs(started, examples, scores=inference.scores(model, examples, on_event=setting.on_event))
+    probabilities = inference.class_probabilities(model, examples, on_event=setting.on_event)
+    return _outputs(started, examples, probabilities=probabilities, thresholds=_thresholds(model))
 
 
-def _likeliest_labels(
-    model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None
-) -> tuple[np.ndarray, int]:
-    """Probabilities (N, C) of the labels as answers by the model's own likelihood, and the tokens it read."""
+def _by_likeliest_label(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None) -> Outputs:
+    """Labels as answers by the model's own likelihood."""
+    started = time.perf_counter()
+    shots = shots or _own_shots(model, rows, setting.task)
     labels = setting.labels or []
 
     def ask(some: Sequence[Row], before: Shots | None) -> tuple[np.ndarray, int]:
@@ -152,7 +107,58 @@ def _likeliest_labels(
     probabilities, tokens = ask(rows, shots)
     if shots is not None and model.shown is not None and model.shown.settings.calibrate:
         probabilities = calibrated(probabilities, rows, shots, setting.task, lambda some, before: ask(some, before)[0])
-    return probabilities, tokens
+    return Outputs(probabilities=probabilities, prompt_tokens=tokens, seconds=time.perf_counter() - started)
+
+
+def _by_writing(
+    model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None, *, score_references: bool
+) -> Outputs:
+    """Answers in the model's own words: spans read from them, or the texts with what they are worth."""
+    started = time.perf_counter()
+    task = setting.task
+    shots = shots or _own_shots(model, rows, task)
+    questions, prompts = _asked(model, rows, setting, shots, ())
+    written = inference.generate(
+        model,
+        prompts,
+        **setting.generation.model_dump(),
+        seed=setting.seed,
+        on_event=setting.on_event,
+    )
+    texts = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    taken = Outputs(
+        prompt_tokens=sum(len(prompt) for prompt in prompts),
+        written_tokens=sum(len(tokens) for tokens in written),
+        seconds=time.perf_counter() - started,  # what follows is our question, not the system's work
+    )
+    if task.answer == "spans":
+        labels = setting.labels or []
+        spans = [written_spans(text, task.input_text(row), labels) for text, row in zip(texts, rows, strict=True)]
+        return replace(taken, spans=spans)
+    worth = setting.judges.score(rows, texts, written) if setting.judges is not None else {}
+    answered = replace(taken, texts=texts, rewards=worth.get("rewards"), judged=worth.get("judged"))
+    if not score_references or task.answer != "text":
+        return answered
+    sizes = np.asarray([max(1, len(task.target_text(row).encode())) for row in rows], dtype=np.float64)
+    return replace(answered, nats=questions.reference_nats(), reference_bytes=sizes)
+
+
+def _own_shots(model: Model, rows: Sequence[Row], task: Task) -> Shots | None:
+    """What a model that was taught in context shows before each row."""
+    return None if model.shown is None else shots_of(model.shown, rows, task)
+
+
+def reference_nats(model: Model, rows: Sequence[Row], setting: Setting) -> FloatArray:
+    """How unlikely a model that writes finds the right answers, (N,) in nats; nothing is written."""
+    questions = _sources(model, rows, setting) if model.form == "seq2seq" else _prompts(model, rows, setting, None)
+    return questions.reference_nats()
+
+
+def inputs(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
+    """The tokens that a model is given for each row: a prompt if it writes the answer, else the text."""
+    if model.form in ("generate", "seq2seq") and setting.task.answer != "likelihood":
+        return _asked(model, rows, setting, None, ())[1]
+    return encode_rows(model, rows, setting.task)
 
 
 def _asked(

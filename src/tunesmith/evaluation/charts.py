@@ -60,15 +60,12 @@ STYLE: dict[str, Any] = {
 }
 
 
-def comparison_chart(
-    titles: Sequence[str], values: Sequence[Interval], highlighted: int, metric: Metric, confidence: float
-) -> str:
+def comparison_chart(titles: Sequence[str], values: Sequence[Interval], metric: Metric, confidence: float) -> str:
     """Dots with whiskers, the best on top; the tuned model's interval is shaded across all lines.
 
     Args:
-        titles: Names of the systems.
+        titles: Names of the systems, the tuned model first.
         values: Their values.
-        highlighted: Which of them is the tuned model.
         metric: What was measured.
         confidence: Coverage of the intervals.
     """
@@ -77,9 +74,9 @@ def comparison_chart(
     summary = "; ".join(f"{titles[number]}: {values[number]}" for number in reversed(order))
     with new_figure(9.2, 0.75 + 0.42 * len(titles)) as figure:
         axes = figure.add_subplot()
-        axes.axvspan(values[highlighted].low, values[highlighted].high, color=ACCENT, alpha=0.10, linewidth=0)
+        axes.axvspan(values[0].low, values[0].high, color=ACCENT, alpha=0.10, linewidth=0)
         for line, number in enumerate(order):
-            value, ours = values[number], number == highlighted
+            value, ours = values[number], number == 0
             colour = ACCENT if ours else MUTED
             axes.plot([value.low, value.high], [line, line], color=colour, linewidth=3.2 if ours else 2.0)
             axes.plot(value.value, line, "o", color=colour, markersize=9 if ours else 6.5)
@@ -88,7 +85,7 @@ def comparison_chart(
             )
         axes.set_yticks(range(len(order)), [_short(titles[number], 46) for number in order], color=INK)
         for label, number in zip(axes.get_yticklabels(), order, strict=True):
-            label.set_fontweight("bold" if number == highlighted else "normal")
+            label.set_fontweight("bold" if number == 0 else "normal")
         axes.set_ylim(-0.6, len(order) - 0.4)
         axes.margins(x=0.04)
         axes.grid(visible=False, axis="y")

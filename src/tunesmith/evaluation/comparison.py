@@ -147,7 +147,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def best_other(tuned: System, others: Sequence[System], comparisons: Sequence[Comparison]) -> System | None:
+def best_other(others: Sequence[System], comparisons: Sequence[Comparison]) -> System | None:
     """The best of the other systems by the metric of the comparison; ``None`` without any."""
     if not comparisons:
         return None
@@ -165,7 +165,7 @@ def verdict(tuned: System, others: Sequence[System], comparisons: Sequence[Compa
         comparisons: What :func:`compare` found.
         right: What would have been right.
     """
-    best = best_other(tuned, others, comparisons)
+    best = best_other(others, comparisons)
     if best is None:
         metric = primary_metric([tuned], right)
         measured = f"{_mid_sentence(metric.title)} {tuned.metrics[metric.name]}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import catalog, disk, environment, lineage, runs
+from tunesmith import catalog, disk, lineage, runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.renderers import recipe_renderer
 from tunesmith.data.rows import Row
@@ -18,21 +18,22 @@ from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.general import measure_general
 from tunesmith.evaluation.intervals import Interval
-from tunesmith.evaluation.metrics import METRICS, evaluated, kind, measure, truth
+from tunesmith.evaluation.metrics import METRICS, evaluated, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
+from tunesmith.evaluation.results import Results, curves, summarise, write_results
 from tunesmith.evaluation.rewarded import judges_of
 from tunesmith.evaluation.sequence import measure_sequence
 from tunesmith.evaluation.sequence import section as sequence_section
 from tunesmith.evaluation.stage_gains import gains_section, stage_gains, without_domain
-from tunesmith.events import Listener, Notice, Phase, Step, Validated
+from tunesmith.events import Listener, Notice, Phase
 from tunesmith.planning.measured import section as planned_section
 from tunesmith.recipe import Recipe
-from tunesmith.tasks import TASKS, Task
+from tunesmith.tasks import TASKS
 
 if TYPE_CHECKING:
     from tunesmith.models.model import Model
-    from tunesmith.training.stages import Trained, Tuning
+    from tunesmith.training.outcome import Trained
 
 TRAINING_ROWS_SHOWN = 3
 
@@ -147,18 +148,12 @@ def evaluate_run(
     rivals = [other for other in others.systems if not other.is_ceiling]
     comparisons = comparison.compare(tuned, rivals, right, settings)
     verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
-    keep_answers(folder, task, rows, tuned, right)
     sections = _sections(trial, tuned, others)
     seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
-    baselines = {other.name: other.metrics for other in others.systems}
-    summary = summarise(folder, recipe, trained, tuned.metrics, baselines, verdict, sum(seconds.values()))
-    summary |= {section.name: section.data for section in sections}
-    summary |= remade.facts if remade else {}
-    content = report_content(
-        folder, recipe, data, rows, right, tuned, others.systems, comparisons, verdict, seconds, summary
-    )
+    results = Results(rows, right, tuned, others.systems, comparisons, verdict, seconds)
     learned_from = _learned_from(recipe, data, trained.model)
-    report.write_report(folder, replace(content, sections=sections, learned_from=learned_from))
+    summary = write_results(folder, recipe, data, trained, results, sections, learned_from)
+    summary |= remade.facts if remade else {}
     if (folder / "model").is_dir():
         write_model_card(folder / "model", summary, licence_of(recipe))
     disk.write_json(folder / "summary.json", summary)
@@ -231,7 +226,7 @@ def _sections(trial: _Trial, tuned: System, others: _Others) -> list[report.Sect
     sections = list(trial.remade.sections) if trial.remade else []
     if others.origin is not None:
         found = reinforcement.summarised(tuned, others.systems, trial.rows, others.origin, settings)
-        curve = [{"step": s.step, **s.metrics} for s in _curves(trial.folder)[0] if "reward" in s.metrics]
+        curve = [{"step": s.step, **s.metrics} for s in curves(trial.folder)[0] if "reward" in s.metrics]
         sections += reinforcement.sections(found, charts.policy_chart(curve))
     sections += [judge_stages.section(one) for one in judge_stages.stage_judges(recipe, trial.made, stages, tell)]
     if task.answer == "pair":
@@ -271,7 +266,7 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     """All rows were for training: there is a model, and nothing to say about how good it is."""
     verdict = "Not measured: the recipe keeps no rows for it."
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
-    summary = summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
+    summary = summarise(folder, recipe, trained, verdict, trained.seconds, {}, {})
     write_model_card(folder / "model", summary, licence_of(recipe))
     disk.write_json(folder / "summary.json", summary)
     return verdict
@@ -292,124 +287,6 @@ def rows_to_measure(recipe: Recipe, data: PreparedData, tell: Listener) -> list[
     return sorted(rows, key=lambda row: row.key)[:limit]
 
 
-def keep_answers(
-    folder: Path,
-    task: Task,
-    rows: Sequence[Row],
-    tuned: System,
-    right: Truth,
-) -> None:
-    """Write ``predictions.jsonl``: the tuned model's answers, row by row."""
-    outputs = tuned.outputs
-    answers = outputs.texts if outputs.texts is not None else kind(right).texts(outputs, right)
-    runs.write_answers(
-        folder,
-        [
-            runs.StoredAnswer(
-                key=row.key,
-                where=str(row.origin),
-                input=task.input_text(row),
-                reference=task.target_text(row),
-                answer=answers[n],
-                probabilities=None if outputs.probabilities is None else outputs.probabilities[n].tolist(),
-                nats=None if outputs.nats is None else float(outputs.nats[n]),
-                reference_bytes=None if outputs.reference_bytes is None else float(outputs.reference_bytes[n]),
-                references=_several(right, n),
-                spans=None if outputs.spans is None else [list(span) for span in outputs.spans[n]],
-                reference_spans=[list(span) for span in right.references[n]] if right.answer == "spans" else None,
-                tokens=None if outputs.tokens is None else float(outputs.tokens[n]),
-                correct=None if outputs.correct is None else float(outputs.correct[n]),
-            )
-            for n, row in enumerate(rows)
-        ],
-    )
-
-
-def _several(right: Truth, row: int) -> list[str] | None:
-    """All right answers to a row, where there are several texts; all its labels, where it has any number of them."""
-    reference = right.references[row]
-    return list(reference) if right.answer in ("text", "labels") and not isinstance(reference, str) else None
-
-
-def summarise(
-    folder: Path,
-    recipe: Recipe,
-    trained: Tuning,
-    metrics: Mapping[str, Interval],
-    baselines: Mapping[str, Mapping[str, Interval]],
-    verdict: str,
-    seconds: float,
-) -> dict[str, Any]:
-    """The object that scripts read: its keys are stable."""
-    return {
-        "run": str(folder),
-        "task": recipe.task,
-        "method": recipe.method,
-        "metrics": {name: interval.as_dict() for name, interval in metrics.items()},
-        "baselines": {system: {n: i.as_dict() for n, i in found.items()} for system, found in baselines.items()},
-        "verdict": verdict,
-        "tokens_per_second": trained.facts["tokens_per_second"],
-        "seconds": seconds,
-        "tuning_seconds": trained.seconds,
-        "peak_memory_bytes": trained.facts["peak_memory_bytes"],
-        "trainable_parameters": trained.facts["trainable_parameters"],
-        "total_parameters": trained.facts["total_parameters"],
-        "tokens": trained.facts["tokens"],
-    } | ({"lineage": behind} if (behind := lineage.ancestors(recipe.model)) else {})
-
-
-def report_content(
-    folder: Path,
-    recipe: Recipe,
-    data: PreparedData,
-    rows: Sequence[Row],
-    right: Truth,
-    tuned: System,
-    others: Sequence[System],
-    comparisons: Sequence[Comparison],
-    verdict: str,
-    seconds: dict[str, float],
-    summary: dict[str, Any],
-) -> report.ReportContent:
-    """All that the report of a run is made of."""
-    task = TASKS[recipe.task]
-    steps, validations = _curves(folder)
-    return report.ReportContent(
-        run=folder.resolve().name,
-        task=recipe.task,
-        model=recipe.model,
-        method=recipe.method,
-        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        verdict=verdict,
-        settings=recipe.evaluate,
-        tuned=tuned,
-        others=others,
-        comparisons=comparisons,
-        inputs=[task.input_text(row) for row in rows],
-        references=[task.target_text(row) for row in rows],
-        origins=[str(row.origin) for row in rows],
-        right=right,
-        steps=steps,
-        validations=validations,
-        validation_metric=kind(right).VALIDATION,
-        data=_data_summary(recipe, data),
-        cost=report.Cost(
-            seconds=seconds,
-            tokens=summary["tokens"],
-            tokens_per_second=summary["tokens_per_second"],
-            peak_memory_bytes=summary["peak_memory_bytes"],
-        ),
-        reproduction=report.Reproduction(
-            recipe_yaml=recipe.to_yaml(),
-            command="tunesmith tune recipe.yaml",
-            seed=recipe.training.seed,
-            versions=environment.versions(),
-            machine=environment.machine(),
-            data_fingerprint=data.fingerprint,
-        ),
-    )
-
-
 def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[ShownExample]:
     """Training rows, rendered as they were for training."""
     if model.tokenizer is None:  # it learned from pictures
@@ -425,54 +302,8 @@ def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[Show
     return show_rows(data.train, TRAINING_ROWS_SHOWN, render, model.tokenizer, TASKS[recipe.task])
 
 
-def _curves(folder: Path) -> tuple[list[Step], list[Validated]]:
-    """Steps and validations from the run's own log; a step done twice (after a kill) counts once."""
-    steps: dict[tuple[str, int], Step] = {}
-    validations: dict[tuple[str, int], Validated] = {}
-    for event in runs.read_events(folder):
-        kind = event.pop("type")
-        if kind == "step":
-            steps[event["stage"], event["step"]] = Step(**event)
-        elif kind == "validated":
-            validations[event["stage"], event["step"]] = Validated(**event)
-    return list(steps.values()), list(validations.values())
-
-
-def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
-    found = data.report
-    files = [
-        report.DataFile(name, part, found.rows.get(part, 0), _size(name))
-        for part, names in (
-            ("train", recipe.data.train),
-            ("validation", recipe.data.validation),
-            ("test", recipe.data.test),
-        )
-        if isinstance(names, list)
-        for name in names
-    ]
-    balance: dict[str, dict[str, int]] = {}
-    for part, counts in found.classes.items():
-        for label, count in counts.items():
-            balance.setdefault(label, {})[part] = count
-    return report.DataSummary(
-        files=files,
-        rows=found.rows,
-        balance=balance,
-        warnings=[
-            report.DataWarning(p.message, [str(origin) for origin in p.where], p.count, p.fix, p.severity)
-            for p in found.problems
-        ],
-        notes=found.notes,
-    )
-
-
 def licence_of(recipe: Recipe) -> str | None:
     """Of the model that all began from."""
     behind = lineage.ancestors(recipe.model)
     model = behind[0]["model"] if behind else recipe.model
     return next((entry.licence for entry in catalog.entries() if entry.name == model), None)
-
-
-def _size(name: str) -> int | None:
-    path = Path(name)
-    return path.stat().st_size if path.is_file() else None

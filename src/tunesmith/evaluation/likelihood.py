@@ -62,7 +62,7 @@ def _masked(model: Model, texts: Sequence[str], seeds: Sequence[int], on_event: 
             examples.append(hidden.tolist())
             targets.append(asked.tolist())
             owners.append(number)
-    found = inference.masked_answers(model, examples, targets, what="filling in masks", on_event=on_event)
+    found = inference.masked_answers(model, examples, targets, on_event=on_event)
     asked_N = np.array([sum(target != KEPT for target in line) for line in targets], dtype=np.float64)
     return Outputs(
         nats=_sums(found[:, 0], owners, len(texts)),

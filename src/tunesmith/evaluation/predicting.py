@@ -57,7 +57,7 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     task = TASKS[notes.task]
     if task.answer == "pair":
         if model.form == "classify":
-            return _scores(model, rows, notes)
+            return _scores(model, rows)
         task = TASKS["text-generation"]  # what learned from preferences writes
     if task.answer == "thumb":
         task = TASKS["text-generation"]
@@ -66,12 +66,16 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
         return []
     setting = answering.Setting(task, notes.labels, notes.system_prompt, generation)
     outputs = answering.answer(model, wanted, setting, score_references=False)
+    return _predictions(outputs, wanted, task, notes.labels or [])
+
+
+def _predictions(outputs: Outputs, rows: Sequence[Row], task: Task, labels: Sequence[str]) -> list[Prediction]:
+    """What was answered, row by row."""
     if outputs.spans is not None:
         return [
             Prediction(inline(spans), text=task.input_text(row), spans=[span._asdict() for span in spans])
-            for row, spans in zip(wanted, outputs.spans, strict=True)
+            for row, spans in zip(rows, outputs.spans, strict=True)
         ]
-    labels = notes.labels or []
     if task.answer == "score":
         return [Prediction(f"{score:.6g}", score=float(score)) for score in score_metrics.scores(outputs)]
     if task.answer == "labels":
@@ -79,7 +83,7 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     if outputs.texts is not None:
         return [Prediction(text) for text in outputs.texts]
     if outputs.probabilities is None:
-        right = Truth(task.answer, [task.reference(row) for row in wanted])
+        right = Truth(task.answer, [task.reference(row) for row in rows])
         return [Prediction(text) for text in kind(right).texts(outputs, right)]
     return [
         Prediction(labels[best], line[best], dict(zip(labels, line, strict=True)))
@@ -98,7 +102,7 @@ def _label_sets(outputs: Outputs, labels: Sequence[str]) -> list[Prediction]:
     return found
 
 
-def _scores(model: Model, rows: Sequence[Any], notes: ArtefactNotes) -> list[Prediction]:
+def _scores(model: Model, rows: Sequence[Any]) -> list[Prediction]:
     """The scores that a reward model gives to answers: texts, or rows with `prompt` and `completion`, or `messages`."""
     texts = []
     for number, value in enumerate(rows, 1):

@@ -202,7 +202,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         The path of ``report.html``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    best = best_other(content.tuned, content.others, content.comparisons)
+    best = best_other(content.others, content.comparisons)
     findings = find(
         content.tuned, best, content.inputs, content.references, content.origins, content.right, content.settings
     )
@@ -358,7 +358,6 @@ def _charts(content: ReportContent, findings: Findings, primary: str) -> dict[st
         drawn["comparison"] = charts.comparison_chart(
             [system.title for system in systems],
             [system.metrics[primary] for system in systems],
-            0,
             METRICS[primary],
             content.settings.confidence,
         )

@@ -16,6 +16,9 @@ from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.base import Answer
 
+_OUTCOMES = {"beats": "worse than the first", "loses to": "better than the first"}
+"""What the first run does to another one -> what the other one is."""
+
 
 def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]:
     """Compare the first run with each other one by the task's primary metric.
@@ -26,8 +29,34 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
     Raises:
         UsageError: The runs are of different tasks or were measured on different rows.
     """
+    answers = [sorted(read_answers(run), key=lambda a: (a.key, a.reference)) for run in opened]
+    _refuse_incomparable(opened, answers)
+    recipe = opened[0].recipe
+    task, settings = TASKS[recipe.task], recipe.evaluate
+    labels = _labels(opened, answers, task.answer)
+    right = truth(task, [_reference(a, task.answer) for a in answers[0]], labels, settings)
+    systems = []
+    for run, stored in zip(opened, answers, strict=True):
+        outputs = _outputs(stored, labels if task.answer == "label" else None)
+        name = f"{run.id} ({run.recipe.model}, {run.recipe.method})"
+        metrics = measure(outputs, right, settings)
+        systems.append(System(run.id, name, "a tuned run", outputs, metrics))
+    found = compare(systems[0], systems[1:], right, settings)
+    metric = found[0].metric
+    table: list[dict[str, Any]] = [
+        {"name": system.title, "value": system.metrics[metric].as_dict()} for system in systems
+    ]
+    for line, against in zip(table[1:], found, strict=True):
+        line |= {
+            "difference": _negated(against),
+            "p": against.p_adjusted,
+            "outcome": _OUTCOMES.get(against.outcome, against.outcome),
+        }
+    return metric, table, _verdict(systems, found, metric)
+
+
+def _refuse_incomparable(opened: Sequence[Run], answers: Sequence[Sequence[StoredAnswer]]) -> None:
     first = opened[0]
-    answers = [read_answers(run) for run in opened]
     rows = {(a.key, a.reference) for a in answers[0]}
     for run, stored in zip(opened, answers, strict=True):
         if run.recipe.task != first.recipe.task:
@@ -38,36 +67,15 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
                 fix="give both the same `data.test` (and `data.seed`), or measure them again with "
                 "`tunesmith eval RUN --data FILE`",
             )
-    task, settings = TASKS[first.recipe.task], first.recipe.evaluate
-    labels = None
-    if task.answer == "label":
-        labels = sorted({a.reference for a in answers[0]} | {a.answer for s in answers for a in s})
-    if task.answer == "labels":
-        labels = sorted({label for run in opened for label in _known_labels(run)})
-    ordered = [sorted(stored, key=lambda a: (a.key, a.reference)) for stored in answers]
-    right = truth(task, [_reference(a, task.answer) for a in ordered[0]], labels, settings)
-    systems = []
-    for run, stored in zip(opened, ordered, strict=True):
-        outputs = _outputs(stored, labels if task.answer == "label" else None)
-        name = f"{run.id} ({run.recipe.model}, {run.recipe.method})"
-        metrics = measure(outputs, right, settings)
-        systems.append(System(run.id, name, "a tuned run", outputs, metrics))
-    found = compare(systems[0], systems[1:], right, settings)
-    metric = found[0].metric
-    table: list[dict[str, Any]] = [{"name": systems[0].title, "value": systems[0].metrics[metric].as_dict()}]
-    for system, against in zip(systems[1:], found, strict=True):
-        table.append(
-            {
-                "name": system.title,
-                "value": system.metrics[metric].as_dict(),
-                "difference": _negated(against),
-                "p": against.p_adjusted,
-                "outcome": {"beats": "worse than the first", "loses to": "better than the first"}.get(
-                    against.outcome, against.outcome
-                ),
-            }
-        )
-    return metric, table, _verdict(systems, found, metric)
+
+
+def _labels(opened: Sequence[Run], answers: Sequence[Sequence[StoredAnswer]], answer: Answer) -> list[str] | None:
+    """The labels of all runs together; ``None`` for other tasks."""
+    if answer == "label":
+        return sorted({a.reference for a in answers[0]} | {a.answer for stored in answers for a in stored})
+    if answer == "labels":
+        return sorted({label for run in opened for label in _known_labels(run)})
+    return None
 
 
 def _known_labels(run: Run) -> list[str]:
@@ -103,9 +111,7 @@ def _outputs(stored: Sequence[StoredAnswer], labels: list[str] | None) -> Output
             nats=np.asarray([a.nats or 0.0 for a in stored]),
             reference_bytes=np.asarray([a.reference_bytes or 1.0 for a in stored]),
         )
-    chosen = np.zeros(
-        (len(stored), len(labels))
-    )  # what each run answered; its own probabilities may have other columns
+    chosen = np.zeros((len(stored), len(labels)))  # by the answers: a run's own probabilities may have other columns
     for n, a in enumerate(stored):
         chosen[n, labels.index(a.answer)] = 1.0
     return Outputs(probabilities=chosen)

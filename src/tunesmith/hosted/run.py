@@ -18,6 +18,7 @@ from tunesmith.evaluation.baselines import DEFAULT_SHOTS
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.evaluation.results import Results, summarise, write_results
 from tunesmith.evaluation.rewarded import Judges
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.hosted import check, estimate, jobs, table
@@ -29,7 +30,7 @@ from tunesmith.hosted.table import Rate, Table, find_model
 from tunesmith.recipe import Recipe, RewardSource
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.preference import turns_of
-from tunesmith.training.stages import Tuning
+from tunesmith.training.outcome import Tuning
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,7 @@ def tune_and_measure(
     job = jobs.make(intent, client, settings, seed, files, tell)
     job = jobs.follow(client, job, folder, settings, tell)
     jobs.fetch(client, job, folder, tell)
-    seconds = float((job.finished_at or time.time()) - job.created_at)
-    facts = {
-        "tokens": job.trained_tokens or 0,
-        "tokens_per_second": (job.trained_tokens or 0) / seconds if seconds else 0.0,
-        "peak_memory_bytes": 0,
-        "trainable_parameters": 0,
-        "total_parameters": 0,
-    }
-    trained = Tuning(facts, max(0.0, seconds))
+    trained = _tuning(job)
     paid = paid_for(job, recipe, known, cost.training_cost_usd)
     disk.write_json(
         folder / "plan.json",
@@ -119,7 +112,21 @@ def tune_and_measure(
     if checked.method == "dpo":
         tell(Notice(level="info", message=WRITTEN_NOT_WEIGHED))
         recipe, data = as_conversations(recipe, data)
-    return measure_hosted(folder, recipe, data, trained, job, client, known, hosted, started, tell, judges)
+    return measure_hosted(folder, recipe, data, trained, job, client, hosted, started, tell, judges)
+
+
+def _tuning(job: Job) -> Tuning:
+    """What the job took, as far as the provider says."""
+    seconds = float((job.finished_at or time.time()) - job.created_at)
+    tokens = job.trained_tokens or 0
+    facts = {
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "peak_memory_bytes": 0,
+        "trainable_parameters": 0,
+        "total_parameters": 0,
+    }
+    return Tuning(facts, max(0.0, seconds))
 
 
 WRITTEN_NOT_WEIGHED = (
@@ -189,7 +196,6 @@ def measure_hosted(
     trained: Tuning,
     job: Job,
     client: Client,
-    known: Table,
     hosted: dict[str, Any],
     started: float,
     tell: Listener,
@@ -203,25 +209,17 @@ def measure_hosted(
         task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
     )
     asker = Asker(client, folder / "answers.jsonl", tell)
-    tuned, *others = _systems(recipe, data, rows, right, setting, job, asker, known, trained)
+    tuned, *others = _systems(recipe, data, rows, right, setting, job, asker, trained)
     rivals = [other.system for other in others]
     if task.answer == "label" and any(baseline.kind == "majority" for baseline in settings.baselines):
         rivals.append(_majority(data, rows, right, setting, recipe))
     comparisons = comparison.compare(tuned.system, rivals, right, settings)
     verdict = comparison.verdict(tuned.system, rivals, comparisons, right)
-    evaluate.keep_answers(folder, task, rows, tuned.system, right)
     usage = {asked.system.name: asked_as_dict(asked) for asked in (tuned, *others)}
-    baselines = {rival.name: rival.metrics for rival in rivals}
-    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
-    summary = evaluate.summarise(
-        folder, recipe, trained, tuned.system.metrics, baselines, verdict, sum(seconds.values())
-    )
     section = _section(hosted | {"usage": usage})
-    summary |= {section.name: section.data}
-    content = evaluate.report_content(
-        folder, recipe, data, rows, right, tuned.system, rivals, comparisons, verdict, seconds, summary
-    )
-    report.write_report(folder, replace(content, sections=[section]))
+    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    results = Results(rows, right, tuned.system, rivals, comparisons, verdict, seconds)
+    summary = write_results(folder, recipe, data, trained, results, [section])
     disk.write_json(folder / "summary.json", summary)
     return verdict
 
@@ -234,7 +232,6 @@ def _systems(
     setting: answering.Setting,
     job: Job,
     asker: Asker,
-    known: Table,
     trained: Tuning,
 ) -> Iterator[Asked]:
     """The tuned model, then each baseline of the recipe that can be asked there."""
@@ -330,7 +327,7 @@ def _leave_unmeasured(
 ) -> str:
     verdict = f"Not measured: {reason}."
     tell(Notice(level="info", message=verdict))
-    summary = evaluate.summarise(folder, recipe, trained, {}, {}, verdict, trained.seconds)
+    summary = summarise(folder, recipe, trained, verdict, trained.seconds, {}, {})
     disk.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})
     return verdict
 

@@ -53,63 +53,17 @@ def answer_form(recipe: Recipe, stage: Stage, config: Any) -> tuple[Form, Object
     if answer == "pair":
         return _of_pairs(recipe, stage, natural)
     if answer == "thumb":
-        if natural != "generate":
-            raise UsageError(
-                f"{recipe.model} is no causal language model, which learning from thumbs needs",
-                where="model",
-                fix="choose one: `tunesmith catalog list`; to score answers, use `task: text-classification`",
-            )
-        return "generate", "kto"
+        return _of_thumbs(recipe, natural)
     if answer == "likelihood":
         return _language_form(recipe, stage, natural)
     if stage.parameters is not None and stage.parameters.kind == "in-context":
-        if natural != "generate":
-            raise UsageError(
-                f"{recipe.model} is an encoder: it has no prompt to put examples into",
-                where="parameters.kind",
-                fix="choose a causal language model, or leave out `parameters`: the encoder is tuned on pairs",
-            )
-        return "generate", "supervised"
+        return _shown_form(recipe, natural)
     if answer in _BY_HEAD and stage.objective != "supervised" and natural != "seq2seq":
         objective = stage.objective or HEADS[recipe.task][0]
         return _FORMS.get(objective, "classify"), objective
     if answer in ("text", "open"):
-        if natural == "classify":
-            raise UsageError(
-                f"{recipe.model} is an encoder: it cannot write text, which the task `{recipe.task}` wants",
-                where="model",
-                fix="choose a causal language model (`tunesmith catalog list`), or an encoder-decoder (T5, BART)",
-            )
-        return natural, stage.objective or "supervised"
-    if stage.objective == "contrastive":
-        if natural != "classify":
-            raise UsageError(
-                f"{recipe.model} writes text: its vectors are not made for comparing texts",
-                where="objective",
-                fix="put the examples into the prompt (`parameters: in-context`), or take a sentence encoder",
-            )
-        return "classify", "contrastive"
-    if stage.objective == "supervised" and natural == "classify":
-        raise UsageError(
-            f"{recipe.model} is an encoder: it cannot write the answer",
-            where="objective",
-            fix=f"use `objective: {HEADS[recipe.task][0]}`, or a causal language model",
-        )
-    needs_head = stage.parameters is not None and stage.parameters.kind in ("head", "none")
-    if natural == "seq2seq" and (stage.objective == "classify" or needs_head):
-        raise UsageError(
-            f"{recipe.model} is an encoder-decoder model: it writes the label, and gets no head",
-            where="objective" if stage.objective else "parameters.kind",
-            fix="use `objective: supervised` with `method: peft` or `full`, or an encoder",
-        )
-    by_head = stage.objective in HEADS[recipe.task] or natural == "classify" or needs_head
-    if stage.training is not None and stage.training.class_weights is not None and not by_head:
-        raise UsageError(
-            "`class_weights` need a head, and a causal language model writes the label",
-            where="training.class_weights",
-            fix="use `objective: classify`",
-        )
-    return ("classify", stage.objective or "classify") if by_head else (natural, "supervised")
+        return _writing_form(recipe, stage, natural)
+    return _head_or_words(recipe, stage, natural)
 
 
 def _of_pairs(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
@@ -132,6 +86,17 @@ def _of_pairs(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, Object
     return "generate", objective
 
 
+def _of_thumbs(recipe: Recipe, natural: Form) -> tuple[Form, ObjectiveName]:
+    """Thumbs teach a model that writes what to write."""
+    if natural != "generate":
+        raise UsageError(
+            f"{recipe.model} is no causal language model, which learning from thumbs needs",
+            where="model",
+            fix="choose one: `tunesmith catalog list`; to score answers, use `task: text-classification`",
+        )
+    return "generate", "kto"
+
+
 def _language_form(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
     """Bare text is learned as the model was made: a decoder predicts what follows, an encoder what is masked."""
     if natural == "seq2seq":
@@ -150,3 +115,58 @@ def _language_form(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, O
             fix=f"use `objective: {objective}`, or another model: `tunesmith catalog list`",
         )
     return form, objective
+
+
+def _shown_form(recipe: Recipe, natural: Form) -> tuple[Form, ObjectiveName]:
+    """Examples are shown in the prompt of a model that writes."""
+    if natural != "generate":
+        raise UsageError(
+            f"{recipe.model} is an encoder: it has no prompt to put examples into",
+            where="parameters.kind",
+            fix="choose a causal language model, or leave out `parameters`: the encoder is tuned on pairs",
+        )
+    return "generate", "supervised"
+
+
+def _writing_form(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
+    """Texts come from any model that writes."""
+    if natural == "classify":
+        raise UsageError(
+            f"{recipe.model} is an encoder: it cannot write text, which the task `{recipe.task}` wants",
+            where="model",
+            fix="choose a causal language model (`tunesmith catalog list`), or an encoder-decoder (T5, BART)",
+        )
+    return natural, stage.objective or "supervised"
+
+
+def _head_or_words(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, ObjectiveName]:
+    """Labels and the like: an encoder gives them by a head, a model that writes only where a head is asked for."""
+    needs_head = stage.parameters is not None and stage.parameters.kind in ("head", "none")
+    if stage.objective == "contrastive":
+        if natural != "classify":
+            raise UsageError(
+                f"{recipe.model} writes text: its vectors are not made for comparing texts",
+                where="objective",
+                fix="put the examples into the prompt (`parameters: in-context`), or take a sentence encoder",
+            )
+        return "classify", "contrastive"
+    if stage.objective == "supervised" and natural == "classify":
+        raise UsageError(
+            f"{recipe.model} is an encoder: it cannot write the answer",
+            where="objective",
+            fix=f"use `objective: {HEADS[recipe.task][0]}`, or a causal language model",
+        )
+    if natural == "seq2seq" and (stage.objective == "classify" or needs_head):
+        raise UsageError(
+            f"{recipe.model} is an encoder-decoder model: it writes the label, and gets no head",
+            where="objective" if stage.objective else "parameters.kind",
+            fix="use `objective: supervised` with `method: peft` or `full`, or an encoder",
+        )
+    by_head = stage.objective in HEADS[recipe.task] or natural == "classify" or needs_head
+    if stage.training is not None and stage.training.class_weights is not None and not by_head:
+        raise UsageError(
+            "`class_weights` need a head, and a causal language model writes the label",
+            where="training.class_weights",
+            fix="use `objective: classify`",
+        )
+    return ("classify", stage.objective or "classify") if by_head else (natural, "supervised")

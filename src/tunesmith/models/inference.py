@@ -23,19 +23,16 @@ from tunesmith.models.model import Model, decoder_of
 
 TOKENS_A_PASS = 4096
 """Tokens of one forward pass, padding included."""
+SCORING_LABELS = "scoring labels"
+"""For the progress bar."""
 
 TokenLists = Sequence[Sequence[int]]
 
 
-def class_probabilities(
-    model: Model, examples: TokenLists, *, what: str = "classifying", on_event: Listener = nobody
-) -> np.ndarray:
+def class_probabilities(model: Model, examples: TokenLists, *, on_event: Listener = nobody) -> np.ndarray:
     """Softmax of the head's scores, (N, C) float64, for N tokenized texts; with several labels each one's sigmoid."""
-    scores = head_scores(model, examples, what=what, on_event=on_event)
-    if model.form == "multi-label":
-        return _sigmoid(scores)
-    likelihoods = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return cast(np.ndarray, likelihoods / likelihoods.sum(axis=1, keepdims=True))
+    scores = head_scores(model, examples, what="classifying", on_event=on_event)
+    return _sigmoid(scores) if model.form == "multi-label" else _normalised(scores)
 
 
 def head_scores(
@@ -49,12 +46,12 @@ def head_scores(
     return _map_batches(model, examples, ask, len(output_names(model.form, model.labels)), what, on_event)
 
 
-def scores(model: Model, examples: TokenLists, *, what: str = "scoring", on_event: Listener = nobody) -> np.ndarray:
+def scores(model: Model, examples: TokenLists, *, on_event: Listener = nobody) -> np.ndarray:
     """The score that a head for scores or grades gives each of N tokenized texts, (N,) float64.
 
     Of grades it is the first that the truth is not likely to lie above (arXiv 2111.08851, equation 7).
     """
-    found = head_scores(model, examples, what=what, on_event=on_event)
+    found = head_scores(model, examples, on_event=on_event)
     if model.form == "score":
         return found[:, 0]
     grades = np.array([float(grade) for grade in model.labels or []])
@@ -67,9 +64,7 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
     return cast(np.ndarray, expit(values))
 
 
-def tag_probabilities(
-    model: Model, examples: TokenLists, *, what: str = "tagging", on_event: Listener = nobody
-) -> list[np.ndarray]:
+def tag_probabilities(model: Model, examples: TokenLists, *, on_event: Listener = nobody) -> list[np.ndarray]:
     """Softmax of the tags of every token, an array (S, C) float64 for each of N tokenized texts."""
     result: list[np.ndarray] = [np.zeros((0, 0))] * len(examples)
     model.network.eval()
@@ -83,16 +78,14 @@ def tag_probabilities(
             for row, values in zip(rows, np.split(found, ends[:-1]), strict=True):
                 result[row] = values
             done += len(rows)
-            on_event(Progress(what=what, done=done, total=len(examples)))
+            on_event(Progress(what="tagging", done=done, total=len(examples)))
     return result
 
 
-def embeddings(
-    model: Model, examples: TokenLists, *, what: str = "embedding", on_event: Listener = nobody
-) -> np.ndarray:
+def embeddings(model: Model, examples: TokenLists, *, on_event: Listener = nobody) -> np.ndarray:
     """One vector a text, (N, d) float64: the sentence encoder's own pooling, else the mean over the tokens."""
     width = int(cast(Any, model.transformer()).config.hidden_size)
-    return _map_batches(model, examples, model.sentence_vectors, width, what, on_event)
+    return _map_batches(model, examples, model.sentence_vectors, width, "embedding", on_event)
 
 
 def answer_nats(
@@ -112,21 +105,14 @@ def answer_nats(
     return _nats(model, examples, with_weights, what, on_event)
 
 
-def target_nats(
-    model: Model,
-    sources: TokenLists,
-    targets: TokenLists,
-    *,
-    what: str = "scoring answers",
-    on_event: Listener = nobody,
-) -> np.ndarray:
+def target_nats(model: Model, sources: TokenLists, targets: TokenLists, *, on_event: Listener = nobody) -> np.ndarray:
     """Negative log likelihood, in nats, of the target that an encoder-decoder model writes to each source; (N,)."""
 
     def with_targets(batch: Batch) -> Batch:
         ids = _rectangle([targets[row] for row in batch.rows], -1, np.int64)
         return dataclasses.replace(batch, extra={TARGET_IDS: ids.to(batch.input_ids.device)})
 
-    return _nats(model, sources, with_targets, what, on_event)
+    return _nats(model, sources, with_targets, "scoring answers", on_event)
 
 
 def _nats(
@@ -152,7 +138,7 @@ def _rectangle(lines: Sequence[Sequence[float]], pad: float, kind: type, width: 
 
 
 def masked_answers(
-    model: Model, examples: TokenLists, targets: TokenLists, *, what: str = "filling in", on_event: Listener = nobody
+    model: Model, examples: TokenLists, targets: TokenLists, *, on_event: Listener = nobody
 ) -> np.ndarray:
     """For each example the nats of its masked tokens and how many were guessed right; (N, 2) float64.
 
@@ -160,7 +146,6 @@ def masked_answers(
         model: A masked language model.
         examples: N token lists with masks.
         targets: What was masked at each place, negative elsewhere.
-        what: For the progress bar.
         on_event: Told the progress.
     """
     from tunesmith.objectives.language import KEPT, masked_losses
@@ -174,7 +159,7 @@ def masked_answers(
         found_N2 = torch.stack([losses.losses_N.double(), losses.correct_N.double()], dim=1)
         return sums.index_add_(0, rows_N, found_N2)
 
-    return _map_batches(model, examples, ask, 2, what, on_event)
+    return _map_batches(model, examples, ask, 2, "filling in masks", on_event)
 
 
 def _map_batches(
@@ -219,12 +204,7 @@ def _padded(model: Model, examples: TokenLists, rows: list[int]) -> Batch:
 
 
 def choice_probabilities(
-    model: Model,
-    prompts: TokenLists,
-    choices: TokenLists,
-    *,
-    what: str = "scoring labels",
-    on_event: Listener = nobody,
+    model: Model, prompts: TokenLists, choices: TokenLists, *, on_event: Listener = nobody
 ) -> np.ndarray:
     """Probability of each of C given answers after each of N prompts, normalised over the answers.
 
@@ -236,7 +216,6 @@ def choice_probabilities(
         model: A causal model.
         prompts: N token lists.
         choices: C token lists, each not empty.
-        what: For the progress bar.
         on_event: Told the progress.
 
     Returns:
@@ -244,7 +223,7 @@ def choice_probabilities(
     """
     model.network.eval()
     if model.form == "seq2seq":
-        return _target_probabilities(model, prompts, choices, what, on_event)
+        return _target_probabilities(model, prompts, choices, on_event)
     tails = _Tails.of(choices)
     shared = _common_start(prompts)
     scores = np.zeros((len(prompts), len(choices)))
@@ -255,13 +234,11 @@ def choice_probabilities(
         for rows in _rectangles([len(ids) for ids in own], overhead=len(tails.ids) + shared // 8):
             scores[rows] = _score_rows(model, [own[row] for row in rows], tails, prefix)
             done += len(rows)
-            on_event(Progress(what=what, done=done, total=len(prompts)))
+            on_event(Progress(what=SCORING_LABELS, done=done, total=len(prompts)))
     return _normalised(scores)
 
 
-def _target_probabilities(
-    model: Model, sources: TokenLists, choices: TokenLists, what: str, on_event: Listener
-) -> np.ndarray:
+def _target_probabilities(model: Model, sources: TokenLists, choices: TokenLists, on_event: Listener) -> np.ndarray:
     """The same for an encoder-decoder model: each source is read once, each choice written behind it."""
     network: Any = model.transformer()
     encoder = network.get_encoder()
@@ -276,7 +253,7 @@ def _target_probabilities(
             scores.append(log_p.sum(dim=(1, 2)))
         return torch.stack(scores, dim=1)
 
-    return _normalised(_map_batches(model, sources, ask, len(choices), what, on_event))
+    return _normalised(_map_batches(model, sources, ask, len(choices), SCORING_LABELS, on_event))
 
 
 def _normalised(scores: np.ndarray) -> np.ndarray:

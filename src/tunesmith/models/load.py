@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,8 @@ from tunesmith.models.heads import Pooling, SentenceClassifier, head_labels, poo
 from tunesmith.models.model import Form, Model
 
 DEFAULT_MAX_LENGTH = 2048
+Load = Callable[..., Any]
+"""Makes a network of one of transformers' classes from the model's folder."""
 PROBLEM_TYPES: dict[Form, str] = {
     "multi-label": "multi_label_classification",
     "score": "regression",
@@ -150,7 +152,7 @@ def load_model(
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     pooling = pooling or pooling_of(folder)
-    network, heads = _build(folder, config, form, labels, dtype, tokenizer, pooling, empty)
+    network, heads = _build(folder, config, form, labels, dtype, pooling, empty)
     network.to(device or torch.device("cpu"))
     network.eval()
     model = Model(
@@ -176,58 +178,97 @@ def _build(
     form: Form,
     labels: Sequence[str] | None,
     dtype: torch.dtype,
-    tokenizer: Any,
     pooling: Pooling | None,
     empty: bool,
 ) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network for a form of answers, and the names of its modules that make up a head of its own."""
     import transformers
 
     attention.register()
-    implementation = attention.NAME if not torch.cuda.is_available() else "sdpa"
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "trust_remote_code": False,
-        "local_files_only": True,
-        "use_safetensors": True,
-        "attn_implementation": implementation,
-    }
-    wide = torch.promote_types(dtype, torch.float32)
-    load = functools.partial(_without_weights if empty else _with_weights, folder)
+    # Relative positions of an encoder-decoder come as an added bias, which the attention of ours knows not.
+    own_attention = form != "seq2seq" and not torch.cuda.is_available()
+    load = functools.partial(
+        _without_weights if empty else _with_weights,
+        folder,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        attn_implementation=attention.NAME if own_attention else "sdpa",
+    )
     try:
         with quiet():
-            if form == "seq2seq":  # relative positions come as an added bias, which the attention of ours knows not
-                options["attn_implementation"] = "sdpa"
-                return load(transformers.AutoModelForSeq2SeqLM, config=config, **options), ()
+            if form == "seq2seq":
+                return load(transformers.AutoModelForSeq2SeqLM), ()
             if form == "generate":
-                return load(transformers.AutoModelForCausalLM, config=config, **options), ()
-            names = output_names(form, labels)
-            if form == "tag":
-                _name_outputs(config, names)
-                # A base that was tagged before may have a head of another size: it gets a new one.
-                options |= {"config": config, "ignore_mismatched_sizes": True}
-                network = load(transformers.AutoModelForTokenClassification, **options)
-                return network, _heads(network)
+                return load(transformers.AutoModelForCausalLM), ()
             if form == "mask":
-                if empty:
-                    return load(transformers.AutoModelForMaskedLM, config=config, **options), ()
-                return _masked_model(folder, config, options)
+                return (load(transformers.AutoModelForMaskedLM), ()) if empty else _masked_model(load)
+            if form == "tag":
+                return _tagger(load, config, labels)
             if pooling:
-                pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
-                encoder = load(transformers.AutoModel, config=config, **options, **pooler)
-                classifier = SentenceClassifier(encoder, pooling, config.hidden_size, len(names), _head_dropout(config))
-                classifier.classifier.to(wide)
-                if labels and head_labels(folder, form) == list(labels):  # an earlier stage's result: its head is kept
-                    classifier.load_head(folder)
-                return classifier, ("classifier",)
-            known = trained_labels(config)
-            _name_outputs(config, names)
-            if form in PROBLEM_TYPES:
-                config.problem_type = PROBLEM_TYPES[form]
-            network = load(
-                transformers.AutoModelForSequenceClassification, config=config, ignore_mismatched_sizes=True, **options
-            )
+                return _pooled_classifier(load, folder, config, form, labels, dtype, pooling)
+            return _stock_classifier(load, config, form, labels)
     except (OSError, ValueError) as error:
         raise ResourceError(f"cannot load the model: {error}", where=str(folder)) from error
+
+
+def _masked_model(load: Load) -> tuple[nn.Module, tuple[str, ...]]:
+    """An encoder with its vocabulary head; one that comes without (sentence encoders do) gets a new one.
+
+    The output matrix of a new head is tied to the embeddings, so only a small layer before it begins at random.
+    """
+    import transformers
+
+    network, found = load(transformers.AutoModelForMaskedLM, output_loading_info=True)
+    owners = {name.rpartition(".")[0] for name in found["missing_keys"]}
+    new = sorted(name for name in owners if name and not any(network.get_submodule(name).children()))
+    return network, tuple(new)
+
+
+def _tagger(load: Load, config: Any, labels: Sequence[str] | None) -> tuple[nn.Module, tuple[str, ...]]:
+    import transformers
+
+    _name_outputs(config, output_names("tag", labels))
+    # A base that was tagged before may have a head of another size: it gets a new one.
+    network = load(transformers.AutoModelForTokenClassification, ignore_mismatched_sizes=True)
+    return network, _heads(network)
+
+
+def _pooled_classifier(
+    load: Load,
+    folder: Path,
+    config: Any,
+    form: Form,
+    labels: Sequence[str] | None,
+    dtype: torch.dtype,
+    pooling: Pooling,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A head of ours on pooled tokens, in fp32 at least."""
+    import transformers
+
+    pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
+    encoder = load(transformers.AutoModel, **pooler)
+    outputs = len(output_names(form, labels))
+    classifier = SentenceClassifier(encoder, pooling, config.hidden_size, outputs, _head_dropout(config))
+    classifier.classifier.to(torch.promote_types(dtype, torch.float32))
+    if labels and head_labels(folder, form) == list(labels):  # an earlier stage's result: its head is kept
+        classifier.load_head(folder)
+    return classifier, ("classifier",)
+
+
+def _stock_classifier(
+    load: Load, config: Any, form: Form, labels: Sequence[str] | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The classification class that transformers has for the model."""
+    import transformers
+
+    known, names = trained_labels(config), output_names(form, labels)
+    _name_outputs(config, names)
+    if form in PROBLEM_TYPES:
+        config.problem_type = PROBLEM_TYPES[form]
+    network = load(transformers.AutoModelForSequenceClassification, ignore_mismatched_sizes=True)
     if known not in (None, names):  # the head of another task: it says nothing about these labels
         for head in _heads(network):
             _begin_anew(network.get_submodule(head), float(getattr(config, "initializer_range", 0.02)))
@@ -289,21 +330,6 @@ def _begin_anew(head: nn.Module, deviation: float) -> None:
             nn.init.normal_(module.weight, std=deviation)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def _masked_model(folder: Path, config: Any, options: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:
-    """An encoder with its vocabulary head; one that comes without (sentence encoders do) gets a new one.
-
-    The output matrix of a new head is tied to the embeddings, so only a small layer before it begins at random.
-    """
-    import transformers
-
-    network, found = transformers.AutoModelForMaskedLM.from_pretrained(
-        folder, config=config, output_loading_info=True, **options
-    )
-    owners = {name.rpartition(".")[0] for name in found["missing_keys"]}
-    new = sorted(name for name in owners if name and not any(network.get_submodule(name).children()))
-    return network, tuple(new)
 
 
 def _head_dropout(config: Any) -> float:

@@ -9,16 +9,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from tunesmith.errors import DataError, UsageError
 from tunesmith.recipe import Generation
 from tunesmith.server.auth import Principal
+from tunesmith.server.bodies import Sampled
 from tunesmith.server.errors import ApiError
 from tunesmith.server.pool import Loaded
 from tunesmith.server.registry import Served
@@ -251,6 +252,38 @@ async def json_constraint(loaded: Loaded, schema: Any, *, param: str) -> Callabl
     except UsageError as error:
         raise ApiError(400, str(error.what), code="invalid_json_schema", param=param) from error
     return made.copy
+
+
+class Answer(Protocol):
+    """What a route makes of the words of a model."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The body of the response."""
+        ...
+
+    def events(self) -> AsyncIterator[str]:
+        """The same as server-sent events."""
+        ...
+
+
+async def respond(
+    body: Sampled,
+    request: HttpRequest,
+    server: Services,
+    who: Principal,
+    begin: Callable[[Loaded], Awaitable[Answer]],
+) -> Response:
+    """An answer of the model that the body names, whole or as events; the model stays in memory until its end.
+
+    Raises:
+        ApiError: As :func:`model_named` does, or the client went away.
+    """
+    async with contextlib.AsyncExitStack() as held:
+        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
+        answer = await begin(loaded)
+        if body.stream:
+            return EventStream(answer.events(), held.pop_all())
+        return JSONResponse(await unless_gone(request, answer.whole()))
 
 
 async def unless_gone(request: HttpRequest, work: Awaitable[Result]) -> Result:

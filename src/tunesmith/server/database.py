@@ -184,11 +184,6 @@ class Database:
                 fix="check `--database`, and that the server is running",
             ) from error
 
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether one writer at a time locks the whole database."""
-        return self.engine.dialect.name == "sqlite"
-
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that changes nothing; on SQLite it never waits for a writer."""

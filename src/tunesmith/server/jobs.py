@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import select
@@ -78,13 +78,7 @@ def create(server: Services, who: Principal, body: JobRequest, key: str | None =
         integrations=asked["integrations"],
         result_files=[],
     )
-    with server.database.read() as session:
-        files = {
-            param: _training_file(session, file_id, who, param)
-            for param, file_id in (("training_file", body.training_file), ("validation_file", body.validation_file))
-            if file_id is not None
-        }
-    folder = server.folders.job(row.id)
+    files = _files(server, who, body)
     try:
         _take_files(server.folders, row.id, files)
         with server.database.write() as session:
@@ -97,14 +91,10 @@ def create(server: Services, who: Principal, body: JobRequest, key: str | None =
                     )
                 )
             log_event(session, server.folders, row.id, f"Created fine-tuning job: {row.id}")
-            if method[method["type"]]["hyperparameters"].get("reasoning_effort", "default") != "default":
-                text = "`reasoning_effort` changes nothing here: local models have no levels of it"
-                log_event(session, server.folders, row.id, text, level="warn")
-            if body.integrations:
-                text = "This server sends nothing to Weights & Biases: `wandb sync` reads the results file of the job"
+            for text in _warnings(row):
                 log_event(session, server.folders, row.id, text, level="warn")
     except BaseException:
-        server.folders.remove(folder)
+        server.folders.remove(server.folders.job(row.id))
         raise
     server.audit(who, "create job", row.id, model=row.model, training_file=row.training_file)
     return row
@@ -194,11 +184,9 @@ def store(session: Session, folders: Folders, row: JobRow) -> None:
     folders.saved(path)
 
 
-def log_event(
-    session: Session, folders: Folders, job_id: str, message: str, *, level: str = "info", moment: float | None = None
-) -> None:
+def log_event(session: Session, folders: Folders, job_id: str, message: str, *, level: str = "info") -> None:
     """Add an event that no run has: to the job's log, which only grows, and to the index."""
-    event = JobEvent(new_id("ftevent-"), moment or time.time(), level, "message", message)
+    event = JobEvent(new_id("ftevent-"), time.time(), level, "message", message)
     line = (json.dumps(event.as_dict(), ensure_ascii=False) + "\n").encode()
     path = folders.job(job_id) / "events.jsonl"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -219,12 +207,6 @@ def add_events(session: Session, job_id: str, events: list[JobEvent]) -> None:
     values = [{"job_id": job_id, **event.as_dict()} for event in events]
     for first in range(0, len(values), 500):  # a statement has a limited number of parameters
         session.execute(dialect.insert(EventRow).values(values[first : first + 500]).on_conflict_do_nothing())
-
-
-def data_file(folders: Folders, job_id: str, param: str) -> Path | None:
-    """The job's own copy of its ``training_file`` or ``validation_file``."""
-    found = sorted((folders.job(job_id) / "data").glob(f"{param}.jsonl*"))
-    return found[0] if found else None
 
 
 def forget_data(folders: Folders, job_id: str) -> None:
@@ -250,6 +232,26 @@ def _method(body: JobRequest, *, python: bool) -> dict[str, Any]:
         inner = method.supervised.hyperparameters if method.supervised else None
         asked = inner or body.hyperparameters or Hyperparameters()
     return {"type": method.type, method.type: {**more, "hyperparameters": asked.model_dump(exclude_none=True)}}
+
+
+def _warnings(row: JobRow) -> Iterator[str]:
+    """What the job asks for and does not get."""
+    hyperparameters = row.method[row.method["type"]]["hyperparameters"]
+    if hyperparameters.get("reasoning_effort", "default") != "default":
+        yield "`reasoning_effort` changes nothing here: local models have no levels of it"
+    if row.integrations:
+        yield "This server sends nothing to Weights & Biases: `wandb sync` reads the results file of the job"
+
+
+def _files(server: Services, who: Principal, body: JobRequest) -> dict[str, FileRow]:
+    """By ``training_file`` and ``validation_file`` what these name."""
+    named = {"training_file": body.training_file, "validation_file": body.validation_file}
+    with server.database.read() as session:
+        return {
+            param: _training_file(session, file_id, who, param)
+            for param, file_id in named.items()
+            if file_id is not None
+        }
 
 
 def _training_file(session: Session, file_id: str, who: Principal, param: str) -> FileRow:

@@ -53,6 +53,22 @@ def plain_message(message: ChatMessage, number: int) -> dict[str, Any]:
     return calls.for_template({**values, "content": content or ""})
 
 
+Given = str | list[str] | list[int] | list[list[int]]
+
+
+def several(given: Given, most: int, param: str) -> list[str | list[int]]:
+    """One text, or the tokens of one, as a list of it; several as they are.
+
+    Raises:
+        ApiError: 400: there are none, or too many.
+    """
+    alone = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    many: list[Any] = [given] if alone else list(given)
+    if not 1 <= len(many) <= most:
+        raise ApiError(400, f"'{param}' must hold 1 to {most} texts.", code="invalid_value", param=param)
+    return many
+
+
 def _missing(param: str, hint: str = "") -> ApiError:
     return ApiError(400, f"Missing required parameter: '{param}'.{hint}", code="missing_parameter", param=param)
 

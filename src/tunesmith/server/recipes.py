@@ -108,22 +108,10 @@ def job_recipe(
     ours: dict[str, Any] = {
         "model": model,
         "data": {"train": [str(training)], "format": "jsonl"},
-        "training": {"seed": seed},
+        "training": {"seed": seed, **_training(chosen)},
     }
     if validation is not None:
         ours["data"]["validation"] = [str(validation)]
-    if "n_epochs" in chosen:
-        ours["training"]["epochs"] = chosen["n_epochs"]
-    if "batch_size" in chosen:
-        ours["training"] |= {"batch_size": chosen["batch_size"], "batch_tokens": None}
-    if "beta" in chosen:
-        ours["training"]["preference"] = {"beta": chosen["beta"]}
-    if "compute_multiplier" in chosen:
-        ours["training"]["grpo"] = {"group": max(2, round(GROUP * chosen["compute_multiplier"]))}
-    if "eval_interval" in chosen:
-        ours["training"]["eval_steps"] = chosen["eval_interval"]
-    if "eval_samples" in chosen:
-        ours["training"]["rollouts"] = {"validation_prompts": chosen["eval_samples"]}
     if grader is not None:
         ours["training"]["rewards"] = [{"kind": "grader", "grader": grader}]
     recipe = recipe_file.parse(recipe_file.merged(recipe_file.merged(base, more), ours), source="models.yaml")
@@ -132,6 +120,24 @@ def job_recipe(
         rate = (recipe.training.learning_rate or _default_rate(recipe)) * multiplier
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})
     return recipe
+
+
+def _training(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of the API as keys of a recipe's ``training``; the rate is not among them, but a multiplier."""
+    training: dict[str, Any] = {}
+    if "n_epochs" in chosen:
+        training["epochs"] = chosen["n_epochs"]
+    if "batch_size" in chosen:
+        training |= {"batch_size": chosen["batch_size"], "batch_tokens": None}
+    if "beta" in chosen:
+        training["preference"] = {"beta": chosen["beta"]}
+    if "compute_multiplier" in chosen:
+        training["grpo"] = {"group": max(2, round(GROUP * chosen["compute_multiplier"]))}
+    if "eval_interval" in chosen:
+        training["eval_steps"] = chosen["eval_interval"]
+    if "eval_samples" in chosen:
+        training["rollouts"] = {"validation_prompts": chosen["eval_samples"]}
+    return training
 
 
 def _default_rate(recipe: Recipe) -> float:

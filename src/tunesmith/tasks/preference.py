@@ -41,11 +41,11 @@ class Preference:
     def input_text(self, row: Row) -> str:
         """The prompt, by which rows are kept on one side of a split; without one, both answers."""
         prompt, chosen, rejected = turns_of(row)
-        return _text(prompt) or f"{_text(chosen)}\n{_text(rejected)}"
+        return text_of(prompt) or f"{text_of(chosen)}\n{text_of(rejected)}"
 
     def target_text(self, row: Row) -> str:
         """The better answer."""
-        return _text(turns_of(row)[1])
+        return text_of(turns_of(row)[1])
 
     def reference(self, row: Row) -> float:
         """By how much the first is better; 1 unless the row says."""
@@ -67,7 +67,7 @@ class Preference:
                 return
         _, chosen, rejected = turns_of(row)
         for name, turns in (("better", chosen), ("worse", rejected)):
-            if not _text(turns).strip() and not any(turn.get("tool_calls") for turn in turns):
+            if not text_of(turns).strip() and not any(turn.get("tool_calls") for turn in turns):
                 yield "empty-field", f"the {name} answer is empty"
             elif turns[-1].get("role") != "assistant":
                 yield "last-role", f"the {name} answer must end with the assistant's turn"
@@ -117,7 +117,8 @@ def _turns(value: Any, role: str) -> list[Message]:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
-def _text(turns: Sequence[Message]) -> str:
+def text_of(turns: Sequence[Message]) -> str:
+    """What the turns say, without who said it."""
     return "\n".join(str(turn.get("content") or "") for turn in turns)
 
 

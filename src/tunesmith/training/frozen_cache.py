@@ -77,11 +77,12 @@ def remember(
             where="training.cache",
             fix="use `cache: auto`, or `off`",
         )
-    once = steps <= len(batches_of_epoch(sets["train"].lengths, settings, 0))
-    if prefix is None or obstacle is not None or (settings.cache == "auto" and once):
-        if prefix is not None and obstacle is not None and objective.skips_frozen:
+    if prefix is None or obstacle is not None:
+        if prefix is not None and objective.skips_frozen:
             tell(Notice(level="info", message=f"the frozen layers are computed in each epoch: {obstacle}"))
         return False
+    if settings.cache == "auto" and steps <= len(batches_of_epoch(sets["train"].lengths, settings, 0)):
+        return False  # every example is seen once: nothing would be read again
     message = f"{len(prefix.blocks)} frozen layers are computed once; their output takes {needed / 1e6:,.0f} MB on disk"
     tell(Notice(level="info", message=message))
     weights = _digest(prefix, settings)

@@ -118,7 +118,7 @@ def _written(recipe: Recipe, training: Training, rows: Sequence[Row], kept: Path
     identity = _identity(recipe, training, rows)
     found = _read(kept, identity)
     if len(found) < len(rows):
-        write = _writer(recipe, training, tell)
+        write = _writer(recipe, training)
         tell(Phase(step="tune", message=f"the teacher answers {len(rows) - len(found):,} prompts"))
         if not found:
             disk.write_text(kept, json.dumps({"key": identity}) + "\n")
@@ -163,7 +163,7 @@ def _read(kept: Path, identity: str) -> list[list[str]]:
     return found
 
 
-def _writer(recipe: Recipe, training: Training, tell: Listener) -> Write:
+def _writer(recipe: Recipe, training: Training) -> Write:
     """How the teacher is asked: a server over the network, a model in this process."""
     own = training.distillation
     temperature = own.written.temperature
@@ -179,10 +179,10 @@ def _writer(recipe: Recipe, training: Training, tell: Listener) -> Write:
             return server.answers(turns, generation, seed)
 
         return ask
-    return _model_writer(recipe, name_of(recipe, training), generation, tell)
+    return _model_writer(recipe, name_of(recipe, training), generation)
 
 
-def _model_writer(recipe: Recipe, name: str, generation: Generation, tell: Listener) -> Write:
+def _model_writer(recipe: Recipe, name: str, generation: Generation) -> Write:
     from tunesmith.evaluation.answering import Setting, answer
     from tunesmith.models.precision import choose_dtype, default_device
     from tunesmith.objectives.teacher import load_writer

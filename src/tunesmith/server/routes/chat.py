@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -10,18 +9,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from tunesmith.recipe import Generation
 from tunesmith.server.answers import (
     Answers,
-    EventStream,
     WholeAnswers,
     Wish,
     error_event,
     event,
-    model_named,
-    unless_gone,
+    respond,
 )
 from tunesmith.server.auth import Inferrer
 from tunesmith.server.bodies import ChatBody
@@ -47,12 +44,7 @@ router = APIRouter(tags=["inference"])
 @router.post("/v1/chat/completions", response_model=None)
 async def create_chat_completion(body: ChatBody, request: Request, server: Server, who: Inferrer) -> Response:
     """Answer in a conversation."""
-    async with contextlib.AsyncExitStack() as held:
-        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
-        answer = await _begin(loaded, body)
-        if body.stream:
-            return EventStream(answer.events(), held.pop_all())
-        return JSONResponse(await unless_gone(request, answer.whole()))
+    return await respond(body, request, server, who, lambda loaded: _begin(loaded, body))
 
 
 async def _begin(loaded: Loaded, body: ChatBody) -> _ChatAnswer:

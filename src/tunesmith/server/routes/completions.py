@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -10,24 +9,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from tunesmith.server.answers import (
     Answers,
-    EventStream,
     Wish,
     answer_length,
     error_event,
     event,
-    model_named,
-    unless_gone,
+    respond,
 )
 from tunesmith.server.auth import Inferrer
 from tunesmith.server.bodies import CompletionBody
 from tunesmith.server.errors import ApiError
 from tunesmith.server.pool import Loaded
-from tunesmith.server.prompts import samplings, stops
+from tunesmith.server.prompts import samplings, several, stops
 from tunesmith.server.routes.chat import usage
 from tunesmith.server.services import Server
 
@@ -43,12 +40,7 @@ MAX_PROMPTS = 128
 async def create_completion(body: CompletionBody, request: Request, server: Server, who: Inferrer) -> Response:
     """Go on where a text ends."""
     _refuse_unsupported(body)
-    async with contextlib.AsyncExitStack() as held:
-        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
-        answer = await _begin(loaded, body)
-        if body.stream:
-            return EventStream(answer.events(), held.pop_all())
-        return JSONResponse(await unless_gone(request, answer.whole()))
+    return await respond(body, request, server, who, lambda loaded: _begin(loaded, body))
 
 
 def _refuse_unsupported(body: CompletionBody) -> None:
@@ -76,10 +68,8 @@ async def _begin(loaded: Loaded, body: CompletionBody) -> _Completion:
 def _prompts(loaded: Loaded, body: CompletionBody) -> list[list[int]]:
     """Each prompt as tokens; here special tokens spelled out count, for whoever writes a template by hand."""
     assert loaded.renderer is not None
-    given, tokenizer = body.prompt, loaded.renderer.tokenizer
-    many: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
-    if not many or len(many) > MAX_PROMPTS:
-        raise ApiError(400, f"'prompt' must hold 1 to {MAX_PROMPTS} texts.", code="invalid_value", param="prompt")
+    tokenizer = loaded.renderer.tokenizer
+    many = several(body.prompt, MAX_PROMPTS, "prompt")
     with loaded.lock:
         prompts = [tokenizer(one)["input_ids"] if isinstance(one, str) else list(one) for one in many]
     # An empty text is the beginning of one.

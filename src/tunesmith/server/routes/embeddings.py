@@ -14,6 +14,7 @@ from tunesmith.server.auth import Inferrer
 from tunesmith.server.bodies import EmbeddingBody
 from tunesmith.server.errors import ApiError
 from tunesmith.server.pool import Loaded
+from tunesmith.server.prompts import several
 from tunesmith.server.services import Server
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ def _embed(loaded: Loaded, body: EmbeddingBody) -> tuple[np.ndarray, int]:
 
 
 def _tokens(loaded: Loaded, body: EmbeddingBody) -> list[list[int]]:
-    given = body.input
-    many: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
-    if not many or len(many) > MAX_INPUTS:
-        raise ApiError(400, f"'input' must hold 1 to {MAX_INPUTS} texts.", code="invalid_value", param="input")
+    many = several(body.input, MAX_INPUTS, "input")
     model = loaded.host.model
     with loaded.lock:
         examples = [

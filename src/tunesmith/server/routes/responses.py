@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
 from tunesmith.server import tools as calls
 from tunesmith.server.answers import (
     Answers,
-    EventStream,
     Wish,
     answer_length,
     event,
     json_constraint,
-    model_named,
-    unless_gone,
+    respond,
 )
 from tunesmith.server.auth import Inferrer
 from tunesmith.server.bodies import ChatMessage, ContentPart, NamedFunction, ResponseBody, ResponseFunction
@@ -41,12 +38,7 @@ TEXT_PARTS = ("input_text", "output_text", "text")
 @router.post("/v1/responses", response_model=None)
 async def create_response(body: ResponseBody, request: Request, server: Server, who: Inferrer) -> Response:
     """Answer, in the form of the Responses API."""
-    async with contextlib.AsyncExitStack() as held:
-        loaded = await held.enter_async_context(model_named(body.model, request, server, who))
-        response = await _begin(loaded, body)
-        if body.stream:
-            return EventStream(response.events(), held.pop_all())
-        return JSONResponse(await unless_gone(request, response.whole()))
+    return await respond(body, request, server, who, lambda loaded: _begin(loaded, body))
 
 
 async def _begin(loaded: Loaded, body: ResponseBody) -> _Response:
@@ -195,13 +187,8 @@ class _Response:
             yield send("response.output_item.done", output_index=0, item=state["output"][0])
         for index, item in enumerate(state["output"]):
             if item["type"] == "function_call":
-                place = {"item_id": item["id"], "output_index": index}
-                opened = {**item, "arguments": "", "status": "in_progress"}
-                yield send("response.output_item.added", output_index=index, item=opened)
-                yield send("response.function_call_arguments.delta", **place, delta=item["arguments"])
-                more = {"name": item["name"], "arguments": item["arguments"]}
-                yield send("response.function_call_arguments.done", **place, **more)
-                yield send("response.output_item.done", output_index=index, item=item)
+                for sent in _call_events(send, index, item):
+                    yield sent
         yield send(f"response.{state['status']}", response=state)
 
     def _state(self) -> dict[str, Any]:
@@ -263,6 +250,16 @@ def _part(text: str) -> dict[str, Any]:
 def _call(response: str, number: int, call: dict[str, Any]) -> dict[str, Any]:
     item = {"type": "function_call", "id": f"fc_{response.removeprefix('resp_')}{number:02d}", "call_id": call["id"]}
     return {**item, **call["function"], "status": "completed"}
+
+
+def _call_events(send: Callable[..., str], index: int, item: dict[str, Any]) -> Iterator[str]:
+    """A call is known when it is whole: all its events come at once."""
+    place = {"item_id": item["id"], "output_index": index}
+    opened = {**item, "arguments": "", "status": "in_progress"}
+    yield send("response.output_item.added", output_index=index, item=opened)
+    yield send("response.function_call_arguments.delta", **place, delta=item["arguments"])
+    yield send("response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"])
+    yield send("response.output_item.done", output_index=index, item=item)
 
 
 def _shown(choice: str | NamedFunction | None) -> Any:

@@ -1,0 +1,236 @@
+"""What the evaluation of a run leaves: the answers row by row, the report, and the summary that scripts read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith import environment, lineage, runs
+from tunesmith.data.prepare import PreparedData
+from tunesmith.data.rows import Row
+from tunesmith.data.shown import ShownExample
+from tunesmith.evaluation import report
+from tunesmith.evaluation.comparison import Comparison, System
+from tunesmith.evaluation.intervals import Interval
+from tunesmith.evaluation.metrics import kind
+from tunesmith.evaluation.outputs import Truth
+from tunesmith.events import Step, Validated
+from tunesmith.recipe import Recipe
+from tunesmith.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from tunesmith.training.outcome import Tuning
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured of a run.
+
+    Attributes:
+        rows: The rows that all systems answered.
+        right: Their right answers.
+        tuned: The tuned model.
+        others: All systems that it stands beside.
+        comparisons: With those of them that could be had instead.
+        verdict: In one sentence.
+        seconds: Step -> wall-clock time.
+    """
+
+    rows: Sequence[Row]
+    right: Truth
+    tuned: System
+    others: Sequence[System]
+    comparisons: Sequence[Comparison]
+    verdict: str
+    seconds: dict[str, float]
+
+
+def write_results(
+    folder: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    trained: Tuning,
+    results: Results,
+    sections: Sequence[report.Section],
+    learned_from: Sequence[ShownExample] = (),
+) -> dict[str, Any]:
+    """Write ``predictions.jsonl``, ``report.json`` and ``report.html``.
+
+    Args:
+        folder: The run's.
+        recipe: Resolved.
+        data: What the last stage learned from.
+        trained: What that took.
+        results: What was measured.
+        sections: What the report of this run has besides; their data become part of the summary.
+        learned_from: Some training rows as the model saw them.
+
+    Returns:
+        The summary. Whoever has no more to write puts it into the folder: it says that the run is finished.
+    """
+    _keep_answers(folder, TASKS[recipe.task], results)
+    report.write_report(folder, _content(folder, recipe, data, trained.facts, results, sections, learned_from))
+    baselines = {other.name: other.metrics for other in results.others}
+    summary = summarise(
+        folder, recipe, trained, results.verdict, sum(results.seconds.values()), results.tuned.metrics, baselines
+    )
+    return summary | {section.name: section.data for section in sections}
+
+
+def summarise(
+    folder: Path,
+    recipe: Recipe,
+    trained: Tuning,
+    verdict: str,
+    seconds: float,
+    metrics: Mapping[str, Interval],
+    baselines: Mapping[str, Mapping[str, Interval]],
+) -> dict[str, Any]:
+    """The object that scripts read: its keys are stable."""
+    return {
+        "run": str(folder),
+        "task": recipe.task,
+        "method": recipe.method,
+        "metrics": {name: interval.as_dict() for name, interval in metrics.items()},
+        "baselines": {system: {n: i.as_dict() for n, i in found.items()} for system, found in baselines.items()},
+        "verdict": verdict,
+        "tokens_per_second": trained.facts["tokens_per_second"],
+        "seconds": seconds,
+        "tuning_seconds": trained.seconds,
+        "peak_memory_bytes": trained.facts["peak_memory_bytes"],
+        "trainable_parameters": trained.facts["trainable_parameters"],
+        "total_parameters": trained.facts["total_parameters"],
+        "tokens": trained.facts["tokens"],
+    } | ({"lineage": behind} if (behind := lineage.ancestors(recipe.model)) else {})
+
+
+def _keep_answers(folder: Path, task: Task, results: Results) -> None:
+    """Write ``predictions.jsonl``: the tuned model's answers, row by row."""
+    outputs, right = results.tuned.outputs, results.right
+    answers = outputs.texts if outputs.texts is not None else kind(right).texts(outputs, right)
+    runs.write_answers(
+        folder,
+        [
+            runs.StoredAnswer(
+                key=row.key,
+                where=str(row.origin),
+                input=task.input_text(row),
+                reference=task.target_text(row),
+                answer=answers[n],
+                probabilities=None if outputs.probabilities is None else outputs.probabilities[n].tolist(),
+                nats=None if outputs.nats is None else float(outputs.nats[n]),
+                reference_bytes=None if outputs.reference_bytes is None else float(outputs.reference_bytes[n]),
+                references=_several(right, n),
+                spans=None if outputs.spans is None else [list(span) for span in outputs.spans[n]],
+                reference_spans=[list(span) for span in right.references[n]] if right.answer == "spans" else None,
+                tokens=None if outputs.tokens is None else float(outputs.tokens[n]),
+                correct=None if outputs.correct is None else float(outputs.correct[n]),
+            )
+            for n, row in enumerate(results.rows)
+        ],
+    )
+
+
+def _several(right: Truth, row: int) -> list[str] | None:
+    """All right answers to a row, where there are several texts; all its labels, where it has any number of them."""
+    reference = right.references[row]
+    return list(reference) if right.answer in ("text", "labels") and not isinstance(reference, str) else None
+
+
+def _content(
+    folder: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    facts: dict[str, Any],
+    results: Results,
+    sections: Sequence[report.Section],
+    learned_from: Sequence[ShownExample],
+) -> report.ReportContent:
+    """All that the report of a run is made of."""
+    task = TASKS[recipe.task]
+    steps, validations = curves(folder)
+    return report.ReportContent(
+        run=folder.resolve().name,
+        task=recipe.task,
+        model=recipe.model,
+        method=recipe.method,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        verdict=results.verdict,
+        settings=recipe.evaluate,
+        tuned=results.tuned,
+        others=results.others,
+        comparisons=results.comparisons,
+        inputs=[task.input_text(row) for row in results.rows],
+        references=[task.target_text(row) for row in results.rows],
+        origins=[str(row.origin) for row in results.rows],
+        right=results.right,
+        steps=steps,
+        validations=validations,
+        validation_metric=kind(results.right).VALIDATION,
+        data=_data_summary(recipe, data),
+        cost=report.Cost(
+            seconds=results.seconds,
+            tokens=facts["tokens"],
+            tokens_per_second=facts["tokens_per_second"],
+            peak_memory_bytes=facts["peak_memory_bytes"],
+        ),
+        reproduction=report.Reproduction(
+            recipe_yaml=recipe.to_yaml(),
+            command="tunesmith tune recipe.yaml",
+            seed=recipe.training.seed,
+            versions=environment.versions(),
+            machine=environment.machine(),
+            data_fingerprint=data.fingerprint,
+        ),
+        sections=sections,
+        learned_from=learned_from,
+    )
+
+
+def curves(folder: Path) -> tuple[list[Step], list[Validated]]:
+    """Steps and validations from the run's own log; a step done twice (after a kill) counts once."""
+    steps: dict[tuple[str, int], Step] = {}
+    validations: dict[tuple[str, int], Validated] = {}
+    for event in runs.read_events(folder):
+        kind = event.pop("type")
+        if kind == "step":
+            steps[event["stage"], event["step"]] = Step(**event)
+        elif kind == "validated":
+            validations[event["stage"], event["step"]] = Validated(**event)
+    return list(steps.values()), list(validations.values())
+
+
+def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
+    found = data.report
+    files = [
+        report.DataFile(name, part, found.rows.get(part, 0), _size(name))
+        for part, names in (
+            ("train", recipe.data.train),
+            ("validation", recipe.data.validation),
+            ("test", recipe.data.test),
+        )
+        if isinstance(names, list)
+        for name in names
+    ]
+    balance: dict[str, dict[str, int]] = {}
+    for part, counts in found.classes.items():
+        for label, count in counts.items():
+            balance.setdefault(label, {})[part] = count
+    return report.DataSummary(
+        files=files,
+        rows=found.rows,
+        balance=balance,
+        warnings=[
+            report.DataWarning(p.message, [str(origin) for origin in p.where], p.count, p.fix, p.severity)
+            for p in found.problems
+        ],
+        notes=found.notes,
+    )
+
+
+def _size(name: str) -> int | None:
+    path = Path(name)
+    return path.stat().st_size if path.is_file() else None
