@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,16 @@ def test_runs_on_other_rows_are_not_compared(
     other = tune(labelled_rows(80, seed=4), tiny_encoder, tmp_path / "other")
     with pytest.raises(UsageError, match="different test rows"):
         tunesmith.compare(runs["list"], other)
+
+
+def test_a_row_more_is_another_set_of_rows(runs: dict[str, tunesmith.Run], tmp_path: Path) -> None:
+    twice = tmp_path / "twice"
+    shutil.copytree(runs["list"].path, twice)
+    answers = twice / "predictions.jsonl"
+    lines = answers.read_text(encoding="utf-8").splitlines()
+    answers.write_text("\n".join([*lines, lines[0]]) + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="different test rows"):
+        tunesmith.compare(runs["list"], twice)
 
 
 def test_a_notebook_shows_the_verdict(runs: dict[str, tunesmith.Run]) -> None:

@@ -188,13 +188,29 @@ def test_layers_are_counted_from_the_decoders_end(folder: Path) -> None:
     assert trained and all("decoder" in name and ".1." in name for name in trained), trained
 
 
-def test_a_head_on_an_encoder_decoder_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        ("text-classification", {"method": "transfer"}),
+        ("text-classification", {"objective": "focal"}),
+        ("multi-label-classification", {"objective": "multi-label"}),
+        ("text-regression", {"objective": "ordinal"}),
+        ("token-classification", {"objective": "tag"}),
+    ],
+)
+def test_a_head_on_an_encoder_decoder_is_refused(folder: Path, task: Any, keys: dict[str, Any]) -> None:
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import load_config
 
-    recipe = Recipe(task="text-classification", model=str(folder), method="transfer").resolved()
+    recipe = Recipe(task=task, model=str(folder), **keys).resolved()
     with pytest.raises(UsageError, match="writes the label"):
         answer_form(recipe, recipe.stages[0], load_config(folder))
+
+
+def test_an_encoder_decoder_writes_the_label(folder: Path) -> None:
+    from tunesmith.models.forms import answer_form
+    from tunesmith.models.load import load_config
+
     recipe = Recipe(task="text-classification", model=str(folder), method="peft").resolved()
     assert answer_form(recipe, recipe.stages[0], load_config(folder)) == ("seq2seq", "supervised")
 

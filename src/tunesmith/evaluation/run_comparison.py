@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,11 +58,11 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
 
 def _refuse_incomparable(opened: Sequence[Run], answers: Sequence[Sequence[StoredAnswer]]) -> None:
     first = opened[0]
-    rows = {(a.key, a.reference) for a in answers[0]}
+    rows = Counter((a.key, a.reference) for a in answers[0])
     for run, stored in zip(opened, answers, strict=True):
         if run.recipe.task != first.recipe.task:
             raise UsageError(f"{run.id} is of the task {run.recipe.task}, {first.id} of {first.recipe.task}")
-        if {(a.key, a.reference) for a in stored} != rows:
+        if Counter((a.key, a.reference) for a in stored) != rows:
             raise UsageError(
                 f"{run.id} and {first.id} were measured on different test rows, so they cannot be compared",
                 fix="give both the same `data.test` (and `data.seed`), or measure them again with "

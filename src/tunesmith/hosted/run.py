@@ -117,7 +117,7 @@ def tune_and_measure(
 
 def _tuning(job: Job) -> Tuning:
     """What the job took, as far as the provider says."""
-    seconds = float((job.finished_at or time.time()) - job.created_at)
+    seconds = max(0.0, (job.finished_at or time.time()) - job.created_at)  # the provider's clock may be ahead
     tokens = job.trained_tokens or 0
     facts = {
         "tokens": tokens,
@@ -126,7 +126,7 @@ def _tuning(job: Job) -> Tuning:
         "trainable_parameters": 0,
         "total_parameters": 0,
     }
-    return Tuning(facts, max(0.0, seconds))
+    return Tuning(facts, seconds)
 
 
 WRITTEN_NOT_WEIGHED = (

@@ -156,7 +156,7 @@ def _head_or_words(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, O
             where="objective",
             fix=f"use `objective: {HEADS[recipe.task][0]}`, or a causal language model",
         )
-    if natural == "seq2seq" and (stage.objective == "classify" or needs_head):
+    if natural == "seq2seq" and (stage.objective in HEADS[recipe.task] or needs_head):
         raise UsageError(
             f"{recipe.model} is an encoder-decoder model: it writes the label, and gets no head",
             where="objective" if stage.objective else "parameters.kind",

@@ -44,12 +44,12 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         last = number == len(recipe.stages)
         result = place / ("adapter" if apart else "merged")
         aside = stage.model is not None  # a judge for a later stage, which does not begin from it
-        own_base = catalog.model_folder(view.model, on_event=tell) if aside else base
         if last or not result.is_dir():  # else it was done before this process began
             prepared = taught(prepared, view, stage, place, tell)
             identity = _identity(recipe, prepared)
             _refuse_foreign_checkpoint(place, identity)
             tokens = folder / "tokens" / place.name
+            own_base = catalog.model_folder(view.model, on_event=tell) if aside else base
             trained = _tuned(updates.Work(view, own_base, prepared, place, tokens, identity, earlier, last), tell)
             seconds += trained.seconds
             if apart or not last:
