@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import ResourceError
+from tunesmith.errors import of_os
 
 
 def write_text(path: Path, text: str) -> None:
@@ -22,7 +22,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        ResourceError: The disk is full or not writable.
+        ResourceError: The disk is full.
+        UsageError: The path cannot be written to.
     """
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -34,9 +35,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(staging, path)
     except OSError as error:
         staging.unlink(missing_ok=True)
-        raise ResourceError(
-            f"cannot write {path.name}: {error}", where=str(path), fix="free some disk space"
-        ) from error
+        raise of_os(error, f"cannot write {path.name}", str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,13 +63,14 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add a line of JSON to a log; a kill may cut it.
 
     Raises:
-        ResourceError: The disk is full or not writable.
+        ResourceError: The disk is full.
+        UsageError: The path cannot be written to.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise ResourceError(f"cannot write to the log: {error}", where=str(path), fix="free some disk space") from error
+        raise of_os(error, "cannot write to the log", str(path)) from error
 
 
 def end_last_line(path: Path) -> None:

@@ -5,6 +5,8 @@ Each class also subclasses the standard exception that a reader expects, so ``ex
 
 from __future__ import annotations
 
+import errno
+
 
 class TunesmithError(Exception):
     """Base of every error that Tunesmith raises on purpose.
@@ -59,6 +61,26 @@ class ResourceError(TunesmithError, RuntimeError):
 
     code = "resource"
     exit_code = 4
+
+
+def of_os(error: OSError, doing: str = "", where: str | None = None) -> TunesmithError:
+    """What the system refused, as one of the family: what is wrong with a path, or with the machine.
+
+    Args:
+        error: Of the system.
+        doing: What was tried, e.g. ``cannot write model.json``.
+        where: The path; default: the error's own.
+    """
+    where = where or (str(error.filename) if error.filename else None)
+    what = ": ".join(filter(None, [doing, error.strerror or str(error)]))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            what if doing else "the disk is full", where=where, fix="free some space, then `tunesmith resume RUN`"
+        )
+    paths = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+    if isinstance(error, paths) or error.errno == errno.EROFS:
+        return UsageError(what, where=where, fix="check the path and its permissions")
+    return ResourceError(what, where=where)
 
 
 class MissingExtraError(ResourceError, ImportError):

@@ -11,8 +11,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from tunesmith import strict_yaml
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
+
+DATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -26,6 +29,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: The file cannot be read, or the recipe is malformed; the place is ``file:line``.
     """
     path = Path(path)
+    if path.suffix.lower() in DATA_SUFFIXES:
+        raise RecipeError("this is data, not a recipe", where=str(path), fix=f"give it by `--train {path}`")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -33,7 +38,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe: {error}", where=str(path)) from error
     try:
-        tree = yaml.safe_load(text)
+        tree = strict_yaml.load(text)
         lines = line_numbers(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -41,7 +46,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(
             f"not valid YAML: {getattr(error, 'problem', error)}",
             where=where,
-            fix="look there and just above: a bracket or quote left open, a missing space after `:`, or an indent",
+            fix="look there and just above: a bracket or quote left open, a missing space after `:`, an indent, or "
+            "a key that stands twice",
         ) from error
     if not isinstance(tree, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=f"{path}:1", fix="start with `task: ...`")
@@ -114,7 +120,7 @@ def _read_scalar(text: str) -> Any:
     """Read a value as YAML, but take ``2e-4`` for the number it is (YAML 1.1 wants ``2.0e-4``)."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text.strip()):
         return float(text)
-    return yaml.safe_load(text)
+    return strict_yaml.load(text)
 
 
 def line_numbers(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:

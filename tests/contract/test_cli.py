@@ -210,7 +210,10 @@ def test_every_failure_has_its_exit_code(
 def test_ctrl_c_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("tunesmith.methods.METHODS", Failing(KeyboardInterrupt()))
     assert main.run(["methods"]) == 130
-    assert capsys.readouterr().err.strip() == "Interrupted."
+    printed = capsys.readouterr()
+    assert "stopped before anything had to be saved" in printed.err and not printed.out
+    assert main.run(["methods", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "interrupted"
 
 
 def test_a_defect_says_so_and_debug_shows_it(

@@ -104,9 +104,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 def test_a_log_on_a_full_disk_is_our_error(folder: Path) -> None:
     log = EventLog(folder)
-    (folder / "events.jsonl").mkdir()
-    with pytest.raises(ResourceError, match="cannot write to the log"):
+    (folder / "events.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match="cannot write to the log: No space left"):
         log(Notice(level="info", message="x"))
+
+
+def test_a_path_that_cannot_be_written_is_no_full_disk(folder: Path) -> None:
+    (folder / "summary.json").mkdir()
+    with pytest.raises(UsageError, match="cannot write summary.json") as caught:
+        disk.write_json(folder / "summary.json", {})
+    assert "permissions" in str(caught.value.fix)
 
 
 def test_runs_are_found_by_name_and_listed_newest_first(

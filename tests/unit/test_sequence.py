@@ -83,6 +83,19 @@ def test_a_run_measures_each_task_after_each_stage(finished: Run) -> None:
     assert json.loads((finished.path / "report.json").read_text())["sequence"] == found
 
 
+def test_general_text_is_measured_after_each_stage_by_models_that_write(finished: Run) -> None:
+    general = finished.summary().get("general_text")
+    if Path(finished.recipe.model).name.startswith("tiny-encoder"):
+        assert general is None and "has no words" in (finished.path / "events.jsonl").read_text()
+        return
+    assert general["metric"] == "bits_per_byte" and general["source"] == "python-reference"
+    assert [one["stage"] for one in general["stages"]] == ["reviews", "capitals"]
+    for one in general["stages"]:
+        assert one["change"]["value"] == pytest.approx(one["after"]["value"] - general["before"]["value"], abs=1e-9)
+        assert one["change"]["value"] != 0
+    assert "What it still knows of other text" in finished.report().read_text()
+
+
 def test_what_was_measured_is_kept(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed evaluation measures again only what is missing."""
     asked: list[tuple[int, int]] = []

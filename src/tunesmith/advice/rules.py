@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from tunesmith import strict_yaml
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.strict import Part
 
@@ -86,7 +87,7 @@ def load(own: Path | None = None) -> Rules:
     shipped = resources.files("tunesmith.advice").joinpath("ways.yaml")
     text = shipped.read_text(encoding="utf-8") if own is None else own.read_text(encoding="utf-8")
     try:
-        rules = Rules.model_validate(yaml.safe_load(text))
+        rules = Rules.model_validate(strict_yaml.load(text))
     except yaml.YAMLError as error:
         raise UsageError(f"the table of rules is no YAML: {error}", where=where) from error
     except ValidationError as error:

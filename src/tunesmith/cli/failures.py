@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 
 import typer
 
 from tunesmith.cli.output import print_json, stderr
-from tunesmith.errors import InterruptedRun, ResourceError, TunesmithError, UsageError
+from tunesmith.errors import InterruptedRun, ResourceError, TunesmithError, UsageError, of_os
 
 
 def as_tunesmith_error(error: BaseException) -> TunesmithError:
@@ -30,21 +29,11 @@ def as_tunesmith_error(error: BaseException) -> TunesmithError:
             fix="lower `training.micro_tokens`, or use `method: peft` or a smaller model; see `tunesmith plan`",
         )
     if isinstance(error, OSError):
-        return _from_os_error(error)
+        return of_os(error)
     return TunesmithError(
         f"unexpected {type(error).__name__}: {error}",
         fix="this is a defect of Tunesmith: run it again as `tunesmith --debug ...` and report the traceback",
     )
-
-
-def _from_os_error(error: OSError) -> TunesmithError:
-    where = str(error.filename) if error.filename else None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError("the disk is full", where=where, fix="free some space, then `tunesmith resume RUN`")
-    what = error.strerror or str(error)
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError):
-        return UsageError(what, where=where, fix="check the path and its permissions")
-    return ResourceError(what, where=where)
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:

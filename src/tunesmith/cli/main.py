@@ -170,7 +170,10 @@ def run(arguments: Sequence[str]) -> int:
         print_error(known, as_json="--json" in arguments)
         return known.exit_code
     if code == 130:  # Ctrl-C where nothing had to be saved
-        print("Interrupted.", file=sys.stderr)
+        from tunesmith.cli.failures import print_error
+        from tunesmith.errors import InterruptedRun
+
+        print_error(InterruptedRun("stopped before anything had to be saved"), as_json="--json" in arguments)
     return code if isinstance(code, int) else 0
 
 

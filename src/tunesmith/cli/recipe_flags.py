@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-import yaml
 
-from tunesmith import recipe_file
+from tunesmith import recipe_file, strict_yaml
 from tunesmith.errors import UsageError
 from tunesmith.recipe import Recipe
 
@@ -64,7 +63,7 @@ class RecipeChoices:
         """The choices as plain values under the recipe's keys, not yet checked."""
         tree: dict[str, Any] = {}
         if self.file is not None:
-            tree = yaml.safe_load(self.file.read_text(encoding="utf-8")) or {}
+            tree = strict_yaml.load(self.file.read_text(encoding="utf-8")) or {}
         for item in self.overrides:
             tree = recipe_file.override(tree, item)
         return tree

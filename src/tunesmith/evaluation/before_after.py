@@ -10,7 +10,7 @@ from tunesmith.data.rows import Row
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.evaluation.metrics import available, change, measure, primary
-from tunesmith.evaluation.outputs import Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Listener
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Model
@@ -68,11 +68,18 @@ def before_and_after(rows: Sequence[Row], recipe: Recipe, base: Path, tuned: Mod
     ours = score_documents(tuned, rows, task, tell)
     metric = next(name for name in primary(right) if name in available(ours, right))
     after = measure(ours, right, settings)[metric]
+    theirs = score_untuned(rows, recipe, base, tuned, tell)
+    if theirs is None:
+        return BeforeAfter(len(rows), metric, after)
+    before = measure(theirs, right, settings)[metric]
+    return BeforeAfter(len(rows), metric, after, before, change(ours, theirs, right, settings))
+
+
+def score_untuned(rows: Sequence[Row], recipe: Recipe, base: Path, tuned: Model, tell: Listener) -> Outputs | None:
+    """What the model that tuning began from makes of documents; ``None`` if its head would be random numbers."""
     untuned = load_model(
         base, name=recipe.model, form=tuned.form, dtype=tuned.dtype, device=tuned.device, max_length=tuned.max_length
     )
-    if tuned.form == "mask" and untuned.head_names:  # a head of random numbers
-        return BeforeAfter(len(rows), metric, after)
-    theirs = score_documents(untuned, rows, task, tell)
-    before = measure(theirs, right, settings)[metric]
-    return BeforeAfter(len(rows), metric, after, before, change(ours, theirs, right, settings))
+    if tuned.form == "mask" and untuned.head_names:
+        return None
+    return score_documents(untuned, rows, TASKS[LANGUAGE], tell)

@@ -16,14 +16,14 @@ from tunesmith.data.shown import ShownExample, show_rows
 from tunesmith.evaluation import answering, charts, comparison, distillation, judge_stages, pairs, reinforcement, report
 from tunesmith.evaluation.baselines import run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
-from tunesmith.evaluation.general import measure_general
+from tunesmith.evaluation.general import measure_general, measure_general_after
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, evaluated, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.results import Results, curves, summarise, write_results
 from tunesmith.evaluation.rewarded import judges_of
-from tunesmith.evaluation.sequence import measure_sequence
+from tunesmith.evaluation.sequence import measure_sequence, models_in_turn
 from tunesmith.evaluation.sequence import section as sequence_section
 from tunesmith.evaluation.stage_gains import gains_section, stage_gains, without_domain
 from tunesmith.events import Listener, Notice, Phase
@@ -231,8 +231,15 @@ def _sections(trial: _Trial, tuned: System, others: _Others) -> list[report.Sect
     sections += [judge_stages.section(one) for one in judge_stages.stage_judges(recipe, trial.made, stages, tell)]
     if task.answer == "pair":
         sections.append(judge_stages.length_section(pairs.by_length(trial.rows, tuned.outputs, settings)))
-    if recipe.method == "sequential" and stages and (known := measure_sequence(trial.folder, recipe, stages, tell)):
-        sections.append(sequence_section(known))
+    general = None
+    if recipe.method == "sequential" and stages:
+        if known := measure_sequence(trial.folder, recipe, stages, tell):
+            sections.append(sequence_section(known))
+        models = models_in_turn(trial.folder, recipe)
+        kept = trial.folder / "sequence" / "general.json"
+        general = measure_general_after(models, recipe, trial.base, kept, tell)
+    elif task.answer == "likelihood":
+        general = measure_general(recipe, trial.base, model, tell)
     if behind := lineage.ancestors(recipe.model):
         sections.append(_lineage_section(behind, recipe, tuned.metrics))
     if others.lesson:
@@ -240,7 +247,7 @@ def _sections(trial: _Trial, tuned: System, others: _Others) -> list[report.Sect
         sections.append(distillation.section(found_out))
     if gains := stage_gains(trial.folder, recipe, trial.base, stages, tell):
         sections.append(gains_section(gains))
-    if task.answer == "likelihood" and (general := measure_general(recipe, trial.base, model, tell)):
+    if general:
         sections.append(general)
     if compared := planned_section(trial.folder):
         sections.append(compared)

@@ -137,6 +137,12 @@ def measure_sequence(
     return SequenceReport(names, [cells[i, i].metric for i in range(len(names))], cells, recipe.evaluate)
 
 
+def models_in_turn(folder: Path, recipe: Recipe) -> Iterator[tuple[str, Model]]:
+    """Name of each stage and the model that it left, one at a time."""
+    for number, stage in enumerate(recipe.stages):
+        yield stage.name, model_after(folder, recipe, number, number)
+
+
 def _pairs(count: int) -> Iterator[tuple[int, int]]:
     return ((after, task) for after in range(count) for task in range(after + 1))
 

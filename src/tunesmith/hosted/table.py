@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from tunesmith import strict_yaml
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.recipe_file import line_numbers, merged
 from tunesmith.strict import Part
@@ -194,7 +195,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """A file's content, and path of each key -> ``file:line``."""
     try:
         text = path.read_text(encoding="utf-8")
-        tree, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        tree, node = strict_yaml.load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the prices: {error}", where=str(path)) from error
     except yaml.YAMLError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from tunesmith import strict_yaml
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.strict import Part
 
@@ -111,7 +112,7 @@ _FIGURES = ("memory_gb", "bandwidth_gb", "bf16_tflops", "fp32_tflops")
 
 def _entries(text: str, where: str) -> dict[str, dict[str, Any]]:
     try:
-        tree = yaml.safe_load(text)
+        tree = strict_yaml.load(text)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = where if line is None else f"{where}:{line + 1}"

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from sqlalchemy import select
 
-from tunesmith import catalog
+from tunesmith import catalog, strict_yaml
 from tunesmith.errors import RecipeError, UsageError
 from tunesmith.server.auth import Principal
 from tunesmith.server.database import CheckpointRow, Database, JobRow, PermissionRow
@@ -172,7 +172,7 @@ def read_models(path: Path) -> dict[str, Base]:
         RecipeError: A ``recipe`` in it has a key or value that no job can have.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the models: {error}", where=str(path)) from error
     if not isinstance(tree, dict) or not tree:
