@@ -154,13 +154,15 @@ def test_adapters_are_not_held() -> None:
         })  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["separate", "linear", "ties", "dare"])
-def test_an_adapter_a_stage(how: str, tiny_encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "init", "precision"), [("separate", "default", "fp32"), ("linear", "pissa", "fp32"),
+                         *((how, "default", precision) for how in ("linear", "ties", "dare")
+                           for precision in ("fp32", "bf16"))])  # fmt: skip
+def test_an_adapter_a_stage(how: str, init: str, precision: str, tiny_encoder: Path, tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "first.jsonl", labelled_rows(60))
     second = write_jsonl(tmp_path / "second.jsonl", labelled_rows(60, seed=4))
     recipe = {
-        "task": "text-classification", "model": str(tiny_encoder), "method": "sequential", "precision": "fp32",
-        "sequence": {"adapters": how}, "parameters": {"kind": "lora", "rank": 2},
+        "task": "text-classification", "model": str(tiny_encoder), "method": "sequential", "precision": precision,
+        "sequence": {"adapters": how}, "parameters": {"kind": "lora", "rank": 2, "init": init},
         "stages": [{"name": "one", "data": {"train": str(first)}}, {"name": "two", "data": {"train": str(second)}}],
         "training": {"max_steps": 6, "learning_rate": 1e-2, "batch_size": 8},
         "evaluate": {"baselines": [], "resamples": 100},
@@ -175,7 +177,12 @@ def test_an_adapter_a_stage(how: str, tiny_encoder: Path, tmp_path: Path) -> Non
         assert all(torch.equal(final[name], parts[1][name]) for name in final)
         return
     assert final.keys() == parts[0].keys()
-    assert all(final[name].shape[0 if "lora_A" in name else 1] == 4 for name in final), "ranks add up"
+    rank = 8 if init == "pissa" else 4  # PiSSA is saved as plain LoRA of twice the rank
+    assert all(final[name].shape[0 if "lora_A" in name else 1] == rank for name in final), "ranks add up"
+    for name in (name for name in final if "lora_A" in name and how == "linear"):
+        sums = [part[name.replace("lora_A", "lora_B")] @ part[name] for part in parts]  # each of them times 2 / 2
+        close = {"rtol": 1e-4, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.05, "atol": 1e-3}
+        torch.testing.assert_close(final[name.replace("lora_A", "lora_B")] @ final[name], sum(sums), **close)
     model, _ = load_artefact(run.model_folder)
     assert model.has_adapters
     assert matrix[1][1]["value"] == run.metrics["accuracy"].value, "what is measured is what was saved"

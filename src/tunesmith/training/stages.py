@@ -16,7 +16,7 @@ from tunesmith.events import Listener
 from tunesmith.models.combining import COMBINATIONS, combine
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
-from tunesmith.models.saving import save_artefact
+from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.recipe import InContext, NoParameters, Recipe
 from tunesmith.training import checkpoint, fits, updates
 from tunesmith.training.outcome import Trained
@@ -60,7 +60,9 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
     assert trained is not None
     if recipe.sequence.adapters in COMBINATIONS and len(earlier) > 1:
         parts = [stage.place / "adapter" for stage in earlier]
-        combine(trained.model, parts, recipe.sequence.adapters, recipe.training.seed)
+        model, _ = load_artefact(parts[-1], device=trained.model.device)  # on the base as it was, whatever PiSSA took
+        combine(model, parts, recipe.sequence.adapters, recipe.training.seed)
+        trained = dataclasses.replace(trained, model=model)
     disk.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
     return dataclasses.replace(trained, seconds=seconds)
 
