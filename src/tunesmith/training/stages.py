@@ -38,6 +38,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
     seconds = 0.0  # of the stages that this process worked on
     earlier: list[Earlier] = []
     apart = recipe.sequence.adapters != "chain"
+    unlike = any(stage.parameters != recipe.stages[0].parameters for stage in recipe.stages)
     for number, (stage, prepared) in enumerate(zip(recipe.stages, data, strict=True), 1):
         view = recipe.of_stage(stage)
         place = folder / "stages" / f"{number}-{stage.name}"
@@ -50,7 +51,9 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             _refuse_foreign_checkpoint(place, identity)
             tokens = folder / "tokens" / place.name
             own_base = catalog.model_folder(view.model, on_event=tell) if aside else base
-            trained = _tuned(updates.Work(view, own_base, prepared, place, tokens, identity, earlier, last), tell)
+            trained = _tuned(
+                updates.Work(view, own_base, prepared, place, tokens, identity, earlier, last, unlike), tell
+            )
             seconds += trained.seconds
             if apart or not last:
                 save = _save if apart else _save_merged
