@@ -138,6 +138,9 @@ def _walk(
         tell(Phase(step="model", message=f"base model {recipe.model}"))
         base = base_folder(recipe, tell)
         _refuse_unusable_teachers(recipe, base)
+        from tunesmith.training.feasible import refuse_infeasible
+
+        refuse_infeasible(recipe, base, prepared)
         planned = _plan(folder, recipe, base, prepared, tell)
         from tunesmith.evaluation.evaluate import evaluate_run
         from tunesmith.planning.measured import Stopwatch

@@ -181,9 +181,12 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
+        from tunesmith.methods import fill_in
         from tunesmith.refusals import refusals
 
         for problem in refusals(self):
+            raise ValueError(problem)
+        for problem in refusals(fill_in(self)):  # what the method chooses excludes things too
             raise ValueError(problem)
         return self
 

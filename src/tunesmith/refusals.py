@@ -52,6 +52,8 @@ HOSTED_TASKS: tuple[TaskName, ...] = (
     "prompts",
 )
 """Tasks that can be put to a provider as conversations and measured by its answers."""
+MERGED = ("linear", "ties", "dare")
+"""Values of ``sequence.adapters`` that put the adapters together."""
 PICTURE_METHODS = ("supervised", "full", "transfer", "features")
 """Methods that learn from pictures."""
 _NEEDS = {"token-classification": "spans", "text-regression": "scores"}
@@ -160,6 +162,11 @@ def _of_parameters(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
         yield (
             f"`kind: {kind}` puts virtual tokens before the text, which cannot become part of the next stage's "
             "base: use `kind: lora` in this stage"
+        )
+    if isinstance(chosen.parameters, Prompt) and chosen.objective == "masked-lm":
+        yield (
+            f"`kind: {kind}` puts virtual tokens before the text, and `masked-lm` looks for the hidden words at the "
+            "text's own places: use `kind: lora`"
         )
     if isinstance(chosen.parameters, Prompt) and chosen.training.ppo.value_trunk == "separate":
         yield (
@@ -375,6 +382,9 @@ def _of_sequences(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
                 "`sequence.adapters` begins each stage from the plain base, where nothing is forgotten that could be "
                 "replayed or held: leave out `replay` and `hold`"
             )
+    if sequence.adapters in MERGED:
+        for chosen in stages:
+            yield from _of_merged(chosen)
     if sequence.hold != "none" and any(chosen.kind not in (None, "full", "layers") for chosen in stages):
         yield (
             "`sequence.hold` holds the weights of the model, which adapters and heads leave as they are: "
@@ -382,6 +392,25 @@ def _of_sequences(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
         )
     if recipe.method == "sequential" and len(recipe.stages) < 2:
         yield "`method: sequential` learns task after task: give two `stages` or more, each with its `data`"
+
+
+def _of_merged(chosen: Chosen) -> Iterator[str]:
+    """Adapters that are put together are the products of their matrices, and nothing besides."""
+    lora = chosen.parameters
+    if not isinstance(lora, LoRA):
+        return
+    beside = {
+        "dora": lora.dora,
+        "bias": lora.bias != "none",
+        "modules_to_save": bool(lora.modules_to_save),
+        "new_tokens": bool(lora.new_tokens),
+    }
+    for name, asked in beside.items():
+        if asked:
+            yield (
+                f"`{name}` is more than the low-rank products that `sequence.adapters` merges: leave it out, or use "
+                "`adapters: separate`"
+            )
 
 
 def _of_prompts(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:

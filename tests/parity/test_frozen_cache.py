@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.events import Notice, Step, Validated
 from tunesmith.models.model import Model
 from tunesmith.recipe import Full, Head, Layers, LoRA, Parameters, Prompt
+from tunesmith.training import frozen_cache
 from tunesmith.training.frozen_cache import remember
 from tunesmith.training.loop import Trainer
 
@@ -187,3 +190,25 @@ def test_objectives_that_change_the_tokens_cannot_have_it(tiny_encoder: Path, tm
     trainer.objective = objectives.make("masked-lm", trainer.settings)
     with pytest.raises(RecipeError, match="other texts in each epoch"):
         with_cache(trainer, tmp_path / "states")
+
+
+def test_where_no_space_can_be_reserved_the_free_space_is_asked(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS and Windows have no `posix_fallocate`, and some file systems cannot do it."""
+    known = ready(tiny_encoder, "classify", Head(), tmp_path / "known", torch.float32)
+    assert with_cache(known, tmp_path / "states")
+
+    def cannot(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    for number, change in enumerate((lambda: monkeypatch.setattr(os, "posix_fallocate", cannot, raising=False),
+                                     lambda: monkeypatch.delattr(os, "posix_fallocate"))):  # fmt: skip
+        change()
+        trainer = ready(tiny_encoder, "classify", Head(), tmp_path / f"run{number}", torch.float32)
+        assert with_cache(trainer, tmp_path / f"states{number}")
+        assert trainer.train.states is not None and known.train.states is not None
+        assert torch.equal(trainer.train.states.values_Td, known.train.states.values_Td)
+    monkeypatch.setattr(frozen_cache, "free_bytes", lambda place: 10)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        frozen_cache._reserve(tmp_path / "full.bin", 11)

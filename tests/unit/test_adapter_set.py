@@ -16,9 +16,16 @@ from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.recipe import LoRA, Parameters, Prompt
 
 
-def saved(base: Path, folder: Path, seed: int, choice: Parameters | None = None, form: Any = "generate") -> Path:
+def saved(
+    base: Path,
+    folder: Path,
+    seed: int,
+    choice: Parameters | None = None,
+    form: Any = "generate",
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """An adapter with random weights, which stand for what it learned."""
-    model = tiny.build(base, form, choice or LoRA(rank=2), dtype=torch.float32)
+    model = tiny.build(base, form, choice or LoRA(rank=2), dtype=dtype)
     torch.manual_seed(seed)
     with torch.no_grad():
         for _, parameter in model.trainable():
@@ -72,6 +79,8 @@ def test_a_linear_combination_is_the_weighted_sum_of_the_updates(folders: dict[s
     adapters.combine("one", {"code": 1.0}, how="linear")
     torch.testing.assert_close(layer.get_delta_weight("a2"), parts[1], rtol=1e-4, atol=1e-5)
     assert adapters.active == "one"
+    adapters.combine("sum", {"law.v1": 0.7, "code": -0.2}, how="linear")
+    torch.testing.assert_close(layer.get_delta_weight("a3"), 0.7 * parts[0] - 0.2 * parts[1], rtol=1e-4, atol=1e-5)
     for how in ("ties", "dare_linear", "dare_ties"):
         adapters.combine(f"both by {how}", {"law.v1": 0.5, "code": 0.5}, how=how)
         assert torch.isfinite(scores(adapters.model)).all()
@@ -79,6 +88,35 @@ def test_a_linear_combination_is_the_weighted_sum_of_the_updates(folders: dict[s
         adapters.combine("code", {"law.v1": 1.0})
     with pytest.raises(NotFoundError, match="no adapter 'lore'"):
         adapters.use("lore")
+
+
+@pytest.mark.filterwarnings("ignore:The density")
+@pytest.mark.parametrize("how", ["linear", "ties", "dare_linear"])
+@pytest.mark.parametrize("choice", [LoRA(rank=10), LoRA(rank=4, rslora=True), LoRA(rank=2, rank_pattern={"q_proj": 5})],
+                         ids=["more rank than a layer is wide", "rslora", "pattern"])  # fmt: skip
+def test_equal_adapters_of_any_rank_are_their_mean(choice: LoRA, how: Any, tiny_decoder: Path, tmp_path: Path) -> None:
+    """With all values kept, also TIES and DARE give back what two equal adapters are."""
+    one, other = (saved(tiny_decoder, tmp_path / name, 1, choice) for name in ("one", "other"))
+    adapters = AdapterSet({"one": one, "other": other})
+    before = scores(adapters.model)
+    # TIES takes the mean of those that agree by itself.
+    adapters.combine("both", dict.fromkeys(("one", "other"), 1.0 if how == "ties" else 0.5), how=how, density=1.0)
+    torch.testing.assert_close(scores(adapters.model), before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["linear", "ties", "dare_linear", "dare_ties"])
+def test_adapters_on_a_narrow_base_combine_and_answer(how: Any, tiny_decoder: Path, tmp_path: Path) -> None:
+    folders = {name: saved(tiny_decoder, tmp_path / name, seed, dtype=torch.bfloat16) for seed, name in enumerate("ab")}
+    adapters = AdapterSet(folders)
+    adapters.combine("both", {"a": 0.5, "b": 0.5}, how=how)
+    assert {p.dtype for p in adapters.model.network.parameters()} == {torch.bfloat16}
+    assert len(adapters.predict(["the film"], max_new_tokens=2)) == 1
+
+
+def test_more_than_low_rank_products_are_not_combined(tiny_decoder: Path, tmp_path: Path) -> None:
+    folders = {name: saved(tiny_decoder, tmp_path / name, 0, LoRA(rank=2, dora=True)) for name in "ab"}
+    with pytest.raises(UsageError, match="low-rank"):
+        AdapterSet(folders).combine("both", {"a": 0.5, "b": 0.5})
 
 
 def test_what_cannot_share_a_base_is_refused(folders: dict[str, Path], tiny_encoder: Path, tmp_path: Path) -> None:

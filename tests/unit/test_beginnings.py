@@ -11,6 +11,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 
 import tiny
+from conftest import labelled_rows
 from tunesmith.data.batches import collate
 from tunesmith.errors import RecipeError
 from tunesmith.models.load import load_model
@@ -123,3 +124,29 @@ def test_loftq_wants_a_narrow_base() -> None:
     with pytest.raises(RecipeError, match="quantization: int4"):
         parse({**tree, "parameters": {"kind": "lora", "init": "loftq"}})
     assert parse({**tree, "parameters": "loftq"}).parameters == LoRA(init="loftq", quantization="int4")
+
+
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_bart"])
+def test_eva_sees_what_both_halves_of_an_encoder_decoder_read(
+    base: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(base)
+    model = tiny.build(folder, "seq2seq", LoRA(rank=4, init="eva"), dtype=torch.float32, labels=None)
+    data = tiny.tokens(model, tiny.question_rows(48), tmp_path / "data")
+    from_activations(model, data, seed=0)
+    found = [layer.lora_A["default"].weight for layer in layers_of(model.wrapped).values()]
+    assert all(weight.shape[0] == 4 and torch.isfinite(weight).all() for weight in found)
+    for weight in found:  # directions are orthogonal to each other and of length 1; random first weights are not
+        torch.testing.assert_close(weight @ weight.T, torch.eye(4), rtol=1e-3, atol=1e-3)
+
+
+def test_eva_waits_until_a_pooling_layer_has_seen_enough_texts(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given one row a text: fewer in a batch than the rank."""
+    monkeypatch.setattr("tunesmith.parameters.beginnings.TOKENS_A_BATCH", 20)
+    model = tiny.build(tiny_bert, "classify", LoRA(rank=8, init="eva"), dtype=torch.float32)
+    from_activations(model, tiny.tokens(model, labelled_rows(48), tmp_path / "data"), seed=0)
+    pooler = next(layer for name, layer in layers_of(model.wrapped).items() if "pooler" in name)
+    weight = pooler.lora_A["default"].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(8), rtol=1e-3, atol=1e-3)

@@ -93,6 +93,11 @@ def test_a_missing_key_says_which() -> None:
         ({"method": "features", "parameters": {"kind": "lora"}}, "belong together"),
         ({"method": "features", "stages": [{"name": "one"}, {"name": "two"}]}, "has no stages"),
         ({"training": {"batch_size": 8, "batch_tokens": 512}}, "not both"),
+        ({"method": "few-shot", "parameters": "prompt-tuning"}, "cannot become part of the next stage"),
+        (
+            {"task": "language-modeling", "objective": "masked-lm", "parameters": "prompt-tuning"},
+            "the text's own places",
+        ),
         (
             {
                 "task": "text-generation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,22 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from conftest import labelled_rows, write_jsonl
+from conftest import labelled_rows, sentences, write_jsonl
 from tunesmith import objectives, pipeline
 from tunesmith.data.batches import TokenFile, collate
 from tunesmith.errors import RecipeError, UsageError
-from tunesmith.events import nobody
+from tunesmith.events import Phase, Step, nobody
 from tunesmith.models.combining import combine, refuse_own_heads
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.model import Model, decoder_of
 from tunesmith.models.saving import load_artefact, save_artefact
-from tunesmith.objectives.held import Held, fisher, trained_body
+from tunesmith.objectives.held import Held, added, fisher, trained_body
 from tunesmith.objectives.replay import Memory, Replay
-from tunesmith.recipe import LoRA, Training
+from tunesmith.recipe import Layers, LoRA, Prompt, Training
 from tunesmith.recipe_file import parse
 from tunesmith.training.remedies import share_body
+
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra `quantization`")
 
 
 def taught(folder: Path, seed: int) -> Model:
@@ -117,6 +120,103 @@ def test_fisher_is_the_mean_of_squared_gradients(tiny_encoder: Path, tmp_path: P
     torch.testing.assert_close(found[name], expected.float())
 
 
+def test_what_did_not_train_is_needed_as_well(tiny_encoder: Path, tmp_path: Path) -> None:
+    model = tiny.build(tiny_encoder, "classify", Layers(layers="last 1"), Training(dropout=0.0))
+    data = tiny.tokens(model, labelled_rows(6), tmp_path / "own")
+    plain = objectives.make("classify", Training())
+    trains = [name for name, _ in model.trainable()]
+    part, whole = (fisher(model, plain, data, seed=0, whole=whole) for whole in (False, True))
+    assert [name for name, _ in model.trainable()] == trains, "it is left as it was"
+    for name, tensor in part.items():
+        torch.testing.assert_close(whole[name], tensor)
+    assert float(whole["embeddings.word_embeddings.weight"].sum()) > 0
+
+
+def test_importance_is_added_up_over_tasks_that_have_not_all_the_same_weights() -> None:
+    one = {"table": torch.ones(2, 3), "pooler": torch.full((2,), 5.0)}
+    other = {"table": torch.full((4, 3), 2.0), "layer": torch.ones(1)}
+    total = added(one, other)
+    assert torch.equal(total["table"], torch.tensor([[3.0] * 3] * 2 + [[2.0] * 3] * 2)), "two tokens are new"
+    assert torch.equal(total["pooler"], one["pooler"]) and torch.equal(total["layer"], other["layer"])
+
+
+def two_tasks(model: Path, folder: Path, **keys: Any) -> dict[str, Any]:
+    """A recipe of two tasks with labels, which trains very little."""
+    first = write_jsonl(folder / "first.jsonl", labelled_rows(40))
+    second = write_jsonl(folder / "second.jsonl", labelled_rows(40, seed=4))
+    return {
+        "task": "text-classification", "model": str(model), "method": "sequential", "precision": "fp32",
+        "stages": [{"name": "one", "data": {"train": str(first)}}, {"name": "two", "data": {"train": str(second)}}],
+        "training": {"max_steps": 2, "batch_size": 8}, "evaluate": {"baselines": [], "resamples": 100}, **keys,
+    }  # fmt: skip
+
+
+def test_weights_that_an_earlier_stage_froze_are_held(tiny_encoder: Path, tmp_path: Path) -> None:
+    recipe = two_tasks(tiny_encoder, tmp_path, sequence={"hold": "ewc"})
+    recipe["stages"][0]["parameters"] = {"kind": "layers", "layers": "last 1"}
+    run = pipeline.run(parse(recipe), run_dir=tmp_path / "run")
+    found = load_file(run.path / "stages" / "1-one" / "fisher.safetensors")
+    assert float(found["embeddings.word_embeddings.weight"].sum()) > 0
+
+
+@pytest.mark.parametrize(("model", "kind"), [
+    ("tiny_encoder", "lora"), pytest.param("tiny_encoder", "qlora", marks=needs_torchao), ("tiny_encoder", "ia3"),
+    ("tiny_bert", "lora"), ("tiny_decoder", "lora"),
+])  # fmt: skip
+def test_labels_are_replayed_beside_adapters(
+    model: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    base = request.getfixturevalue(model)
+    run = pipeline.run(
+        parse(two_tasks(base, tmp_path, objective="classify", parameters=kind, sequence={"replay": 1.0})),
+        run_dir=tmp_path / "run",
+    )
+    assert load_artefact(run.model_folder)[0].has_adapters
+    assert run.summary()["sequence"]["matrix"][1][0] is not None
+
+
+def test_an_earlier_head_reads_through_virtual_tokens(tiny_encoder: Path, tmp_path: Path) -> None:
+    kept = taught(tiny_encoder, 1)
+    model = tiny.build(tiny_encoder, "classify", Prompt(kind="prompt-tuning", tokens=3))
+    data = tiny.tokens(kept, labelled_rows(6), tmp_path / "own")
+    share_body(kept, model)
+    objectives.make("classify", Training()).loss(kept, collate(data, range(6), kept.pad_id)).total.backward()
+    learned = [p for _, p in model.trainable() if p.shape[0] == 3]
+    assert learned and all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned)
+
+
+SPANS = {"name": "spans", "task": "token-classification"}
+TEXT = {"name": "text", "task": "language-modeling", "parameters": "lora"}
+
+
+@pytest.mark.parametrize(("model", "sequence", "stage", "match"), [
+    ("tiny_encoder", {"adapters": "ties"}, SPANS, "heads of their tasks"),
+    ("tiny_encoder_with_words", {"adapters": "ties"}, TEXT, "different networks"),
+    ("tiny_bert", {"replay": 0.5}, SPANS, "pooling layer of its own"),
+])  # fmt: skip
+def test_what_a_sequence_cannot_give_is_refused_before_anything_trains(
+    model: str, sequence: dict[str, Any], stage: dict[str, Any], match: str, request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    recipe = two_tasks(request.getfixturevalue(model), tmp_path, parameters="lora", sequence=sequence)
+    rows = tiny.tagged_rows(40) if stage is SPANS else [{"text": text} for text in sentences(40)]
+    recipe["stages"][1] = {**stage, "data": {"train": str(write_jsonl(tmp_path / "other.jsonl", rows))}}
+    events = tiny.Events()
+    with pytest.raises(UsageError, match=match):
+        pipeline.run(parse(recipe), run_dir=tmp_path / "run", on_event=events)
+    assert not events.of(Step) and not [phase for phase in events.of(Phase) if phase.step == "tune"]
+
+
+@pytest.fixture
+def tiny_encoder_with_words(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """The sentence encoder with a vocabulary head."""
+    from transformers import BertForMaskedLM
+
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "with-words"))
+    BertForMaskedLM.from_pretrained(tiny_encoder).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(("model", "sequence"), [("tiny_encoder", {"replay": 0.5}), ("tiny_decoder", {"replay": 0.5}),
                                                  ("tiny_encoder", {"hold": "ewc"})])  # fmt: skip
 def test_a_killed_run_with_remedies_ends_with_the_same_bytes(
@@ -145,22 +245,24 @@ def test_a_killed_run_with_remedies_ends_with_the_same_bytes(
     assert again.summary()["sequence"] == known
 
 
-def test_adapters_are_not_held() -> None:
+@pytest.mark.parametrize("said", [{"parameters": "lora"}, {}], ids=["said", "filled in by the method"])
+def test_adapters_are_not_held(said: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="holds the weights"):
         parse({
-            "task": "chat", "model": "m", "method": "sequential", "sequence": {"hold": "l2"},
-            "parameters": LoRA().model_dump(exclude_none=True),
+            "task": "chat", "model": "m", "method": "sequential", "sequence": {"hold": "l2"}, **said,
             "stages": [{"name": "a", "data": {"train": "a.jsonl"}}, {"name": "b", "data": {"train": "b.jsonl"}}],
         })  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["separate", "linear", "ties", "dare"])
-def test_an_adapter_a_stage(how: str, tiny_encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "init", "precision"), [("separate", "default", "fp32"), ("linear", "pissa", "fp32"),
+                         *((how, "default", precision) for how in ("linear", "ties", "dare")
+                           for precision in ("fp32", "bf16"))])  # fmt: skip
+def test_an_adapter_a_stage(how: str, init: str, precision: str, tiny_encoder: Path, tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "first.jsonl", labelled_rows(60))
     second = write_jsonl(tmp_path / "second.jsonl", labelled_rows(60, seed=4))
     recipe = {
-        "task": "text-classification", "model": str(tiny_encoder), "method": "sequential", "precision": "fp32",
-        "sequence": {"adapters": how}, "parameters": {"kind": "lora", "rank": 2},
+        "task": "text-classification", "model": str(tiny_encoder), "method": "sequential", "precision": precision,
+        "sequence": {"adapters": how}, "parameters": {"kind": "lora", "rank": 2, "init": init},
         "stages": [{"name": "one", "data": {"train": str(first)}}, {"name": "two", "data": {"train": str(second)}}],
         "training": {"max_steps": 6, "learning_rate": 1e-2, "batch_size": 8},
         "evaluate": {"baselines": [], "resamples": 100},
@@ -175,10 +277,24 @@ def test_an_adapter_a_stage(how: str, tiny_encoder: Path, tmp_path: Path) -> Non
         assert all(torch.equal(final[name], parts[1][name]) for name in final)
         return
     assert final.keys() == parts[0].keys()
-    assert all(final[name].shape[0 if "lora_A" in name else 1] == 4 for name in final), "ranks add up"
+    rank = 8 if init == "pissa" else 4  # PiSSA is saved as plain LoRA of twice the rank
+    assert all(final[name].shape[0 if "lora_A" in name else 1] == rank for name in final), "ranks add up"
+    for name in (name for name in final if "lora_A" in name and how == "linear"):
+        sums = [part[name.replace("lora_A", "lora_B")] @ part[name] for part in parts]  # each of them times 2 / 2
+        close = {"rtol": 1e-4, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.05, "atol": 1e-3}
+        torch.testing.assert_close(final[name.replace("lora_A", "lora_B")] @ final[name], sum(sums), **close)
     model, _ = load_artefact(run.model_folder)
     assert model.has_adapters
     assert matrix[1][1]["value"] == run.metrics["accuracy"].value, "what is measured is what was saved"
+
+
+@pytest.mark.parametrize("beside", [{"dora": True}, {"bias": "all"}, {"modules_to_save": ["x"]}, {"new_tokens": ["x"]}],
+                         ids=lambda beside: next(iter(beside)))  # fmt: skip
+def test_what_is_more_than_a_product_is_not_merged(beside: dict[str, Any], tmp_path: Path) -> None:
+    recipe = two_tasks(Path("m"), tmp_path, parameters={"kind": "lora", **beside}, sequence={"adapters": "linear"})
+    with pytest.raises(RecipeError, match="more than the low-rank products"):
+        parse(recipe)
+    parse(recipe | {"sequence": {"adapters": "separate"}})
 
 
 def test_the_mean_of_equal_adapters_is_each_of_them(tiny_decoder: Path, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.evaluation.predicting import Prediction, predict
+from tunesmith.models.combining import DENSITY, add_weighted
 from tunesmith.models.load import quiet
 from tunesmith.models.precision import default_device
 from tunesmith.models.saving import load_artefact, read_notes
 from tunesmith.recipe import Generation
 
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties"]
-"""A weighted sum; TIES (arXiv 2306.01708) and DARE (arXiv 2311.03099) thin the adapters out before."""
+"""A weighted sum of what the adapters add to the weights; TIES (arXiv 2306.01708) and DARE (arXiv 2311.03099) thin them
+out before."""
 
 
 class AdapterSet:
@@ -86,12 +88,12 @@ class AdapterSet:
         self.active = name
 
     def combine(
-        self, name: str, weights: Mapping[str, float], *, how: Combination = "linear", density: float = 0.5
+        self, name: str, weights: Mapping[str, float], *, how: Combination = "linear", density: float = DENSITY
     ) -> None:
-        """Make a new adapter from LoRA adapters of one rank, and use it.
+        """Make a new adapter from LoRA adapters, and use it.
 
         Args:
-            name: Of the new one.
+            name: Of the new one, whose rank is that of the others together.
             weights: Adapter -> its weight.
             how: The way to combine.
             density: For TIES and DARE: the share of each adapter's values that is kept.
@@ -103,13 +105,11 @@ class AdapterSet:
         if name in self._names:
             raise UsageError(f"there is an adapter {name!r} already", fix="choose another name")
         inner = f"a{len(self._names)}"
-        options = {} if how == "linear" else {"density": density}
+        parts = {self._inner(part): weight for part, weight in weights.items()}
         try:
-            self._network.add_weighted_adapter(
-                [self._inner(part) for part in weights], list(weights.values()), inner, how, **options
-            )
+            add_weighted(self._network, parts, inner, how, density)
         except (ValueError, AttributeError, NotImplementedError) as error:
-            raise UsageError(f"these adapters cannot be combined: {error}", fix="take LoRA of the same rank") from error
+            raise UsageError(f"these adapters cannot be combined: {error}", fix="take LoRA adapters") from error
         self._names[name] = inner
         self.notes[name] = self.notes[next(iter(weights))]
         self.use(name)

@@ -144,8 +144,8 @@ class Model:
 
     @property
     def has_adapters(self) -> bool:
-        """Whether PEFT has added parameters."""
-        return hasattr(self.wrapped, "peft_config")
+        """Whether PEFT has added parameters: by its wrapper, since the network within has a ``peft_config`` too."""
+        return hasattr(self.wrapped, "get_base_model")
 
     @property
     def virtual_tokens(self) -> int:

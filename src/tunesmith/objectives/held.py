@@ -9,6 +9,7 @@ al. 2017, arXiv 1612.00796, equation 3). Fisher matrices of several tasks are ad
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,10 @@ class Held(Wrapped):
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Remember the weights as they are."""
         self.inner.start(model, sets, folder, tell)
-        self._anchors = {name: parameter.detach().clone() for name, parameter in trained_body(model).items()}
+        body = trained_body(model)
+        self._anchors = {name: parameter.detach().clone() for name, parameter in body.items()}
+        if self.importance is not None:
+            self.importance = {name: _fitted(self.importance.get(name), weight) for name, weight in body.items()}
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """The stage's own sum and, while it learns, the penalty for each unit of weight (the loop divides by that)."""
@@ -64,23 +68,66 @@ class Held(Wrapped):
         return self.strength / 2 * torch.stack(terms).sum()
 
 
+def added(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sum of two tasks' importance; what is in one alone counts as it is."""
+    total = dict(first)
+    for name, tensor in second.items():
+        larger = max(tensor, total.get(name, tensor), key=torch.Tensor.numel)
+        total[name] = _fitted(total.get(name), larger) + _fitted(tensor, larger)
+    return total
+
+
+def _fitted(importance: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """F in the shape of a weight: 0 where no earlier task had it, as a pooling layer or the row of a new token."""
+    found = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+    if importance is not None:
+        found[tuple(slice(size) for size in importance.shape)] = importance
+    return found
+
+
 def trained_body(model: Model) -> dict[str, torch.nn.Parameter]:
     """The weights below the head that train, by their names there: the same whatever head stands above."""
     body = decoder_of(model.transformer())
     return {name: parameter for name, parameter in body.named_parameters() if parameter.requires_grad}
 
 
-def fisher(model: Model, objective: Objective, data: TokenFile, seed: int) -> dict[str, torch.Tensor]:
+def fisher(
+    model: Model, objective: Objective, data: TokenFile, seed: int, *, whole: bool = False
+) -> dict[str, torch.Tensor]:
     """The diagonal of the Fisher information at the weights as they are, by the right answers (the "empirical" one).
 
     The mean over some examples of the squared gradient of each one's log likelihood.
+
+    Args:
+        model: As a stage left it.
+        objective: Of that stage.
+        data: Its examples.
+        seed: Of the choice among them.
+        whole: Of all weights below the head, those too that did not train: the task needs them as much.
     """
-    body = trained_body(model)
+    if whole:
+        body = dict(decoder_of(model.transformer()).named_parameters())
+        frozen = [parameter for parameter in body.values() if not parameter.requires_grad]
+    else:
+        body, frozen = trained_body(model), []
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        return _mean_squares(model, objective, data, seed, body)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _mean_squares(
+    model: Model, objective: Objective, data: TokenFile, seed: int, body: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
     found = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in body.items()}
     chosen = np.random.default_rng(seed).permutation(len(data))[:FISHER_EXAMPLES].tolist()
     model.network.eval()
     for row in chosen:
-        batch = collate(data, [row], model.pad_id).to(model.device)
+        # Known states would keep the gradient from the layers below them.
+        batch = replace(collate(data, [row], model.pad_id), states=None).to(model.device)
         loss = objective.loss(model, batch)
         gradients = torch.autograd.grad(loss.total, list(body.values()), allow_unused=True)
         for name, gradient in zip(body, gradients, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -51,8 +51,7 @@ def add(model: Model, config: peft.PeftConfig, *, targets: str | list[str] | Non
     if model.form == "tag" and getattr(config, "target_modules", None) == "all-linear":
         # For tokens PEFT's `all-linear` would take in the head, which it then cannot train as a whole.
         adapters: Any = config
-        names = adapters.exclude_modules or []
-        adapters.exclude_modules = [*([names] if isinstance(names, str) else names), *model.head_names]
+        adapters.target_modules = set(_linear_below_head(model))
     try:
         with quiet():
             adapted: Any = peft.get_peft_model(cast(Any, model.wrapped), config, autocast_adapter_dtype=False)
@@ -63,6 +62,15 @@ def add(model: Model, config: peft.PeftConfig, *, targets: str | list[str] | Non
     if isinstance(model.network, SentenceClassifier):
         train_head(model)
     return adapted
+
+
+def _linear_below_head(model: Model) -> Iterator[str]:
+    """Full names of the layers that PEFT's `all-linear` means, without those of the head."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in model.wrapped.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and name.partition(".")[0] not in model.head_names:
+            yield name
 
 
 def targets_of(settings: str | list[str]) -> str | list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.batches import Batch, TokenFile, collate
+from tunesmith.data.source_target import TARGET_IDS
 from tunesmith.errors import RecipeError
 from tunesmith.models.load import quiet
 from tunesmith.models.model import Model
@@ -17,6 +21,8 @@ from tunesmith.models.quantized import wide_weight
 
 TOKENS_A_BATCH = 2048
 """Of EVA's batches, about: many more than any rank."""
+MOST_EPOCHS = 100
+"""Passes over the training data within which EVA's directions settle, or never."""
 
 
 class _Batches:
@@ -33,7 +39,11 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         for part in self._parts:
-            yield collate(self._data, part.tolist(), self._model.pad_id, 16).to(self._model.device)
+            batch = collate(self._data, part.tolist(), self._model.pad_id, 16).to(self._model.device)
+            targets = batch.extra.get(TARGET_IDS)
+            if targets is not None and targets.shape == batch.input_ids.shape:  # told apart by their widths
+                batch.extra[TARGET_IDS] = nn.functional.pad(targets, (0, 1), value=-1)
+            yield batch
 
 
 def from_activations(model: Model, data: TokenFile, seed: int) -> None:
@@ -50,28 +60,70 @@ def from_activations(model: Model, data: TokenFile, seed: int) -> None:
     wrapped: Any = model.wrapped
     config = wrapped.peft_config["default"]
     rank = max([config.r, *config.rank_pattern.values()])
-    if int(data.lengths.sum()) < 2 * rank:
+    tokens = int(data.lengths.sum())
+    if model.form == "seq2seq":
+        tokens = min(tokens, len(data.extra[TARGET_IDS].values))
+    if tokens < 2 * rank:
         raise RecipeError(
-            f"{int(data.lengths.sum())} tokens of training data have no {rank} main directions",
+            f"{tokens} tokens of training data have no {rank} main directions",
             where="parameters.init",
             fix="use `init: default`, or a lower `rank`",
         )
+    batches, rest, passes = _Batches(model, data, seed), _Rest(rank), itertools.count()
 
-    def real_tokens(layer_input: Any, mask_BS: torch.Tensor, name: str) -> torch.Tensor:
-        states = layer_input if isinstance(layer_input, torch.Tensor) else layer_input[0]
-        states = states.detach().float()
-        return states[mask_BS] if states.shape[:2] == mask_BS.shape else states.flatten(0, -2)
+    def read(_: nn.Module, batch: Batch) -> None:
+        if next(passes) > MOST_EPOCHS * len(batches):  # PEFT would go on for ever
+            raise RecipeError(
+                "the main directions of the training data do not settle",
+                where="parameters.init",
+                fix="use `init: default`, or a lower `rank`",
+            )
+        if model.form == "seq2seq":
+            model.target_logits(batch, batch.extra[TARGET_IDS])
+        else:
+            model.read(batch)
 
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # PEFT prints what it skips
         initialize_lora_eva_weights(
             wrapped,
-            dataloader=_Batches(model, data, seed),
-            forward_fn=lambda _, batch: model.read(batch),
-            prepare_model_inputs_fn=lambda batch, _: batch.attention_mask,
-            prepare_layer_inputs_fn=real_tokens,
+            dataloader=batches,
+            forward_fn=read,
+            prepare_model_inputs_fn=lambda batch, _: _masks(batch),
+            prepare_layer_inputs_fn=lambda given, masks, name: rest.with_rest(name, _real_tokens(given, masks)),
             show_progress_bar=False,
         )
     config.init_lora_weights = True  # whoever loads it needs no data
+
+
+class _Rest:
+    """Keeps what goes into a layer until it is as many rows as PEFT looks at: a pooling layer sees one a text."""
+
+    def __init__(self, least: int) -> None:
+        self._least, self._kept = least, dict[str, torch.Tensor]()
+
+    def with_rest(self, name: str, states_Nd: torch.Tensor) -> torch.Tensor:
+        """The states with those that were too few before."""
+        if name in self._kept:
+            states_Nd = torch.cat([self._kept.pop(name), states_Nd])
+        if len(states_Nd) < self._least:
+            self._kept[name] = states_Nd
+        return states_Nd
+
+
+def _masks(batch: Batch) -> list[torch.Tensor]:
+    """Where the tokens are real: those read, and those that a decoder of its own is given."""
+    targets = batch.extra.get(TARGET_IDS)
+    return [batch.attention_mask] if targets is None else [batch.attention_mask, targets >= 0]
+
+
+def _real_tokens(layer_input: Any, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a layer is given, without padding."""
+    states = layer_input if isinstance(layer_input, torch.Tensor) else layer_input[0]
+    states = states.detach().float()
+    for mask in masks:
+        if states.shape[:2] == mask.shape:
+            return states[mask]
+    return states.flatten(0, -2).contiguous()
 
 
 def from_lost(wrapped: nn.Module, wide: Mapping[str, torch.Tensor]) -> None:

@@ -60,6 +60,11 @@ def _refuse_impossible(model: Model, settings: Prompt) -> None:
         reason = "virtual tokens are made for encoders or decoders here, and it is both", "`kind: lora`"
     elif model.form == "tag":
         reason = "each token of the text has a label, and virtual ones have none", "`kind: lora`"
+    elif model.form == "mask":
+        reason = (
+            "the hidden words are looked for at the text's own places, which virtual ones would move",
+            "`kind: lora`",
+        )
     elif settings.kind == "prefix-tuning" and model.form != "generate":
         reason = "the model takes no keys and values from outside", "`kind: prompt-tuning`, or `kind: lora`"
     elif causal and task_type(model) == "SEQ_CLS":

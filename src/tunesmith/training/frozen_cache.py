@@ -6,6 +6,7 @@ other data, other weights, other layers or other versions of the libraries is ma
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -143,10 +144,28 @@ def _states(
 
 def _mapped(folder: Path, size: tuple[int, int], dtype: torch.dtype, *, new: bool = False) -> torch.Tensor:
     path, numbers = folder / "states.bin", size[0] * size[1]
-    if new:  # a full disk is an error now, not a signal in the middle of a write to mapped memory
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, numbers * dtype.itemsize)
+    if new:
+        _reserve(path, numbers * dtype.itemsize)
     return torch.from_file(str(path), shared=new, size=numbers, dtype=dtype).view(size)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of a size: a full disk is an error now, not a signal in the middle of a write to mapped memory.
+
+    Raises:
+        OSError: There is no room.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
+                    raise
+        if free_bytes(path.parent) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        file.truncate(size)
 
 
 def _compute(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tunesmith import objectives
 from tunesmith.data.batches import TokenFile
@@ -19,7 +19,7 @@ from tunesmith.models.load import load_config
 from tunesmith.models.model import Model, decoder_of
 from tunesmith.models.saving import load_artefact
 from tunesmith.objectives.base import Objective
-from tunesmith.objectives.held import Held, fisher
+from tunesmith.objectives.held import Held, added, fisher
 from tunesmith.objectives.replay import Memory, Replay
 from tunesmith.recipe import Recipe
 
@@ -64,14 +64,24 @@ def against_forgetting(
     return objective
 
 
-def keep_fisher(place: Path, earlier: Sequence[Earlier], model: Model, objective: Objective, data: TokenFile) -> None:
-    """Write what EWC needs of a stage that is done: its Fisher information added to that of the stages before it."""
+def keep_fisher(
+    place: Path, earlier: Sequence[Earlier], model: Model, objective: Objective, data: TokenFile, *, whole: bool
+) -> None:
+    """Write what EWC needs of a stage that is done: its Fisher information added to that of the stages before it.
+
+    Args:
+        place: The stage's folder.
+        earlier: The stages before it.
+        model: As the stage left it.
+        objective: Its own.
+        data: Its training rows.
+        whole: Other stages train other parts, so what this one left as it was is measured as well.
+    """
     from safetensors.torch import save_file
 
-    found = fisher(model, objective, data, seed=0)
+    found = fisher(model, objective, data, seed=0, whole=whole)
     if earlier:
-        before = _read(earlier[-1].place / FISHER, model)
-        found = {name: tensor + before[name] for name, tensor in found.items()}
+        found = added(_read(earlier[-1].place / FISHER, model), found)
     staging = place / f".{FISHER}"
     save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, staging)
     os.replace(staging, place / FISHER)
@@ -104,7 +114,22 @@ def share_body(kept: Model, model: Model) -> None:
     Raises:
         UsageError: The head needs a pooling layer that the body has not.
     """
+    refuse_foreign_pooling(kept, model)
     kept.network.requires_grad_(False)
+    body, network = decoder_of(model.transformer()), cast(Any, kept.network)
+    if isinstance(network, SentenceClassifier):  # with the virtual tokens that the other may have
+        network.encoder = model.wrapped if isinstance(model.network, SentenceClassifier) else body
+    else:
+        setattr(network, network.base_model_prefix, body)
+    kept.packable_length = model.packable_length
+
+
+def refuse_foreign_pooling(kept: Model, model: Model) -> None:
+    """Stock classifiers of some families have a pooling layer between body and head, which other networks lack.
+
+    Raises:
+        UsageError: The head of ``kept`` needs one that the body of ``model`` has not.
+    """
     body, own = decoder_of(model.transformer()), decoder_of(kept.transformer())
     if getattr(own, "pooler", None) is not None and getattr(body, "pooler", None) is None:
         raise UsageError(
@@ -112,9 +137,3 @@ def share_body(kept: Model, model: Model) -> None:
             where="sequence.replay",
             fix="use a sentence encoder, or `sequence: {hold: l2}`",
         )
-    network: Any = kept.network
-    if isinstance(network, SentenceClassifier):
-        network.encoder = body
-    else:
-        setattr(network, network.base_model_prefix, body)
-    kept.packable_length = model.packable_length

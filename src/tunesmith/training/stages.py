@@ -16,7 +16,7 @@ from tunesmith.events import Listener
 from tunesmith.models.combining import COMBINATIONS, combine
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
-from tunesmith.models.saving import save_artefact
+from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.recipe import InContext, NoParameters, Recipe
 from tunesmith.training import checkpoint, fits, updates
 from tunesmith.training.outcome import Trained
@@ -38,6 +38,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
     seconds = 0.0  # of the stages that this process worked on
     earlier: list[Earlier] = []
     apart = recipe.sequence.adapters != "chain"
+    unlike = any(stage.parameters != recipe.stages[0].parameters for stage in recipe.stages)
     for number, (stage, prepared) in enumerate(zip(recipe.stages, data, strict=True), 1):
         view = recipe.of_stage(stage)
         place = folder / "stages" / f"{number}-{stage.name}"
@@ -50,7 +51,9 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             _refuse_foreign_checkpoint(place, identity)
             tokens = folder / "tokens" / place.name
             own_base = catalog.model_folder(view.model, on_event=tell) if aside else base
-            trained = _tuned(updates.Work(view, own_base, prepared, place, tokens, identity, earlier, last), tell)
+            trained = _tuned(
+                updates.Work(view, own_base, prepared, place, tokens, identity, earlier, last, unlike), tell
+            )
             seconds += trained.seconds
             if apart or not last:
                 save = _save if apart else _save_merged
@@ -60,7 +63,9 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
     assert trained is not None
     if recipe.sequence.adapters in COMBINATIONS and len(earlier) > 1:
         parts = [stage.place / "adapter" for stage in earlier]
-        combine(trained.model, parts, recipe.sequence.adapters, recipe.training.seed)
+        model, _ = load_artefact(parts[-1], device=trained.model.device)  # on the base as it was, whatever PiSSA took
+        combine(model, parts, recipe.sequence.adapters, recipe.training.seed)
+        trained = dataclasses.replace(trained, model=model)
     disk.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
     return dataclasses.replace(trained, seconds=seconds)
 

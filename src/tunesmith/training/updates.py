@@ -54,6 +54,7 @@ class Work:
         identity: What must be the same for a resume.
         earlier: The stages before it.
         last: Whether no stage comes after it.
+        unlike: Whether other stages let other parameters train.
     """
 
     recipe: Recipe
@@ -64,6 +65,7 @@ class Work:
     identity: dict[str, Any]
     earlier: Sequence[Earlier]
     last: bool
+    unlike: bool
 
     @property
     def stage(self) -> Stage:
@@ -100,7 +102,7 @@ def train(work: Work, tell: Listener) -> Trained:
     objective.start(model, [train_rows, validation_rows], work.tokens, tell)
     result = _updated(work, model, objective, train_rows, validation_rows, settings, tell)
     if recipe.sequence.hold == "ewc" and not work.last:
-        keep_fisher(work.place, work.earlier, model, plain, train_rows)
+        keep_fisher(work.place, work.earlier, model, plain, train_rows, whole=work.unlike)
     tune_thresholds(model, data, setting_of(recipe, data, tell), settings)
     return Trained(_facts(model, result), result.seconds, model)
 
