@@ -271,7 +271,7 @@ def with_kinds(tree: dict[str, Any]) -> dict[str, Any]:
         return tree
 
     def chosen(for_task: object) -> str:
-        known = Recipe.model_construct(task=cast(Any, for_task), student=tree.get("student"))
+        known = Recipe.model_construct(task=cast(Any, for_task), model="", student=tree.get("student"))
         return METHODS[method].choose(known).kind
 
     tree = dict(tree)

@@ -174,8 +174,8 @@ def _message(turn: Any, number: int) -> Message:
     if not isinstance(name, str) or name not in known:
         what = f"message {number} has the unknown role {name!r}; known: {', '.join(known)}"
         near = difflib.get_close_matches(str(name).lower(), known, n=1)
-        fix = f"did you mean `{near[0]}`?" if near else f"write it as one of {', '.join(ROLES)}"
-        raise MalformedError("unknown-role", what, fix, group=str(name))
+        remedy = f"did you mean `{near[0]}`?" if near else f"write it as one of {', '.join(ROLES)}"
+        raise MalformedError("unknown-role", what, remedy, group=str(name))
     value = given.pop("value", None)
     text = _text(given.pop("content", value), number)
     calls = given.pop("tool_calls", None) or given.pop("function_call", None) or []

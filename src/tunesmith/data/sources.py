@@ -72,7 +72,7 @@ def find_sources(
     """Resolve the entries of ``data.train``, ``data.validation`` or ``data.test``, in their order.
 
     Args:
-        specs: Paths, folders, patterns (``shards/*.jsonl``), ``hub:owner/name[:split]`` or catalog names.
+        specs: Paths, folders, patterns (``shards/*.jsonl``), ``hub:owner/name[/config][:split]`` or catalog names.
         file_format: ``data.format``; ``auto`` goes by the file name.
         key: The recipe's key, for errors.
         documents: Whether the task learns from documents: then Markdown, HTML and PDF files are read too.
