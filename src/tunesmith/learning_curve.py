@@ -37,7 +37,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Name of a line -> what it sets in the recipe. ``NAME@MODEL`` is the same with another model."""
 
-DEFAULT_WAYS = ("features", "few-shot", "peft", "full")
+DEFAULT_WAYS = {
+    "classify": ("features", "few-shot", "peft", "full"),
+    "generate": ("features", "in-context", "peft", "full"),
+    "seq2seq": ("peft", "full"),
+    "picture": ("features", "transfer", "full"),
+}
+"""What the model was made for -> the lines if none are named: vectors of a model that writes are not made for comparing
+texts, and an encoder has no prompt that examples could stand in."""
 DEFAULT_SHOTS = ("1", "2", "4", "8", "16", "32", "all")
 
 FEWEST_UPDATES = 150
@@ -108,7 +115,7 @@ def learning_curve(
     folder: Path,
     *,
     shots: Sequence[str] = DEFAULT_SHOTS,
-    ways: Sequence[str] = DEFAULT_WAYS,
+    ways: Sequence[str] | None = None,
     seeds: int = 3,
     target: float | None = None,
     on_event: Listener = nobody,
@@ -119,18 +126,21 @@ def learning_curve(
         recipe: Task, model, data and settings; its method, parameters and stages are replaced by those of the ways.
         folder: For the result and the runs, whose models are not kept.
         shots: Numbers of examples of each label, and ``all``.
-        ways: Names of :data:`WAYS`, or ``NAME@MODEL``.
+        ways: Names of :data:`WAYS`, or ``NAME@MODEL``; default: those of :data:`DEFAULT_WAYS` that suit the model.
         seeds: How often examples are drawn. All rows, of which there is one choice, are learned once.
         target: The accuracy that is asked for; default: :data:`TARGET_SHARE` of the best.
         on_event: Told everything that happens.
 
     Raises:
-        UsageError: An unknown way, or a task without labels.
+        UsageError: An unknown way, one that its model cannot go, or a task without labels. All is refused before the
+            first run.
         DataError: A label has fewer rows than the largest number of shots.
     """
     from tunesmith.evaluation.curve_chart import curve_chart
 
-    counts = _checked(recipe, shots, ways, seeds)
+    counts = _checked(recipe, shots, ways or (), seeds)
+    ways = ways or _usual_ways(recipe, on_event)
+    _refuse_impossible(recipe, ways, on_event)
     largest = max((count for count in counts if count is not None), default=None)
     if largest is not None:
         _refuse_too_many(recipe, largest)
@@ -180,11 +190,45 @@ def _checked(recipe: Recipe, shots: Sequence[str], ways: Sequence[str], seeds: i
     return [*numbers, None] if "all" in shots else numbers
 
 
+def _usual_ways(recipe: Recipe, on_event: Listener) -> Sequence[str]:
+    """The lines that suit the recipe's model."""
+    if recipe.task == "image-classification":
+        return DEFAULT_WAYS["picture"]
+    from tunesmith import catalog
+    from tunesmith.models.load import load_config, natural_form
+
+    return DEFAULT_WAYS[natural_form(load_config(catalog.model_folder(recipe.model, on_event=on_event)))]
+
+
+def _refuse_impossible(recipe: Recipe, ways: Sequence[str], on_event: Listener) -> None:
+    """Find out before the first run that a model cannot go a way.
+
+    Raises:
+        UsageError: The first such way, with what suits its model.
+    """
+    from tunesmith import catalog
+    from tunesmith.models.forms import form_of
+
+    for way in ways:
+        try:
+            asked = _with(recipe, way, 1, 0).resolved()
+            folder = catalog.model_folder(asked.model, on_event=on_event)
+            for stage in asked.stages:
+                form_of(asked, stage, folder)
+        except UsageError as error:
+            suitable = _usual_ways(recipe, on_event)
+            if way in suitable:  # then it is the model that does not suit the task
+                raise
+            other = f"{way.partition('@')[0]}@MODEL"
+            fix = f"for {recipe.model} use --methods {','.join(suitable)}, or another model: {other}"
+            raise UsageError(f"the way `{way}`: {error.what}", where="--methods", fix=fix) from error
+
+
 def _refuse_too_many(recipe: Recipe, largest: int) -> None:
     """Find out before the first run that there are not so many examples of a label."""
     from tunesmith.data.prepare import prepare
 
-    prepare(_with(recipe, "features", largest, 0))
+    prepare(_with(recipe, "full", largest, 0))
 
 
 def _with(recipe: Recipe, way: str, shots: int | None, seed: int) -> Recipe:

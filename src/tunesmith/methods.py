@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
+from tunesmith.parameters.settings import with_kind
 from tunesmith.recipe import (
     HEADS,
     Baseline,
@@ -258,6 +259,33 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+def with_kinds(tree: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of a recipe in which parameters without a kind have the one that they mean, where that is clear.
+
+    What is wrong with the values is not said here.
+    """
+    method, task = tree.get("method", "supervised"), tree.get("task")
+    if not isinstance(method, str) or method not in METHODS or not isinstance(task, str):
+        return tree
+
+    def chosen(for_task: object) -> str:
+        known = Recipe.model_construct(task=cast(Any, for_task), model="", student=tree.get("student"))
+        return METHODS[method].choose(known).kind
+
+    tree = dict(tree)
+    if "parameters" in tree:
+        tree["parameters"] = with_kind(tree["parameters"], chosen(task))
+    given = tree.get("parameters")
+    said = given.get("kind") if isinstance(given, dict) else given
+    stages = []
+    for stage in tree["stages"] if isinstance(tree.get("stages"), list) else []:
+        if isinstance(stage, dict) and "parameters" in stage:
+            own = said if isinstance(said, str) else chosen(stage.get("task") or task)
+            stage = {**stage, "parameters": with_kind(stage["parameters"], own)}
+        stages.append(stage)
+    return {**tree, "stages": stages} if stages else tree
 
 
 _OBJECTIVES: dict[str, ObjectiveName] = {

@@ -179,6 +179,13 @@ class Recipe(Part):
     )
     system_prompt: str | None = Field(default=None, description="System message put before every prompt.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_kinds(cls, tree: object) -> object:
+        from tunesmith.methods import with_kinds
+
+        return with_kinds(tree) if isinstance(tree, dict) else tree
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         from tunesmith.methods import fill_in

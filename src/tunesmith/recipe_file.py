@@ -13,9 +13,15 @@ from pydantic import ValidationError
 
 from tunesmith import strict_yaml
 from tunesmith.errors import RecipeError
+from tunesmith.parameters.settings import kinds_with
 from tunesmith.recipe import Recipe
 
 DATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+_NO_YAML = ("*", "&", "!", "%", "@", "`")
+"""A single value that begins so is a text, a pattern on names say: for YAML it would be an alias, a tag or nothing."""
+_KINDS_NAMED = 3
+_BRANCH = re.compile(r"str|int|float|bool|[a-z-]+\[.*\]")
+"""What pydantic calls the members of a union."""
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -46,8 +52,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(
             f"not valid YAML: {getattr(error, 'problem', error)}",
             where=where,
-            fix="look there and just above: a bracket or quote left open, a missing space after `:`, an indent, or "
-            "a key that stands twice",
+            fix="look there and just above: a bracket or quote left open, a missing space after `:`, an indent, a key that "
+            "stands twice, or a text that begins with `*`, `&`, `@`, `%` or `!` and wants quotes",
         ) from error
     if not isinstance(tree, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=f"{path}:1", fix="start with `task: ...`")
@@ -94,13 +100,23 @@ def override(tree: dict[str, Any], item: str) -> dict[str, Any]:
     try:
         value = _read_scalar(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"the value of {key} is not valid YAML: {text!r}", where="--set") from error
+        raise RecipeError(
+            f"the value of {key.strip()} is not valid YAML: {text!r}",
+            where="--set",
+            fix="close the bracket or quote, or put a text between quotes of its own: --set 'KEY=\"VALUE\"'",
+        ) from error
     result = dict(tree)
     branch = result
     for name in path[:-1]:
         below = branch.get(name)
+        if name == "parameters" and isinstance(below, str):
+            below = {"kind": below}
         if below is not None and not isinstance(below, dict):
-            raise RecipeError(f"{name!r} is a value, not a group of keys", where=f"--set {item}")
+            raise RecipeError(
+                f"{name!r} is a value, not a group of keys",
+                where=f"--set {item}",
+                fix=f"set all of it: --set '{name}={{...}}'",
+            )
         branch[name] = dict(below or {})
         branch = branch[name]
     branch[path[-1]] = value
@@ -117,9 +133,11 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_scalar(text: str) -> Any:
-    """Read a value as YAML, but take ``2e-4`` for the number it is (YAML 1.1 wants ``2.0e-4``)."""
+    """Read a value as YAML, but ``2e-4`` as the number it is (YAML 1.1 wants ``2.0e-4``), and ``*.x`` as a text."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text.strip()):
         return float(text)
+    if text.strip().startswith(_NO_YAML):
+        return text.strip()
     return strict_yaml.load(text)
 
 
@@ -149,7 +167,7 @@ def _as_recipe_error(
     problems = error.errors(include_url=False)
     # A mistyped key often makes its neighbour "missing" too: report the unknown key first.
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    path = tuple(str(step) for step in problem["loc"])
+    path = _written(problem["loc"])
     if problem["type"] == "union_tag_invalid":
         path = (*path, "kind")
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
@@ -157,15 +175,42 @@ def _as_recipe_error(
     where = f"{source}:{line}" if source and line else (source or key or None)
     if any(path[: len(override)] == override for override in given):
         where = f"--set {key}"
-    others = [".".join(map(str, p["loc"])) for p in problems if p is not problem]
+    others = list(dict.fromkeys(".".join(_written(p["loc"])) for p in problems if p is not problem))
+    others = [other for other in others if other != key]
     more = f" (and {len(others)} more: {', '.join(f'`{other}`' for other in others)})" if others else ""
     if problem["type"] == "extra_forbidden":
-        return RecipeError(f"unknown key `{key}`{more}", where=where, fix=_known_keys(path))
+        return RecipeError(f"unknown key `{key}`{more}", where=where, fix=_known_keys(tuple(map(str, problem["loc"]))))
+    if problem["type"] == "union_tag_not_found":
+        return _no_kind(key, more, where, problem["input"])
     if problem["type"] == "missing":
         return RecipeError(f"`{key}` is missing{more}", where=where, fix=f"add `{path[-1]}: ...`")
     if problem["type"] in ("literal_error", "union_tag_invalid"):
         return _wrong_choice(key, more, where, problem)
     return _wrong_value(key, more, where, problem)
+
+
+def _written(loc: Sequence[str | int]) -> tuple[str, ...]:
+    """A path as the recipe has it: pydantic also names the kind of parameters, and the branch of a union."""
+    kept: list[str] = []
+    tag = False  # the step behind `parameters` is the kind
+    for step in map(str, loc):
+        if not tag and not _BRANCH.fullmatch(step):
+            kept.append(step)
+        tag = step == "parameters" and not tag
+    return tuple(kept)
+
+
+def _no_kind(key: str, more: str, where: str | None, given: Any) -> RecipeError:
+    """Parameters whose keys may mean one kind or another."""
+    keys = [name for name in given if kinds_with([name])] if isinstance(given, dict) else []
+    kinds = kinds_with(keys)
+    fix = (
+        "add `kind: lora` there, or use `method: peft`" if "lora" in kinds else f"add `kind: {(kinds or ['full'])[0]}`"
+    )
+    named = ", ".join(f"`{name}`" for name in keys)
+    more_kinds = f" and {len(kinds) - _KINDS_NAMED} more kinds" if len(kinds) > _KINDS_NAMED else ""
+    reason = f": {named} may be of {', '.join(kinds[:_KINDS_NAMED])}{more_kinds}" if keys and kinds else ""
+    return RecipeError(f"`{key}` has no `kind`{reason}{more}", where=where, fix=fix)
 
 
 def _known_keys(path: tuple[str, ...]) -> str:
@@ -207,13 +252,14 @@ def _keys_at(path: tuple[str, ...]) -> list[str]:
     nodes: list[dict[str, Any]] = [schema]
     for step in path:
         below: list[dict[str, Any]] = []
-        for node in _expanded(nodes, schema):
-            if step.isdigit() and "items" in node:
+        of_kind = [node for node in _expanded(nodes, schema) if step in _kinds(node)]
+        for node in of_kind or _expanded(nodes, schema):
+            if of_kind:
+                below.append(node)
+            elif step.isdigit() and "items" in node:
                 below.append(node["items"])
             elif step in node.get("properties", {}):
                 below.append(node["properties"][step])
-            elif step in _kinds(node):
-                below.append(node)
         nodes = below or nodes
     return sorted({key for node in _expanded(nodes, schema) for key in node.get("properties", {})})
 

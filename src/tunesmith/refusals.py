@@ -199,7 +199,7 @@ def _of_fits(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
 def _of_few_shot(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
     task, objective, kind = chosen.task, chosen.objective, chosen.kind
     contrastive = objective == "contrastive" or (recipe.method == "few-shot" and kind != "in-context")
-    if contrastive and task != "text-classification":
+    if contrastive and task not in ("text-classification", "image-classification"):  # of pictures another rule speaks
         yield f"contrastive learning needs labels, which the task `{task}` has not: use `parameters: in-context`"
     if objective == "contrastive" and kind == "head":
         yield "the objective `contrastive` trains the encoder and no head: use `parameters: full` or `lora`"

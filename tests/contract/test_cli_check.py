@@ -29,7 +29,15 @@ def test_errors_are_three_and_name_their_line(broken: Path, capsys: pytest.Captu
     assert main.run(arguments(broken)) == 3
     shown = capsys.readouterr().out
     assert "error empty-field" in shown and f"where: {broken}:42" in shown
-    assert "1 kind of error" in shown
+    assert "1 kind of error" in shown and "data.drop_bad=true" in shown
+
+
+def test_no_row_is_to_be_left_out_where_none_is_at_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"a film about number {n},pos\n" for n in range(40)), encoding="utf-8")
+    assert main.run(arguments(path)) == 3
+    shown = capsys.readouterr().out
+    assert "error too-few-classes" in shown and "drop_bad" not in shown
 
 
 def test_json_holds_the_same(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:

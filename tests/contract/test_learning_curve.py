@@ -12,8 +12,10 @@ import pytest
 from conftest import labelled_rows, write_jsonl
 from tunesmith import learning_curve
 from tunesmith.cli import main
+from tunesmith.events import nobody
 from tunesmith.learning_curve import Point, labels_needed, over_seeds
 from tunesmith.recipe import Evaluate
+from tunesmith.recipe_file import load
 
 
 @pytest.fixture
@@ -74,6 +76,38 @@ def test_what_cannot_be_drawn_is_refused_before_anything_runs(
     error = curve(recipe, tmp_path / "curve", capsys, *more, code=code)["error"]
     assert says in error["what"] and error["fix"]
     assert not (tmp_path / "curve" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "ways", "says"),
+    [
+        ("tiny_encoder", "features,in-context", "the way `in-context`"),
+        ("tiny_decoder", "features,few-shot", "the way `few-shot`"),
+        ("tiny_t5", "peft,features", "the way `features`"),
+    ],
+)
+def test_a_way_that_the_model_cannot_go_is_refused_before_the_first_run(
+    model: str,
+    ways: str,
+    says: str,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    tree = json.loads(recipe.read_text(encoding="utf-8")) | {"model": str(request.getfixturevalue(model))}
+    recipe.write_text(json.dumps(tree), encoding="utf-8")
+    error = curve(recipe, tmp_path / "curve", capsys, "--shots", "2", "--methods", ways, code=2)["error"]
+    assert says in error["what"] and "--methods" in error["fix"] and "@MODEL" in error["fix"]
+    assert not (tmp_path / "curve").exists()
+
+
+@pytest.mark.parametrize("model", ["tiny_encoder", "tiny_decoder", "tiny_t5"])
+def test_the_lines_of_themselves_suit_the_model(model: str, recipe: Path, request: pytest.FixtureRequest) -> None:
+    asked = load(recipe, overrides=[f"model={request.getfixturevalue(model)}"])
+    ways = learning_curve._usual_ways(asked, nobody)
+    assert ("few-shot" in ways) is (model == "tiny_encoder") and ("in-context" in ways) is (model == "tiny_decoder")
+    learning_curve._refuse_impossible(asked, ways, nobody)
 
 
 def test_few_examples_are_gone_through_often_enough(recipe: Path) -> None:

@@ -114,6 +114,51 @@ def test_unreadable_pictures_are_named_by_their_path(model: Path, tmp_path: Path
     assert all(problem.code == "unreadable-picture" for problem in report.errors)
 
 
+def test_each_reason_why_pictures_cannot_be_read_is_told(model: Path, tmp_path: Path) -> None:
+    pictures = draw(tmp_path / "pictures", 24)
+    whole = (pictures / "flat" / "0.png").read_bytes()
+    (pictures / "flat" / "half.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("a.jpg", "b.jpg"):
+        (pictures / "flat" / name).write_text("no picture")
+    found = {problem.message: problem for problem in check(recipe(model, pictures)).errors}
+    unknown = found["cannot be read as a picture: its format is not known"]
+    assert unknown.count == 2 and unknown.fix is not None and "data.drop_bad" in unknown.fix
+    assert any("truncated" in message for message in found) and len(found) == 2
+
+
+def test_predicting_goes_on_after_a_picture_that_cannot_be_read(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pipeline.run(recipe(model, draw(tmp_path / "pictures", 40)), run_dir=tmp_path / "run")
+    asked = draw(tmp_path / "asked", 6) / "flat"
+    (asked / "1.jpg").write_text("no picture")
+    capsys.readouterr()
+    assert main.run(["predict", str(run.path), str(asked), "--batch", "2"]) == 3
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, True, False, False]
+    assert answers[1]["error"]["where"] == str(asked / "1.jpg") in err
+    assert "drop_bad" not in out + err, "predict has no such setting"
+
+
+@pytest.mark.parametrize("task", ["text-classification", "chat", "language-modeling"])
+def test_pictures_for_a_task_of_text_are_one_error(task: str, tmp_path: Path) -> None:
+    pictures = draw(tmp_path / "pictures", 24)
+    if task != "language-modeling":  # which would read it
+        (pictures / "notes.txt").write_text("taken in May\n", encoding="utf-8")
+    one = pictures / "flat" / "0.png"
+    for place in (pictures, pictures / "flat", one):
+        with pytest.raises(DataError) as caught:
+            check(parse({"task": task, "model": "m", "data": {"train": str(place)}}))
+        assert caught.value.where == str(place) and f"`{task}` reads text" in caught.value.what
+        assert "task: image-classification" in (caught.value.fix or "")
+
+
+def test_few_shot_on_pictures_names_what_learns_from_pictures(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="`method: few-shot` is for texts: pictures are learned from by"):
+        parse({"task": "image-classification", "model": "m", "method": "few-shot"})
+
+
 def test_the_same_picture_under_two_labels_is_found(model: Path, tmp_path: Path) -> None:
     pictures = draw(tmp_path / "pictures", 24)
     (pictures / "upright" / "copy.png").write_bytes((pictures / "flat" / "0.png").read_bytes())

@@ -262,6 +262,19 @@ def test_broken_conversation_is_named(tmp_path: Path, case: str) -> None:
     assert (found.severity, places(found)) == ("error", [7])
 
 
+@pytest.mark.parametrize(
+    ("turns", "code", "fix"),
+    [
+        ([{"role": "user", "content": "Hi"}], "last-role", "add that turn"),
+        ([{"role": "asistant", "content": "Hi"}], "unknown-role", "did you mean `assistant`?"),
+        ([{"role": "wizard", "content": "Hi"}], "unknown-role", "one of system, user, assistant, tool"),
+    ],
+)
+def test_a_broken_conversation_has_a_remedy(tmp_path: Path, turns: Any, code: str, fix: str) -> None:
+    found = problem(check(recipe(write(tmp_path / "a.jsonl", lines_of([{"messages": turns}])), "chat")), code)
+    assert found.fix is not None and fix in found.fix
+
+
 # --- the set as a whole ------------------------------------------------------------------------------------------
 
 
@@ -315,7 +328,8 @@ def test_labels_that_training_never_shows(tmp_path: Path) -> None:
     found = problem(report, "unseen-label")
     assert (found.severity, found.where[0].file, places(found)) == ("error", str(test), [10])
     assert "'odd'" in found.message
-    assert "'bad'" in problem(report, "class-absent").message
+    absent = problem(report, "class-absent")
+    assert "'bad'" in absent.message and [str(place) for place in absent.where] == [str(test)]
 
 
 def test_too_few_classes_and_rows(tmp_path: Path) -> None:
@@ -323,10 +337,42 @@ def test_too_few_classes_and_rows(tmp_path: Path) -> None:
     assert problem(report, "too-few-classes").severity == "error"
     report = check(recipe(write(tmp_path / "b.jsonl", [])))
     assert places(problem(report, "empty-file")) == [1]
-    assert any(p.code == "no-rows" for p in report.errors)
+    assert [str(place) for place in problem(report, "no-rows").where] == [str(tmp_path / "b.jsonl")]
     report = check(recipe(write(tmp_path / "c.jsonl", lines_of(GOOD[:10]))))
     assert [p.code for p in report.problems if p.code == "few-rows"]
     assert problem(report, "rare-class").count == 2
+
+
+def test_only_what_is_wrong_with_rows_is_mended_by_leaving_rows_out(tmp_path: Path) -> None:
+    one_class = check(recipe(write(tmp_path / "a.jsonl", lines_of([row for row in GOOD if row["label"] == "good"]))))
+    assert not any(found.in_rows for found in one_class.errors)
+    empty_text = check(recipe(write(tmp_path / "b.jsonl", lines_of([*GOOD, {"text": "", "label": "good"}]))))
+    assert problem(empty_text, "empty-field").in_rows
+
+
+def test_more_shots_than_examples_are_said_by_the_check(tmp_path: Path) -> None:
+    """A run refuses them in the same words."""
+    path = write(tmp_path / "a.jsonl", lines_of([*GOOD, {"text": "quite another text", "label": "good"}]))
+    whole = {"validation": 0, "test": 0}
+    found = problem(check(recipe(path, shots=31, **whole)), "too-few-shots")
+    assert (found.severity, [str(place) for place in found.where]) == ("error", [str(path)])
+    with pytest.raises(DataError) as caught:
+        prepare(recipe(path, shots=31, **whole))
+    assert caught.value.what == found.message and caught.value.fix == found.fix == (
+        "use `data.shots: 30`, or label more examples"
+    )
+    assert not check(recipe(path, shots=30, **whole)).errors
+
+
+@pytest.mark.parametrize(("task", "reads"), [("language-modeling", True), ("text-classification", False)])
+def test_an_empty_folder_says_what_is_read(tmp_path: Path, task: str, reads: bool) -> None:
+    with pytest.raises(DataError) as caught:
+        check(recipe(tmp_path, task))
+    assert (".pdf" in (caught.value.fix or "")) is reads and "pictures" not in (caught.value.fix or "")
+    (tmp_path / "page.html").write_text("<p>text</p>", encoding="utf-8")
+    if not reads:
+        with pytest.raises(DataError, match="task: language-modeling"):
+            check(recipe(tmp_path, task))
 
 
 def test_one_class_over_nine_tenths_is_a_warning(tmp_path: Path) -> None:

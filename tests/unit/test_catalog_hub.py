@@ -108,7 +108,59 @@ def test_a_model_the_hub_does_not_have(hub_cache, monkeypatch):
         server.shutdown()
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What the hub's library is asked for; it answers with what the test puts in."""
+    import datasets
+
+    calls: dict = {"raise": None}
+
+    def load_dataset(*positional, **named):
+        calls["with"] = (positional, named)
+        if calls["raise"] is not None:
+            raise ValueError(calls["raise"])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "probe", lambda name, kind: calls.update(probed=name))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "split"),
+    [
+        ("hub:somebody/reviews", None, "train"),
+        ("hub:somebody/reviews:test", None, "test"),
+        ("hub:somebody/reviews/sst2", "sst2", "train"),
+        ("hub:somebody/reviews/20220301.en:validation", "20220301.en", "validation"),
+    ],
+)
+def test_a_data_set_may_have_a_configuration_and_a_split(asked, name, config, split):
+    catalog.hub_dataset(name)
+    assert asked["probed"] == "somebody/reviews"
+    assert asked["with"] == (("somebody/reviews", config), {"split": split, "streaming": True})
+
+
+@pytest.mark.parametrize(
+    ("reason", "what", "fix"),
+    [
+        ("Config name is missing.\nPlease pick one among the available configs: ['cola', 'sst2']\nExample of usage:\n"
+         "\t`load_dataset('a', 'cola')`", "several configurations", "(cola, sst2): hub:somebody/reviews/CONFIG"),
+        ("BuilderConfig 'x' not found. Available: ['cola', 'sst2']", "no such configuration", "(cola, sst2): hub:"),
+        ("Bad split: train. Available splits: ['test']", "no split 'train'", "(test): hub:somebody/reviews/x:SPLIT"),
+    ],
+)  # fmt: skip
+def test_an_unknown_configuration_or_split_lists_the_known(asked, reason, what, fix):
+    asked["raise"] = reason
+    with pytest.raises(NotFoundError) as caught:
+        catalog.hub_dataset("hub:somebody/reviews/x")
+    assert what in caught.value.what and fix in str(caught.value.fix)
+    assert caught.value.where == "hub:somebody/reviews/x"
+
+
 def test_names_of_data_sets():
+    for name in ("hub:a/b/c/d", "hub:a/b/", "hub:a/b/../c", "hub:plain"):
+        with pytest.raises(UsageError, match="hub:owner/name/config"):
+            catalog.hub_dataset(name)
     with pytest.raises(UsageError, match="hub:owner/name"):
         catalog.hub_dataset("hub:../../etc")
     assert hub.is_id("a/b.c-d_e") and not hub.is_id("a/b/c") and not hub.is_id("../x") and not hub.is_id("plain")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tiny
-from tunesmith.data.prepare import prepare
+from tunesmith.data.prepare import check, prepare
 from tunesmith.data.sources import find_sources
 from tunesmith.data.spans import Span, inline, spans_of
 from tunesmith.events import Notice
@@ -102,6 +102,15 @@ def test_wnut_quirks(tmp_path: Path) -> None:
     first, second = rows(tmp_path, "a.conll", content)
     assert first.fields["tokens"] == ["#Ada", "\xa0", "#"] and first.fields["spans"] == [[0, 4, "person"]]
     assert second.fields["text"] == "Paris" and second.origin.line == 5
+
+
+@pytest.mark.parametrize(("content", "warned"), [("Ada\tB-person\n" * 101, True), (CONLL, False)])
+def test_conll_without_blank_lines_is_a_warning(tmp_path: Path, content: str, warned: bool) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text(content, encoding="utf-8")
+    found = check(parse({"task": "token-classification", "model": "x", "data": {"train": str(path)}})).problems
+    hints = [problem.fix for problem in found if problem.code == "one-sentence"]
+    assert hints == (["put a blank line behind each sentence"] if warned else [])
 
 
 def test_plain_text_is_not_taken_for_conll(tmp_path: Path) -> None:

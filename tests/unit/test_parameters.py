@@ -68,7 +68,7 @@ def test_the_tables_know_the_same_kinds() -> None:
         ({"kind": "layers", "layers": []}, "nothing is chosen"),
         ({"kind": "lorra"}, "cannot be 'lorra'"),
         ({"kind": "prefix-tuning", "tokens": 0}, "greater than or equal to 1"),
-        ({"kind": "vera", "rang": 3}, "unknown key `parameters.vera.rang`"),
+        ({"kind": "vera", "rang": 3}, "unknown key `parameters.rang`"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(value: object, said: str) -> None:
@@ -128,6 +128,35 @@ def test_targets_that_match_nothing_list_what_there_is(tiny_bert: Path, choice: 
     with pytest.raises(RecipeError, match="matches the targets") as caught:
         tiny.build(tiny_bert, "classify", choice)
     assert "query" in str(caught.value.fix) and "all-linear" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("said", "where", "named", "fix"),
+    [
+        ({"targets": ["query", "q_proj"]}, "targets", "'q_proj'", "query"),
+        ({"targets": ".*no_such.*"}, "targets", "'.*no_such.*'", "all-linear"),
+        ({"targets": "*query"}, "targets", "is no regular expression", "`.*` any text"),
+        ({"exclude": "nonexistent"}, "exclude", "'nonexistent'", "query"),
+        ({"exclude": ["query", "foo"]}, "exclude", "'foo'", "query"),
+        ({"modules_to_save": ["foo"]}, "modules_to_save", "'foo'", "LayerNorm"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern", "'q_proj'", "query"),
+        ({"targets": ["query"], "rank_pattern": {"key": 2}}, "rank_pattern", "'key'", "adapter: query"),
+        ({"alpha_pattern": {"query|q_proj": 2.0, "foo": 1.0}}, "alpha_pattern", "'foo'", "query"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_every_name_that_matches_nothing_is_an_error(
+    tiny_bert: Path, said: dict[str, Any], where: str, named: str, fix: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        tiny.build(tiny_bert, "classify", LoRA.model_validate(said))
+    assert caught.value.where == f"parameters.{where}" and named in caught.value.what
+    assert fix in str(caught.value.fix)
+
+
+def test_one_of_several_targets_of_another_kind_must_match_too(tiny_bert: Path) -> None:
+    with pytest.raises(RecipeError, match="matches the targets 'q_proj'"):
+        tiny.build(tiny_bert, "classify", Adapter(kind="vera", targets=["query", "q_proj"]))
 
 
 def test_one_target_may_be_a_name_or_a_pattern(tiny_bert: Path) -> None:

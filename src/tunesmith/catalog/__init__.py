@@ -136,7 +136,7 @@ def data_files(name: str, *, on_event: Listener = nobody) -> list[Path] | None:
 
 
 def hub_dataset(name: str, *, split: str = "train", on_event: Listener = nobody) -> Any:
-    """A data set of the hub (``[hub:]owner/name[:split]``) as a streaming ``datasets.IterableDataset``.
+    """A data set of the hub (``[hub:]owner/name[/config][:split]``) as a streaming ``datasets.IterableDataset``.
 
     Raises:
         ResourceError: The hub cannot be reached (said within three seconds) or has no such data set.

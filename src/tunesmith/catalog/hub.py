@@ -52,28 +52,51 @@ def dataset(name: str, split: str = "train", on_event: Listener = nobody) -> Any
     """A hub data set as a streaming ``datasets.IterableDataset``.
 
     Args:
-        name: ``owner/name``, also with ``hub:`` in front and ``:split`` behind it.
+        name: ``owner/name``, also with ``hub:`` in front, and ``/config`` and ``:split`` behind it.
         split: Which split, if the name has none.
         on_event: Hears that it is opened.
 
     Raises:
         UsageError: The name has not that form.
-        NotFoundError: The hub knows no such data set or split.
+        NotFoundError: The hub knows no such data set, configuration or split, or there are several configurations.
         ResourceError: The hub cannot be reached.
     """
-    name, _, own_split = name.removeprefix("hub:").partition(":")
-    if not is_id(name):
-        raise UsageError(f"{name!r} is no hub id", fix="write hub:owner/name, or hub:owner/name:split")
+    given, _, own_split = name.removeprefix("hub:").partition(":")
+    name, config = _parted(given)
+    if not is_id(name) or (config is not None and re.fullmatch(r"[\w][\w.+-]*", config) is None):
+        raise UsageError(f"{given!r} is no hub id", fix="write hub:owner/name, hub:owner/name/config, or either:split")
     probe(name, "dataset")
     import datasets
 
     on_event(Progress(what=f"opening {name}", done=0, total=None))
     try:
-        return datasets.load_dataset(name, split=own_split or split, streaming=True)
-    except ValueError as error:  # an unknown split or configuration; the message lists the known ones
-        raise NotFoundError(str(error), where=f"hub:{name}", fix="name one of them: hub:owner/name:split") from error
+        return datasets.load_dataset(name, config, split=own_split or split, streaming=True)
+    except ValueError as error:
+        raise _no_part(str(error), given, name, own_split or split) from error
     except Exception as error:  # as above: many kinds
         raise _unreachable(name, str(error)) from error
+
+
+def _parted(name: str) -> tuple[str, str | None]:
+    """``owner/name`` and the configuration behind it, if there is one."""
+    owner, _, rest = name.partition("/")
+    own_name, slash, config = rest.partition("/")
+    return f"{owner}/{own_name}", config if slash else None
+
+
+def _no_part(reason: str, given: str, name: str, split: str) -> NotFoundError:
+    """What the hub's library says of a configuration or split that is not there, or not named: it lists the known."""
+    known = [item.strip(" '\"") for item in "".join(re.findall(r"\[([^\]]*)\]", reason)[:1]).split(",")]
+    listed, where = ", ".join(filter(None, known)), f"hub:{given}"
+    if "split" in reason.lower() and not reason.startswith(("Config", "BuilderConfig")):
+        fix = f"name one of its splits ({listed}): hub:{given}:SPLIT" if listed else f"name one: hub:{given}:SPLIT"
+        return NotFoundError(f"the data set has no split {split!r}", where=where, fix=fix)
+    if "config" in reason.lower():
+        missing = "missing" in reason
+        what = "the data set has several configurations" if missing else "the data set has no such configuration"
+        fix = f"name one of them ({listed}): hub:{name}/CONFIG" if listed else f"name one: hub:{name}/CONFIG"
+        return NotFoundError(what, where=where, fix=fix)
+    return NotFoundError(reason.strip().splitlines()[0] if reason.strip() else "no such data", where=where)
 
 
 def probe(name: str, kind: str) -> None:

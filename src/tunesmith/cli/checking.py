@@ -98,7 +98,9 @@ def print_report(report: CheckReport) -> None:
         _print_facts(report)
     print(f"{_kinds(len(report.errors), 'error')}, {_kinds(len(report.warnings), 'warning')}")
     if report.errors:
-        print("errors stop a run: mend them, or leave such rows out with `--set data.drop_bad=true`")
+        rows = any(problem.in_rows for problem in report.errors)
+        or_drop = ", or leave out rows that are at fault with `--set data.drop_bad=true`" if rows else ""
+        print(f"errors stop a run: mend them{or_drop}")
 
 
 def _print_facts(report: CheckReport) -> None:

@@ -48,7 +48,7 @@ def compare(
             "--methods",
             metavar="NAME,...",
             help="Lines of the curve: features, few-shot, in-context, transfer, peft, full; `NAME@MODEL` for another "
-            "model. Default: features,few-shot,peft,full.",
+            "model. Default: features, peft, full, and few-shot for an encoder or in-context for a model that writes.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="How often examples are drawn.")] = 3,
@@ -135,7 +135,7 @@ def _learning_curve(
             recipe,
             run_dir or Path("runs") / f"{path.stem}-shots",
             shots=_items(shots),
-            ways=_items(methods) if methods else learning_curve.DEFAULT_WAYS,
+            ways=_items(methods) if methods else None,
             seeds=seeds,
             target=target,
             on_event=on_event,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith.cli.failures import print_error
 from tunesmith.cli.output import Json, Run, print_json, stderr, stdout
 from tunesmith.data.pictures import is_picture
 from tunesmith.errors import DataError
@@ -38,21 +39,45 @@ def predict(
 
     A line that is a JSON object is a row with the task's fields, or the columns that were trained on; any other line is
     the text itself. The output is one JSON object a row, in the order of the input, with `--json` or without; in a
-    terminal, texts with spans are shown with the spans in colours unless `--json` is given.
+    terminal, texts with spans are shown with the spans in colours unless `--json` is given. A picture that cannot be
+    read gets an `error` in place of an answer, and the exit code is then 3.
     """
+    from tunesmith.evaluation.predicting import unreadable
     from tunesmith.runs import open_run
 
     opened = open_run(run)
     name = "stdin" if file is None or str(file) == "-" else str(file)
     labels: list[str] = []
+    num_bad = 0
     for numbered in _batches(_rows(file, opened.recipe.data.encoding), batch):
-        with _named_lines(name, [line for line, _ in numbered]):
-            predictions = opened.predict([row for _, row in numbered])
-        for prediction in predictions:
+        bad = unreadable(opened.recipe.task, [row for _, row in numbered])
+        good = [pair for place, pair in enumerate(numbered) if place not in bad]
+        with _named_lines(name, [line for line, _ in good]):
+            predictions = iter(opened.predict([row for _, row in good]) if good else [])
+        num_bad += len(bad)
+        for place, (line, row) in enumerate(numbered):
+            if place in bad:
+                path = row["image"] if isinstance(row, dict) and _is_of_pictures(file) else f"{name}:{line}"
+                _print_bad(bad[place], str(path))
+                continue
+            prediction = next(predictions)
             if prediction.spans is not None and sys.stdout.isatty() and not as_json:
                 _print_marked(prediction, labels)
             else:
                 print_json(prediction.as_dict())
+    if num_bad:
+        raise typer.Exit(DataError.exit_code)
+
+
+def _print_bad(error: DataError, place: str) -> None:
+    """A row without an answer: in its place on stdout, and for people on stderr."""
+    error.where = place
+    print_json({"error": error.as_dict()})
+    print_error(error, as_json=False)
+
+
+def _is_of_pictures(file: Path | None) -> bool:
+    return file is not None and (file.is_dir() or is_picture(file))
 
 
 def _print_marked(prediction: Prediction, labels: list[str]) -> None:
@@ -82,7 +107,7 @@ def _rows(file: Path | None, encoding: str = "utf-8") -> Iterator[tuple[int, dic
     Raises:
         DataError: A line looks like a JSON object and is none, the encoding is another, or a table cannot be read.
     """
-    if file is not None and (file.is_dir() or is_picture(file)):
+    if file is not None and _is_of_pictures(file):
         paths = sorted(path for path in file.rglob("*") if is_picture(path)) if file.is_dir() else [file]
         yield from ((number, {"image": str(path)}) for number, path in enumerate(paths, 1))
         return

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from tunesmith.data.columns import Choice
+from tunesmith.data.conversations import REMEDIES
+from tunesmith.data.pictures import READS_TEXT, holds_picture
 from tunesmith.data.problems import Fault
 from tunesmith.data.readers import Record
 from tunesmith.data.rows import Origin, Row
@@ -32,6 +34,8 @@ def check_record(record: Record, choice: Choice, task: Task, reading: Reading) -
             fields[column.field.name] = value  # the common case, first for speed
             if "\ufffd" in value:
                 faults.append(_replacement(column.field, origin))
+            if value.startswith("data:image/"):
+                faults.append(_encoded(column.field, origin))
         else:
             fault = _take(fields, column.field, value, origin)
             if fault is not None:
@@ -41,7 +45,7 @@ def check_record(record: Record, choice: Choice, task: Task, reading: Reading) -
         row, found = reading.convert(row)
         faults += found
     if not has_error(faults):
-        faults += (Fault(code, message, origin) for code, message in task.problems(row))
+        faults += (Fault(code, message, origin, fix=REMEDIES.get(code)) for code, message in task.problems(row))
     return row, faults
 
 
@@ -64,8 +68,10 @@ def _take(fields: dict[str, Any], field: Field, value: Any, origin: Origin) -> F
         return Fault("missing-field", f"`{field.name}` is missing", origin, fix="fill it in", group=field.name)
     if field.kind == "label":
         value = _label(value)
-    if field.kind in ("text", "label") or (field.kind == "turns" and not isinstance(value, list)):
+    if field.kind in ("text", "label", "picture") or (field.kind == "turns" and not isinstance(value, list)):
         if not isinstance(value, str):
+            if holds_picture(value):
+                return _picture(field, origin)
             fix = "join the list into one text" if isinstance(value, list) else "write it as text"
             kind = _KINDS.get(type(value), type(value).__name__)
             message = f"`{field.name}` is {kind}, where text is wanted"
@@ -74,6 +80,19 @@ def _take(fields: dict[str, Any], field: Field, value: Any, origin: Origin) -> F
             return Fault("empty-field", f"`{field.name}` is empty", origin, fix="fill it in", group=field.name)
     fields[field.name] = value
     return None
+
+
+def _picture(field: Field, origin: Origin) -> Fault:
+    wanted, fix = "text", READS_TEXT
+    if field.kind == "picture":
+        wanted, fix = "the path of one", "save the pictures as files: in folders, `label/picture.jpg`, or named there"
+    message = f"`{field.name}` holds a picture, where {wanted} is wanted"
+    return Fault("image-content", message, origin, fix=fix, group=field.name)
+
+
+def _encoded(field: Field, origin: Origin) -> Fault:
+    message = f"`{field.name}` is a picture in base64, of which a model of text learns nothing"
+    return Fault("image-content", message, origin, severity="warning", fix=READS_TEXT, group=f"{field.name} base64")
 
 
 def _label(value: Any) -> Any:

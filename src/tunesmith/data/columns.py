@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Origin
-from tunesmith.tasks.base import Field, Task
+from tunesmith.tasks.base import Field, Task, reads_pictures
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ def choose_columns(
             return Choice(chosen, aside)
     nearest = next((f for f in failures if f.near), failures[-1])
     found = ", ".join(f"`{name}`" for name in columns) or "none"
-    return _fault(f"{nearest}; columns found: {found}", nearest.fix + _separator_hint(columns), origin)
+    return _fault(
+        f"{nearest}; columns found: {found}",
+        _picture_hint(columns, task) + nearest.fix + _separator_hint(columns),
+        origin,
+    )
 
 
 def _fit(form: Sequence[Field], columns: Sequence[str], given: Mapping[str, str | list[str]]) -> tuple[Column, ...]:
@@ -152,6 +156,11 @@ def _find(
             near=True,
         )
     return Column(field, likely[0], "guessed") if likely else None
+
+
+def _picture_hint(columns: Sequence[str], task: Task) -> str:
+    here = "image" in columns and not reads_pictures(task)
+    return "for the pictures use `task: image-classification`; for texts " if here else ""
 
 
 def _separator_hint(columns: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from tunesmith.data.tag_schemes import OUTSIDE, is_tag
 
 _SNIFFED_BYTES = 16_384
 _DOCUMENT = "-DOCSTART-"
+_LONG_SENTENCE = 100  # tokens; a file that is one such sentence most likely lacks its blank lines
 
 
 @dataclass
@@ -35,7 +36,7 @@ def read_sentences(source: Source, encoding: str) -> Iterator[tuple[dict[str, An
     read is left out as a whole.
     """
     sentence: _Sentence | None = None
-    number, width = 0, 0
+    number, width, sentences, longest = 0, 0, 0, 0
     for line in itertools.chain(read_lines(source, encoding), [""]):
         if isinstance(line, Fault):
             number += line.code != "byte-order-mark"
@@ -49,6 +50,8 @@ def read_sentences(source: Source, encoding: str) -> Iterator[tuple[dict[str, An
         if not columns or columns[0] == _DOCUMENT:
             if sentence is not None and not sentence.broken:
                 yield _values(sentence), sentence.origin
+            sentences += sentence is not None
+            longest = max(longest, len(sentence.rows) if sentence is not None else 0)
             sentence = None
         elif sentence is not None or not _is_comment(columns):
             sentence = sentence or _Sentence(Origin(source.name, number))
@@ -58,6 +61,10 @@ def read_sentences(source: Source, encoding: str) -> Iterator[tuple[dict[str, An
                     yield _bad_line(line, Origin(source.name, number), len(columns), width)
                 sentence.broken = True
             sentence.rows.append(columns)
+    if sentences == 1 and longest > _LONG_SENTENCE:
+        message = f"the whole file is one sentence of {longest:,} tokens: no blank line ends one"
+        fix = "put a blank line behind each sentence"
+        yield Fault("one-sentence", message, Origin(source.name, 1), severity="warning", fix=fix, group=source.name)
 
 
 def looks_like_conll(path: Path) -> bool:

@@ -173,7 +173,9 @@ def _message(turn: Any, number: int) -> Message:
     name = given.pop(key)
     if not isinstance(name, str) or name not in known:
         what = f"message {number} has the unknown role {name!r}; known: {', '.join(known)}"
-        raise MalformedError("unknown-role", what, group=str(name))
+        near = difflib.get_close_matches(str(name).lower(), known, n=1)
+        remedy = f"did you mean `{near[0]}`?" if near else f"write it as one of {', '.join(ROLES)}"
+        raise MalformedError("unknown-role", what, remedy, group=str(name))
     value = given.pop("value", None)
     text = _text(given.pop("content", value), number)
     calls = given.pop("tool_calls", None) or given.pop("function_call", None) or []
@@ -247,6 +249,17 @@ def _no_images(value: Any) -> Any:
 
 
 _READERS = {"messages": as_messages, "tools": as_tools, "history": as_history, "images": _no_images}
+
+REMEDIES = {
+    "last-role": "add that turn, or leave out those behind it",
+    "wrong-order": "put the user's turn before it, or leave it out",
+    "call-without-result": 'add the result behind the call: {"role": "tool", "content": ...}',
+    "result-without-call": "add the assistant's turn that makes the call, or leave the result out",
+    "unknown-tool": "add it to `tools`, or correct the name",
+    "parallel-calls": "make one call a turn, or leave `parallel_tool_calls` out",
+    "empty-field": "fill it in",
+}
+"""What to do against what :func:`problems` finds."""
 
 # --- the order of turns ---------------------------------------------------------------------------------------------
 

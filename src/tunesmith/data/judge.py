@@ -134,7 +134,8 @@ def judge_repeats(findings: Findings, ledger: Ledger, repeats: Repeats, *, has_l
             what, fix = f"{what}; they were left out of the {PARTS[earlier]} data", None
         few = pairs.count < LEAK_ERROR_SHARE * rows_of_part[later]
         severity = "warning" if findings.drop_bad or few else "error"
-        _pairs(findings, ledger, pairs, "leakage", what, fix, severity=severity, group=f"{earlier}{later}")
+        group = f"{earlier}{later}"
+        _pairs(findings, ledger, pairs, "leakage", what, fix, severity=severity, group=group, in_rows=True)
 
 
 def rows_by_part(ledger: Ledger) -> NDArray[np.int64]:
@@ -155,12 +156,14 @@ def _pairs(
     *,
     severity: Any = "warning",
     group: str = "",
+    in_rows: bool = False,
 ) -> None:
     if not pairs.count:
         return
     row, partner = (ledger.origin(position) for position in pairs.first[0])
     places = [ledger.origin(position) for position, _ in pairs.first]
-    findings.add_many(code, severity, f"{what} (first: {row} and {partner})", places, pairs.count, fix=fix, group=group)
+    message = f"{what} (first: {row} and {partner})"
+    findings.add_many(code, severity, message, places, pairs.count, fix=fix, group=group, in_rows=in_rows)
 
 
 def judge_near(findings: Findings, ledger: Ledger, near: NearPairs) -> None:
@@ -177,7 +180,17 @@ def judge_near(findings: Findings, ledger: Ledger, near: NearPairs) -> None:
         _pairs(findings, ledger, found, code, what, fix)
 
 
-def judge_labels(findings: Findings, survey: Survey, counts: Tally) -> None:
+Given = Mapping[str, float | Sequence[str]]
+"""The recipe's ``train``, ``validation`` and ``test``: names of data, or a share of the training data."""
+
+
+def named(given: Given, part: str) -> list[Origin]:
+    """The data that a part comes from, as places: of a share those it is taken from."""
+    specs = given[part] if isinstance(given[part], list) else given["train"]
+    return [Origin(spec, 0) for spec in specs] if isinstance(specs, list) else []
+
+
+def judge_labels(findings: Findings, survey: Survey, counts: Tally, given: Given) -> None:
     """Report what is wrong with labels: too few, too many, mistyped, rare, absent, unseen or lopsided."""
     names, ledger = survey.labels.names, survey.ledger
     train = counts.labels[TRAIN]
@@ -216,8 +229,8 @@ def judge_labels(findings: Findings, survey: Survey, counts: Tally) -> None:
     for side, part in enumerate(PARTS[1:], 1):
         here = counts.labels[side]
         absent = np.flatnonzero((train > 0) & (here == 0)) if counts.rows[side] else np.empty(0, np.int64)
-        what = f"classes without a row in the {part} data: {_some(names, absent)}"
-        findings.add_many("class-absent", "warning", what, [], len(absent), fix="add rows of them", group=part)
+        what, where = f"classes without a row in the {part} data: {_some(names, absent)}", named(given, part)
+        findings.add_many("class-absent", "warning", what, where, int(len(absent) > 0), fix="add rows", group=part)
 
 
 def judge_row_labels(findings: Findings, survey: Survey, *, needed: bool) -> None:
@@ -300,6 +313,7 @@ def judge_unseen(findings: Findings, survey: Survey, counts: Tally) -> list[int]
             fix="correct the labels, or add training rows with them",
             dropped=rows if findings.drop_bad else 0,
             group=part,
+            in_rows=True,
         )
     return np.flatnonzero(missing & (counts.labels[1:].sum(axis=0) > 0)).tolist()
 
@@ -334,8 +348,8 @@ def _number_of_labels(findings: Findings, survey: Survey, used: int, rows: int) 
         )
 
 
-def judge_sizes(findings: Findings, counts: Tally, given: Mapping[str, float | Sequence[str]]) -> None:
-    """Report parts with too few rows; ``given`` has the recipe's ``train``, ``validation`` and ``test``."""
+def judge_sizes(findings: Findings, counts: Tally, given: Given) -> None:
+    """Report parts with too few rows."""
     for side, part in enumerate(PARTS):
         rows, wanted = int(counts.rows[side]), given[part]
         if not wanted and part != "train":
@@ -344,13 +358,14 @@ def judge_sizes(findings: Findings, counts: Tally, given: Mapping[str, float | S
             continue  # what they say explains it
         if not rows:
             severity: Any = "error" if isinstance(wanted, list) or part == "train" else "warning"
-            what, fix = f"no usable row for {part}", f"check data.{part}"
-            findings.add_many("no-rows", severity, what, [], 1, fix=fix, group=part)
+            what, fix = f"no usable row for {part}", f"put rows into it, or name other data in `data.{part}`"
+            findings.add_many("no-rows", severity, what, named(given, part), 1, fix=fix, group=part)
         elif part == "train" and rows < FEW_TRAINING_ROWS:
-            findings.add_many("few-rows", "warning", f"only {rows} rows to train on", [], 1, fix="add rows", group=part)
+            what, where = f"only {rows} rows to train on", named(given, part)
+            findings.add_many("few-rows", "warning", what, where, 1, fix="add rows", group=part)
         elif part == "test" and rows < FEW_TEST_ROWS:
-            what = f"only {rows} rows to test on: intervals will be wide"
-            findings.add_many("few-rows", "warning", what, [], 1, fix="add rows, or raise `data.test`", group=part)
+            what, fix = f"only {rows} rows to test on: intervals will be wide", "add rows, or raise `data.test`"
+            findings.add_many("few-rows", "warning", what, named(given, part), 1, fix=fix, group=part)
     wanted_any = given["validation"] or given["test"]
     if wanted_any and counts.rows[TRAIN] and not counts.rows[TRAIN + 1 : NOWHERE].any() and not findings.has_errors:
         what = "no rows to measure on: neither test nor validation data have any"  # said before the training

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DataError
 
@@ -15,6 +16,31 @@ if TYPE_CHECKING:
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 LARGEST_PIXELS = 100_000_000
 """A picture of more pixels is refused before it is unpacked: it may be a small file that fills the memory."""
+
+
+READS_TEXT = "this task reads text: for pictures use `task: image-classification`, or leave them out"
+_LONGEST_NAME = 500
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+
+def names_picture(text: str) -> bool:
+    """Whether a text is but the name or the address of a picture, or one in base64."""
+    text = text.strip()
+    if text.startswith("data:image/"):
+        return True
+    name = text.partition("?")[0].lower()
+    one = len(text) < _LONGEST_NAME and "\n" not in text and (" " not in text or "/" in text)
+    return one and name.endswith(tuple(SUFFIXES))
+
+
+def holds_picture(value: Any) -> bool:
+    """Whether a value is a picture: bytes, what the hub's library makes of one, or a part of a chat message."""
+    if isinstance(value, bytes):
+        return value.startswith(_BEGINNINGS) or value[8:12] == b"WEBP"
+    if isinstance(value, Mapping):
+        inside = "image" in str(value.get("type")) or "image_url" in value
+        return inside or holds_picture(value.get("bytes")) or names_picture(str(value.get("path") or ""))
+    return type(value).__module__.startswith("PIL.")
 
 
 def is_picture(path: Path) -> bool:
@@ -28,7 +54,7 @@ def read_picture(path: Path) -> Image:
     Raises:
         DataError: It is missing, no picture, broken off or too large; the path is the place.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -38,8 +64,10 @@ def read_picture(path: Path) -> Image:
                     raise DataError(f"the picture has {picture.width} x {picture.height} pixels", where=str(path))
                 return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        fix = "save the picture again, or leave it out with `data.drop_bad: true`"
-        raise DataError(f"the picture cannot be read: {error}", where=str(path), fix=fix) from error
+        known = str(error).replace(repr(str(path)), "").strip(" :")
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else known
+        fix = "save the picture again, or leave it out"
+        raise DataError(f"cannot be read as a picture: {reason}", where=str(path), fix=fix) from error
 
 
 def digest(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from tunesmith.data.duplicates import Repeats, find_repeats
 from tunesmith.data.judge import (
+    Given,
     Tally,
     class_balance,
     judge_groups,
@@ -22,16 +23,17 @@ from tunesmith.data.judge import (
     judge_sizes,
     judge_unseen,
     length_statistics,
+    named,
     row_label_balance,
     tally,
 )
 from tunesmith.data.labels import in_order
 from tunesmith.data.ledger import PARTS, Ledger
 from tunesmith.data.near_duplicates import NearPairs, clusters
-from tunesmith.data.problems import CheckReport, Findings
+from tunesmith.data.problems import CheckReport, Findings, Problem
 from tunesmith.data.row_file import PLACE, RowFile, RowSpool
 from tunesmith.data.rows import Row
-from tunesmith.data.shots import few_shot
+from tunesmith.data.shots import few_shot, too_few
 from tunesmith.data.splits import NOWHERE, TRAIN, Assignment, stratify
 from tunesmith.data.survey import DroppedRows, Rules, Survey, Surveyor, iterate_choices
 from tunesmith.errors import DataError
@@ -94,9 +96,10 @@ def check(
     survey = Survey(Ledger(), Findings(drop_bad=recipe.data.drop_bad))
     try:
         Surveyor(recipe, survey, render=render, rules=rules, on_event=on_event).walk()
-        return _judge(recipe, survey)[0]
+        report, _, counts = _judge(recipe, survey)
     finally:
         survey.ledger.close()
+    return report if recipe.data.shots is None else _with_shots(report, recipe, survey, counts)
 
 
 def prepare(
@@ -175,6 +178,7 @@ def of_stages(recipe: Recipe, prepare_one: Callable[[Recipe, int], Found]) -> li
 def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tally]:
     """Answer the questions about the set as a whole, decide the split, and write the report."""
     data, ledger, findings = recipe.data, survey.ledger, survey.findings
+    given: Given = {"train": data.train, "validation": data.validation, "test": data.test}
     has_labels = TASKS[recipe.task].answer == "label"
     names = survey.labels.names if has_labels else [""]
     repeats = find_repeats(ledger)
@@ -195,14 +199,14 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
     counts = tally(ledger, assignment, len(names))
     if has_labels:
         unseen = judge_unseen(findings, survey, counts)
-        judge_labels(findings, survey, counts)
+        judge_labels(findings, survey, counts, given)
         if unseen and data.drop_bad:
             assignment.left_out_labels = unseen
             counts = tally(ledger, assignment, len(names))
     else:
         judge_row_labels(findings, survey, needed=TASKS[recipe.task].answer == "spans")
     of_pairs = survey.pairs.judge(findings, ledger, assignment) if survey.pairs is not None else []
-    judge_sizes(findings, counts, {"train": data.train, "validation": data.validation, "test": data.test})
+    judge_sizes(findings, counts, given)
     report = CheckReport(
         problems=findings.problems(),
         rows={part: int(counts.rows[side]) for side, part in enumerate(PARTS)},
@@ -214,6 +218,18 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         notes=_notes(survey, near) + of_pairs,
     )
     return report, assignment, counts
+
+
+def _with_shots(report: CheckReport, recipe: Recipe, survey: Survey, counts: Tally) -> CheckReport:
+    """The report of a check, with what speaks against ``data.shots``: a run draws them only after the check."""
+    has_labels = TASKS[recipe.task].answer == "label"
+    names = survey.labels.names if has_labels else [""]
+    rows = {name: int(counts.labels[TRAIN, number]) for number, name in enumerate(names)}
+    found = too_few({name: count for name, count in rows.items() if count}, recipe.data.shots or 0, has_labels)
+    if found is None:
+        return report
+    problem = Problem("too-few-shots", "error", found[0], named({"train": recipe.data.train}, "train"), 1, found[1])
+    return replace(report, problems=[problem, *report.problems])
 
 
 def _ties(findings: Findings, near: NearPairs, ledger: Ledger) -> dict[int, int]:

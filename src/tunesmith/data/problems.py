@@ -56,6 +56,7 @@ class Problem:
         fix: How to mend it.
         dropped: How many rows were left out because of it (only with ``data.drop_bad``).
         stage: Whose data it is in; empty where there is one stage.
+        in_rows: Whether leaving out rows (``data.drop_bad``) mends it.
     """
 
     code: str
@@ -66,6 +67,7 @@ class Problem:
     fix: str | None = None
     dropped: int = 0
     stage: str = ""
+    in_rows: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The problem as ``tunesmith check --json`` prints it."""
@@ -106,6 +108,7 @@ class Findings:
             fix=fault.fix,
             dropped=dropped,
             group=fault.group,
+            in_rows=row_error,
         )
         return row_error
 
@@ -120,10 +123,11 @@ class Findings:
         fix: str | None = None,
         dropped: int = 0,
         group: str = "",
+        in_rows: bool = False,
     ) -> None:
         """Count many faults that were found together."""
         if count:
-            self._count(code, severity, message, where, count, fix=fix, dropped=dropped, group=group)
+            self._count(code, severity, message, where, count, fix=fix, dropped=dropped, group=group, in_rows=in_rows)
 
     def _count(
         self,
@@ -136,6 +140,7 @@ class Findings:
         fix: str | None,
         dropped: int,
         group: str,
+        in_rows: bool,
     ) -> None:
         key = (code, group)
         known = self._groups.get(key)
@@ -145,7 +150,7 @@ class Findings:
                 known = self._groups.get(key)
             self._kinds[code] = self._kinds.get(code, 0) + (known is None)
         if known is None:
-            self._groups[key] = Problem(code, severity, message, where[:PLACES], count, fix, dropped)
+            self._groups[key] = Problem(code, severity, message, where[:PLACES], count, fix, dropped, "", in_rows)
         else:
             self._groups[key] = replace(
                 known,
@@ -153,6 +158,7 @@ class Findings:
                 where=known.where if len(known.where) == PLACES else [*known.where, *where][:PLACES],
                 count=known.count + count,
                 dropped=known.dropped + dropped,
+                in_rows=known.in_rows or in_rows,
             )
 
     @property

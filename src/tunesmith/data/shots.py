@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +72,10 @@ def few_shot(prepared: PreparedData, task: Task, data: Data) -> PreparedData:
         DataError: A label has fewer training rows than that.
     """
     assert data.shots is not None
-    _refuse_too_few(prepared, task, data.shots)
+    counts = Counter(task.target_text(row) if task.answer == "label" else "" for row in prepared.train)
+    found = too_few(counts, data.shots, task.answer == "label")
+    if found is not None:
+        raise DataError(found[0], where="data.shots", fix=found[1])
     train = shots_per_label(prepared.train, data.shots, task, data.shots_seed)
     validation: Sequence[Row] = prepared.validation if isinstance(data.validation, list) else []
     unused = len(prepared.train) + len(prepared.validation) - len(train) - len(validation)
@@ -89,22 +92,23 @@ def few_shot(prepared: PreparedData, task: Task, data: Data) -> PreparedData:
     return dataclasses.replace(prepared, train=train, validation=validation, report=report, fingerprint=fingerprint)
 
 
-def _refuse_too_few(prepared: PreparedData, task: Task, k: int) -> None:
-    counts = Counter(task.target_text(row) if task.answer == "label" else "" for row in prepared.train)
+def too_few(counts: Mapping[str, int], k: int, has_labels: bool) -> tuple[str, str] | None:
+    """What is wrong and what to do if there are not k training rows (of each label); else ``None``.
+
+    Args:
+        counts: Label -> training rows; without labels the number of all under any name.
+        k: ``data.shots``.
+        has_labels: Whether each row has one label.
+    """
     short = sorted((count, label) for label, count in counts.items() if count < k)
     if not short:
-        return
-    if task.answer != "label":
-        raise DataError(
-            f"`data.shots: {k}` asks for more than the {len(prepared.train)} training rows", where="data.shots"
-        )
+        return None
+    fix = f"use `data.shots: {short[0][0]}`, or label more examples"
+    if not has_labels:
+        return f"`data.shots: {k}` asks for more than the {short[0][0]} training rows", fix
     named = ", ".join(f"{label!r} has {count}" for count, label in short[:_NAMED])
     more = f", and {len(short) - _NAMED} more labels have too few" if len(short) > _NAMED else ""
-    raise DataError(
-        f"`data.shots: {k}` asks for {k} examples of each label, but of the training rows {named}{more}",
-        where="data.shots",
-        fix=f"use `data.shots: {short[0][0]}`, or label more examples",
-    )
+    return f"`data.shots: {k}` asks for {k} examples of each label, but of the training rows {named}{more}", fix
 
 
 def _classes(prepared: PreparedData, task: Task, parts: dict[str, Sequence[Row]]) -> dict[str, dict[str, int]]:

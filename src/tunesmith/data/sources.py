@@ -40,6 +40,7 @@ DOCUMENTS = {
 WHOLE_FILES = 20
 """With fewer documents than this in a folder, a file is cut into passages: else there is nothing to hold back."""
 _NAMED_WHEN_IGNORED = 5
+_LABELLED = "put pictures into folders, `label/picture.jpg`, or give a table with the columns `image` and `label`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +66,22 @@ def find_sources(
     file_format: str = "auto",
     key: str = "data.train",
     documents: bool = False,
+    text_task: str = "",
     on_event: Listener = nobody,
 ) -> list[Source]:
     """Resolve the entries of ``data.train``, ``data.validation`` or ``data.test``, in their order.
 
     Args:
-        specs: Paths, folders, patterns (``shards/*.jsonl``), ``hub:owner/name[:split]`` or catalog names.
+        specs: Paths, folders, patterns (``shards/*.jsonl``), ``hub:owner/name[/config][:split]`` or catalog names.
         file_format: ``data.format``; ``auto`` goes by the file name.
         key: The recipe's key, for errors.
         documents: Whether the task learns from documents: then Markdown, HTML and PDF files are read too.
+        text_task: Name of the task, if it reads text: pictures are then refused.
         on_event: Told which files of a folder are ignored.
 
     Raises:
-        DataError: A name leads nowhere, or a file's format cannot be told; all such names at once.
+        DataError: A name leads nowhere, there are pictures for a task that reads text, or a file's format cannot be
+            told; all such names at once.
     """
     sources: list[Source] = []
     unknown: list[str] = []
@@ -86,11 +90,13 @@ def find_sources(
             sources.append(Source(spec, "hub"))
         elif Path(spec).is_dir():
             found = _documents(Path(spec), file_format, on_event) if documents else []
-            sources += found or _folder(Path(spec), file_format, on_event)
+            sources += found or _folder(Path(spec), file_format, documents, text_task, on_event)
         elif Path(spec).is_file():
-            sources.append(_file(Path(spec), file_format, documents))
+            sources.append(_file(Path(spec), file_format, documents, text_task))
         elif any(sign in spec for sign in "*?[") and (matches := sorted(glob.glob(spec, recursive=True))):
-            sources += [_file(Path(match), file_format, documents) for match in matches if Path(match).is_file()]
+            sources += [
+                _file(Path(match), file_format, documents, text_task) for match in matches if Path(match).is_file()
+            ]
         elif (files := _catalog(spec, on_event)) is not None:
             # Places name the set, not a path of the user's cache: reports are shown to others.
             names = [spec if len(files) == 1 else f"{spec}/{path.name}" for path in files]
@@ -139,7 +145,11 @@ def _documents(folder: Path, file_format: str, on_event: Listener) -> list[Sourc
     return [Source(str(path), told, path) for path in texts]
 
 
-def _file(path: Path, file_format: str, documents: bool = False) -> Source:
+def _file(path: Path, file_format: str, documents: bool = False, text_task: str = "") -> Source:
+    if is_picture(path) and file_format == "auto":
+        if text_task:
+            raise _pictures(path, "this is a picture", text_task)
+        raise DataError("a picture named by itself has no label", where=str(path), fix=_LABELLED)
     told = format_of(path) if file_format == "auto" else file_format
     if documents and file_format == "auto" and _suffix(path) in DOCUMENTS:
         told = "passages"
@@ -160,7 +170,12 @@ def _is_conll(path: Path) -> bool:
     return looks_like_conll(path)
 
 
-def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
+def _pictures(place: Path, what: str, task: str) -> DataError:
+    fix = "use `task: image-classification`, or name data that are texts"
+    return DataError(f"{what}, and the task `{task}` reads text", where=str(place), fix=fix)
+
+
+def _folder(folder: Path, file_format: str, documents: bool, text_task: str, on_event: Listener) -> list[Source]:
     """Data files of a folder; or its text files, one row each, labelled by their subfolder if they lie in one."""
     files = _visible_files(folder)
     formats = {path: format_of(path) for path in files}
@@ -171,7 +186,9 @@ def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
     images = [path for path in files if is_picture(path)]
     if tables:
         chosen = [_file(path, "auto") for path in tables]
-    elif len(images) > len(nested) and wanted is None:
+    elif text_task and len(images) > len(texts) and wanted is None:
+        raise _pictures(folder, f"the folder holds pictures ({images[0].name} and the like)", text_task)
+    elif len(images) > len(nested) and wanted is None and not text_task:
         chosen = [_picture(path, folder) for path in images]
     elif texts and wanted in (None, "text"):
         chosen = [
@@ -179,10 +196,14 @@ def _folder(folder: Path, file_format: str, on_event: Listener) -> list[Source]:
             for path in nested or texts
         ]
     else:
+        known = dict.fromkeys([*SUFFIXES, *(DOCUMENTS if documents else ())])
+        more = "" if text_task else ", and pictures in folders named by label"
+        if not documents and any(_suffix(path) in DOCUMENTS for path in files):
+            more += "; Markdown, HTML and PDF files by `task: language-modeling`"
         raise DataError(
             f"the folder holds no data files{f' of format {wanted}' if wanted else ''}",
             where=str(folder),
-            fix=f"files that end in {', '.join(SUFFIXES)} (also .gz) are read, and pictures in folders named by label",
+            fix=f"files that end in {', '.join(known)} (also .gz) are read{more}",
         )
     taken = {source.path for source in chosen}
     _say_ignored(folder, [path for path in files if path not in taken], on_event)
@@ -194,7 +215,7 @@ def _picture(path: Path, folder: Path) -> Source:
         raise DataError(
             "this picture lies in no folder that is named after its label, so the pictures have no labels",
             where=str(path),
-            fix="put them into folders, `label/picture.jpg`, or give a table with the columns `image` and `label`",
+            fix=_LABELLED,
         )
     return Source(str(path), "picture", path, path.relative_to(folder).parts[0])
 

@@ -17,6 +17,7 @@ from tunesmith.data.labels import LabelBook
 from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.near_duplicates import NearIndex
 from tunesmith.data.pair_checks import PairBook
+from tunesmith.data.pictures import READS_TEXT, names_picture
 from tunesmith.data.problems import Fault, Findings
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
@@ -26,6 +27,7 @@ from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS, Reading
+from tunesmith.tasks.base import reads_pictures
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
@@ -175,6 +177,7 @@ class Surveyor:
                 file_format=self._data.format,
                 key=f"data.{part}",
                 documents=self._task.answer == "likelihood",
+                text_task="" if reads_pictures(self._task) else self._task.name,
                 on_event=self._on_event,
             )
             for part, specs in parts.items()
@@ -199,7 +202,9 @@ class Surveyor:
         reading = Reading()
         if isinstance(choice, Choice):
             self._remember(choice, source)
-            reading = self._reading([mapped(item, choice) for item in ahead if isinstance(item, Record)], source)
+            sample = [mapped(item, choice) for item in ahead if isinstance(item, Record)]
+            self._judge_names(sample, choice)
+            reading = self._reading(sample, source)
             fault = _no_group(columns, self._data.group_by, _header(source, first))
             if fault is not None:
                 self._survey.findings.add(fault)
@@ -212,6 +217,15 @@ class Surveyor:
                 self._fault(item, part)
             elif isinstance(choice, Choice):
                 self._record(item, choice, reading, part, thinner)
+
+    def _judge_names(self, sample: list[Row], choice: Choice) -> None:
+        """Say so if a field of text holds nothing but names of pictures."""
+        for name in (column.field.name for column in choice.columns if column.field.kind == "text"):
+            texts = [row.fields[name] for row in sample]
+            if texts and all(isinstance(text, str) and names_picture(text) for text in texts):
+                origin, message = sample[0].origin, f"`{name}` holds names of pictures, not texts: {texts[0][:60]!r}"
+                fault = Fault("image-content", message, origin, severity="warning", fix=READS_TEXT, group=origin.file)
+                self._survey.findings.add(fault)
 
     def _reading(self, sample: list[Row], source: Source) -> Reading:
         reading = self._task.reading(sample, self._data)

@@ -18,6 +18,7 @@ from tunesmith.models.model import Model
 from tunesmith.models.saving import ArtefactNotes
 from tunesmith.recipe import Data, Generation
 from tunesmith.tasks import TASKS, Task
+from tunesmith.tasks.base import reads_pictures
 from tunesmith.tasks.multi_label import NONE
 
 
@@ -67,6 +68,18 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     setting = answering.Setting(task, notes.labels, notes.system_prompt, generation)
     outputs = answering.answer(model, wanted, setting, score_references=False)
     return _predictions(outputs, wanted, task, notes.labels or [])
+
+
+def unreadable(name: str, rows: Sequence[Any]) -> dict[int, DataError]:
+    """Place of each picture that cannot be read, from 0, with the reason; empty for tasks that read text."""
+    task = TASKS[name]
+    found: dict[int, DataError] = {}
+    for place, value in enumerate(rows if reads_pictures(task) else ()):
+        try:
+            _as_row(value, place + 1, task)
+        except DataError as error:
+            found[place] = error
+    return found
 
 
 def _predictions(outputs: Outputs, rows: Sequence[Row], task: Task, labels: Sequence[str]) -> list[Prediction]:

@@ -113,7 +113,8 @@ def _preference(row: Row, system_prompt: str | None) -> Line:
 def _records(recipe: Recipe, wanted: Set[Origin]) -> Iterator[Record]:
     data = recipe.data
     for part in (data.train, data.validation, data.test):
-        for source in find_sources(part, file_format=data.format, key="data") if isinstance(part, list) else ():
+        specs = part if isinstance(part, list) else []
+        for source in find_sources(specs, file_format=data.format, key="data", text_task=recipe.task):
             for item in read(source, data.encoding):
                 if isinstance(item, Record) and item.origin in wanted:
                     yield item

@@ -9,6 +9,7 @@ from typing import Any
 from tunesmith.errors import RecipeError
 from tunesmith.models.model import Model
 from tunesmith.parameters.adding import add, targets_of, task_type
+from tunesmith.parameters.matching import refuse_targets
 from tunesmith.recipe import Adapter
 
 CONFIGS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
@@ -54,6 +55,7 @@ def apply(model: Model, settings: Adapter) -> None:
         chosen["target_modules"] = targets_of(targets)
         if settings.kind == "ia3":
             chosen.setdefault("feedforward_modules", [])
+        refuse_targets(model, targets)
     config = config_class(task_type=task_type(model), base_model_name_or_path=str(model.folder), **chosen)
     add(model, config, targets=targets)
 

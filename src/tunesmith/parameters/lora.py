@@ -9,6 +9,7 @@ from tunesmith.models.new_tokens import ids_of, token_layers
 from tunesmith.models.plain_lora import first_weights
 from tunesmith.parameters.adding import add, targets_of, task_type
 from tunesmith.parameters.beginnings import from_lost
+from tunesmith.parameters.matching import refuse_unmatched
 from tunesmith.recipe import LoRA
 
 
@@ -16,10 +17,11 @@ def apply(model: Model, settings: LoRA) -> None:
     """Freeze the base and add adapters; a new head trains beside them.
 
     Raises:
-        RecipeError: No module matches ``targets``.
+        RecipeError: A name or a pattern of the settings matches no module.
     """
     import peft
 
+    refuse_unmatched(model, settings)
     on_meta = next(model.network.parameters()).is_meta  # sizes are counted: there are no weights to start from
     config = peft.LoraConfig(
         r=settings.rank,

@@ -6,7 +6,8 @@ Nothing here imports torch: recipes are checked before anything is loaded.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -294,6 +295,28 @@ SHORT_FORMS: dict[str, dict[str, Any]] = {
     "prefix": {"kind": "prefix-tuning"},
 }
 """Names that users know -> what they are short for. What is written beside the name stands."""
+
+
+def kinds_with(settings: Collection[str]) -> list[str]:
+    """The kinds that know all of these settings, in the order of the table."""
+    classes: tuple[type[Part], ...] = (Full, Head, Layers, LoRA, Adapter, Prompt, InContext, NoParameters)
+    fitting = [one for one in classes if set(settings) <= one.model_fields.keys()]
+    return [kind for one in fitting for kind in get_args(one.model_fields["kind"].annotation)]
+
+
+def with_kind(value: object, usual: str) -> object:
+    """Give settings without a kind the one that they mean, and leave them as they are where several may be meant.
+
+    Args:
+        value: What stands under ``parameters``.
+        usual: The kind that the method, or the rest of the recipe, calls for: it comes first if it knows the settings.
+    """
+    if not isinstance(value, dict) or "kind" in value:
+        return value
+    kinds = kinds_with(value)
+    if not kinds or SHORT_FORMS.get(usual, {}).get("kind", usual) in kinds:  # if no kind fits, a key is mistyped
+        return {"kind": usual, **value}
+    return {"kind": kinds[0], **value} if len(kinds) == 1 else value
 
 
 def spelled_out(value: object) -> object:

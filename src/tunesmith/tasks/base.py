@@ -28,8 +28,9 @@ class Field:
         name: The task's name for it.
         what: For help texts and errors.
         aliases: Column names that are taken for it when no column is named (lower case).
-        kind: ``text`` and ``label`` are checked as such, ``turns`` unless it is a list (of messages); ``rest`` takes
-            all columns that no other field takes; values of other kinds are the task's business.
+        kind: ``text``, ``label`` and ``picture`` (the path of one) are checked as such, ``turns`` unless it is a list
+            (of messages); ``rest`` takes all columns that no other field takes; values of other kinds are the task's
+            business.
         required: Whether every row must have it.
         unasked: What stands for it in a row whose answer is still to be found.
     """
@@ -92,6 +93,11 @@ class Task(Protocol):
     def problems(self, row: Row) -> Iterable[tuple[str, str]]:
         """Errors that only this task knows (a role, an order of turns): pairs of (code, message)."""
         ...
+
+
+def reads_pictures(task: Task) -> bool:
+    """Whether what goes into a task are pictures instead of texts."""
+    return any(field.kind == "picture" for form in task.forms for field in form)
 
 
 @runtime_checkable

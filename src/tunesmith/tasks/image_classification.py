@@ -23,7 +23,7 @@ class ImageClassification:
     what = "give each picture one label out of a fixed set"
     forms: tuple[tuple[Field, ...], ...] = (
         (
-            Field("image", "path of the picture", ("path", "file", "filename", "image_path", "picture")),
+            Field("image", "path of the picture", ("path", "file", "filename", "image_path", "picture"), "picture"),
             Field("label", "its label", ("category", "class", "target"), "label"),
         ),
     )
@@ -69,11 +69,11 @@ def _found(row: Row) -> tuple[Row, list[Fault]]:
         path = beside
     try:
         if not path.is_file():
-            raise DataError(
-                f"there is no picture {str(path)!r}", fix="paths count from the file's folder, or from here"
-            )
+            raise DataError("named, but not there", fix="paths count from the file's folder, or from here")
         pictures.read_picture(path)
         return Row({**row.fields, "image": str(path), CONTENT: pictures.digest(path)}, row.origin), []
     except DataError as error:
         named = error.what if str(path) in (str(row.origin), row.origin.file) else f"{error.what} ({path})"
-        return row, [Fault("unreadable-picture", named, row.origin, fix=error.fix, group="picture")]
+        drop = "; `data.drop_bad: true` leaves such pictures out of the training"
+        fix = (error.fix or "leave it out") + ("" if row.origin.file == "input" else drop)
+        return row, [Fault("unreadable-picture", named, row.origin, fix=fix, group=error.what)]
