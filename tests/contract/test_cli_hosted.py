@@ -63,6 +63,37 @@ def test_a_wrong_word_is_told_with_the_right_one(
     assert what in error["what"] and fix in error["fix"]
 
 
+@pytest.mark.parametrize("command", ["check", "estimate"])
+def test_a_model_that_is_shut_down_is_an_error_with_an_alternative(
+    capsys: pytest.CaptureFixture[str], chats: Path, command: str
+) -> None:
+    error = said(capsys, command, str(chats), "--model", "gpt-4.1-nano", code=2)["error"]
+    assert error["what"] == "gpt-4.1-nano was shut down on 2026-10-23"
+    assert "gpt-4.1-mini" in error["fix"] and "hosted import" in error["fix"]
+
+
+def test_a_job_of_reinforcement_is_estimated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"question {n} of many"}], "wanted": "x"} for n in range(12)]
+    data, grader = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "grader.json"
+    made = {"type": "string_check", "name": "g", "input": "{{sample.output_text}}", "reference": "{{item.wanted}}"}
+    grader.write_text(json.dumps(made | {"operation": "eq"}))
+    named = ("estimate", str(data), "--model", "gpt-4.1-mini")
+    found = said(capsys, *named, "--grader", str(grader))
+    assert found["rows"] == 12 and found["tokens"] > 0 and any("by the hour" in text for text in found["warnings"])
+    error = said(capsys, *named, "--task", "prompts", code=2)["error"]
+    assert error["where"] == "--grader" and "--grader FILE" in error["fix"]
+
+
+def test_old_prices_and_old_providers_come_with_a_warning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = said(capsys, "models")
+    assert any("gpt-4.1-mini" in text and "2025-12-31" in text for text in found["openai"]["warnings"])
+    assert found["tunesmith"]["warnings"] == []
+    own = tmp_path / "own.yaml"
+    own.write_text("providers: {nebius: {seen: 2026-01-01}}\n")
+    assert run(["hosted", "models", "--provider", "nebius", "--prices", str(own)]) == 0
+    assert "limits and dates of Nebius Token Factory were last seen on 2026-01-01" in capsys.readouterr().out
+
+
 def test_a_negative_price_is_told_with_its_line(
     capsys: pytest.CaptureFixture[str], chats: Path, tmp_path: Path
 ) -> None:

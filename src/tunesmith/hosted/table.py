@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -219,6 +219,39 @@ def _as_usage_error(error: ValidationError, lines: dict[tuple[str, ...], str]) -
         where=where,
         fix="prices are dollars for a million tokens, never below 0; days are written 2026-11-27",
     )
+
+
+def tunable(provider: Provider, method: Method, today: date) -> dict[str, TunableModel]:
+    """The models of the table of which a provider still makes jobs of a kind."""
+    if provider.jobs_until is not None and provider.jobs_until <= today:
+        return {}
+    return {
+        name: model
+        for name, model in provider.models.items()
+        if method in (provider.methods if model.methods is None else model.methods)
+        and (model.shutdown is None or model.shutdown > today)
+    }
+
+
+def stale_warnings(table: Table, provider: Provider, today: date, models: Iterable[str] | None = None) -> Iterator[str]:
+    """What was last looked at long ago: the provider's own line, and the prices of some of its models.
+
+    Args:
+        table: Says how long is long.
+        provider: Whose lines.
+        today: The day.
+        models: Names in the table; default: all.
+    """
+    if provider.own_machine:
+        return
+    lines = [(f"limits and dates of {provider.what}", provider.seen)]
+    by_day: dict[date, list[str]] = {}
+    for name in provider.models if models is None else dict.fromkeys(models):
+        by_day.setdefault(provider.models[name].seen, []).append(name)
+    lines += [(f"the prices of {', '.join(names)}", seen) for seen, names in by_day.items()]
+    for what, seen in lines:
+        if (warning := table.staleness(what, seen, today)) is not None:
+            yield warning
 
 
 def shutdown_warnings(provider: Provider, model: str, today: date) -> Iterator[str]:
