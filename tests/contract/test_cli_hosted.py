@@ -80,6 +80,15 @@ def test_a_job_of_reinforcement_is_estimated(capsys: pytest.CaptureFixture[str],
     named = ("estimate", str(data), "--model", "gpt-4.1-mini")
     found = said(capsys, *named, "--grader", str(grader))
     assert found["rows"] == 12 and found["tokens"] > 0 and any("by the hour" in text for text in found["warnings"])
+    for text, what in (
+        (json.dumps(made | {"type": "string_chek"}), "string_chek"),
+        ("{", "no JSON"),
+        (None, "No such"),
+    ):
+        grader.unlink() if text is None else grader.write_text(text)
+        for command in ("estimate", "check", "tune"):
+            error = said(capsys, command, *named[1:], "--grader", str(grader), code=2)["error"]
+            assert error["where"] == str(grader) and what in error["what"] and error["fix"]
     error = said(capsys, *named, "--task", "prompts", code=2)["error"]
     assert error["where"] == "--grader" and "--grader FILE" in error["fix"]
 
@@ -111,6 +120,8 @@ def test_check_fails_with_three_and_writes_what_is_good(capsys: pytest.CaptureFi
     reviews, out = write_jsonl(tmp_path / "reviews.jsonl", labelled_rows(40)), tmp_path / "out.jsonl"
     arguments = ("--task", "text-classification", "--model", "gpt-4.1-mini", "--out", str(out))
     found = said(capsys, "check", str(reviews), *arguments)
+    told = next(problem for problem in found["problems"] if problem["code"] == "other-shape")
+    assert told["severity"] == "warning" and told["count"] == 40 and "--out FILE" in told["fix"]
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert found["ok"] and found["rows"] == len(lines) == 40
     assert said(capsys, "check", str(out), "--model", "gpt-4.1-mini")["tokens"] == found["tokens"]

@@ -404,7 +404,7 @@ def _asked(
 
     chosen = {"provider": provider, "epochs": epochs, "prices": str(prices) if prices else None, **(more or {})}
     if grader is not None:
-        chosen["grader"] = _json_file(grader)
+        chosen["grader"] = _grader(grader)
     hosted = {name: value for name, value in chosen.items() if value is not None}
     if len(files) == 1 and files[0].endswith((".yaml", ".yml")):
         given = {"model": model, "task": task, "method": "hosted"} | {f"hosted.{k}": v for k, v in hosted.items()}
@@ -447,11 +447,18 @@ def _task_of(files: list[str]) -> str:
     return "preference" if any(pair <= names for pair in pairs) else "chat"
 
 
-def _json_file(path: Path) -> Any:
+def _grader(path: Path) -> Any:
+    from tunesmith.hosted.grading import refuse_wrong
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fix = "name a file with OpenAI's grader object"
+        raise UsageError(f"cannot read the grader: {error.strerror}", where=str(path), fix=fix) from error
     except ValueError as error:
-        raise UsageError(f"the grader is no JSON: {error}", where=str(path)) from error
+        raise UsageError(f"the grader is no JSON: {error}", where=str(path), fix="mend it there") from error
+    refuse_wrong(found, str(path))
+    return found
 
 
 def _client(provider: str | None, base_url: str | None, prices: Path | None) -> Client:
