@@ -58,6 +58,7 @@ class Provider:
     key: str = KEY
     asked: int = 0
     slow_seconds: float = 1.5
+    shutdown: str | None = "2027-01-14"
     stored: dict[str, tuple[ChatCompletion, list[dict[str, Any]]]] = field(default_factory=dict)
 
     def store(self, model: str, messages: list[dict[str, Any]]) -> None:
@@ -195,7 +196,7 @@ def _answer(
         case ("GET", ["fine_tuning", "jobs", name, "checkpoints"]):
             return 200, {"object": "list", "data": [_checkpoint(state.jobs[name])], "has_more": False}
         case ("GET", ["models"]):
-            model = Model(id="gpt-4.1-mini", created=1, object="model", owned_by="system", shutdown_date="2027-01-14")
+            model = Model(id="gpt-4.1-mini", created=1, object="model", owned_by="system", shutdown_date=state.shutdown)
             return 200, {"object": "list", "data": [model.model_dump()]}
         case ("POST", ["chat", "completions"]):
             return 200, _complete(state, json.loads(body)).model_dump()

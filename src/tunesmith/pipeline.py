@@ -55,6 +55,10 @@ def run(
     if not recipe.data.train:
         raise UsageError("there is nothing to train on", where="data.train", fix="name a file: `data: {train: FILE}`")
     truth(TASKS[recipe.task], [], None, recipe.evaluate)  # a mistyped metric must not end hours of training
+    if recipe.method == "hosted":  # what the provider would refuse whatever the data are leaves no folder behind
+        from tunesmith.hosted.run import rules_and_table
+
+        rules_and_table(recipe)
     disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
     behind = lineage.ancestors(recipe.model)
     disk.write_json(folder / "environment.json", environment.describe() | ({"lineage": behind} if behind else {}))
@@ -163,7 +167,7 @@ def _hosted(folder: Path, recipe: Recipe, tell: Listener) -> str:
     """The same five steps with a provider in the fourth, which also has a say in the second."""
     from tunesmith.hosted.run import rules_and_table, tune_and_measure
 
-    rules, table = rules_and_table(recipe)
+    rules, table = rules_and_table(recipe, folder)
     prepared = _prepare(recipe, folder, tell, rules=rules)
     return tune_and_measure(folder, recipe, prepared, rules, table, tell)
 

@@ -63,6 +63,46 @@ def test_a_wrong_word_is_told_with_the_right_one(
     assert what in error["what"] and fix in error["fix"]
 
 
+@pytest.mark.parametrize("command", ["check", "estimate"])
+def test_a_model_that_is_shut_down_is_an_error_with_an_alternative(
+    capsys: pytest.CaptureFixture[str], chats: Path, command: str
+) -> None:
+    error = said(capsys, command, str(chats), "--model", "gpt-4.1-nano", code=2)["error"]
+    assert error["what"] == "gpt-4.1-nano was shut down on 2026-10-23"
+    assert "gpt-4.1-mini" in error["fix"] and "hosted import" in error["fix"]
+
+
+def test_a_job_of_reinforcement_is_estimated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"question {n} of many"}], "wanted": "x"} for n in range(12)]
+    data, grader = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "grader.json"
+    made = {"type": "string_check", "name": "g", "input": "{{sample.output_text}}", "reference": "{{item.wanted}}"}
+    grader.write_text(json.dumps(made | {"operation": "eq"}))
+    named = ("estimate", str(data), "--model", "gpt-4.1-mini")
+    found = said(capsys, *named, "--grader", str(grader))
+    assert found["rows"] == 12 and found["tokens"] > 0 and any("by the hour" in text for text in found["warnings"])
+    for text, what in (
+        (json.dumps(made | {"type": "string_chek"}), "string_chek"),
+        ("{", "no JSON"),
+        (None, "No such"),
+    ):
+        grader.unlink() if text is None else grader.write_text(text)
+        for command in ("estimate", "check", "tune"):
+            error = said(capsys, command, *named[1:], "--grader", str(grader), code=2)["error"]
+            assert error["where"] == str(grader) and what in error["what"] and error["fix"]
+    error = said(capsys, *named, "--task", "prompts", code=2)["error"]
+    assert error["where"] == "--grader" and "--grader FILE" in error["fix"]
+
+
+def test_old_prices_and_old_providers_come_with_a_warning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = said(capsys, "models")
+    assert any("gpt-4.1-mini" in text and "2025-12-31" in text for text in found["openai"]["warnings"])
+    assert found["tunesmith"]["warnings"] == []
+    own = tmp_path / "own.yaml"
+    own.write_text("providers: {nebius: {seen: 2026-01-01}}\n")
+    assert run(["hosted", "models", "--provider", "nebius", "--prices", str(own)]) == 0
+    assert "limits and dates of Nebius Token Factory were last seen on 2026-01-01" in capsys.readouterr().out
+
+
 def test_a_negative_price_is_told_with_its_line(
     capsys: pytest.CaptureFixture[str], chats: Path, tmp_path: Path
 ) -> None:
@@ -80,6 +120,8 @@ def test_check_fails_with_three_and_writes_what_is_good(capsys: pytest.CaptureFi
     reviews, out = write_jsonl(tmp_path / "reviews.jsonl", labelled_rows(40)), tmp_path / "out.jsonl"
     arguments = ("--task", "text-classification", "--model", "gpt-4.1-mini", "--out", str(out))
     found = said(capsys, "check", str(reviews), *arguments)
+    told = next(problem for problem in found["problems"] if problem["code"] == "other-shape")
+    assert told["severity"] == "warning" and told["count"] == 40 and "--out FILE" in told["fix"]
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert found["ok"] and found["rows"] == len(lines) == 40
     assert said(capsys, "check", str(out), "--model", "gpt-4.1-mini")["tokens"] == found["tokens"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from conftest import labelled_rows, write_jsonl
 from hosted_fake import KEY, Fault
 from tiny import Events
 from tunesmith import pipeline, recipe_file
-from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.errors import InterruptedRun, TunesmithError, UsageError
 from tunesmith.hosted import client as clients
 from tunesmith.hosted import compare, jobs, openai_api, table
 from tunesmith.hosted.importing import bring_home
@@ -109,8 +111,6 @@ def test_the_key_is_in_no_text(
 
 
 def test_compare_says_when_tuning_pays(finished: Run) -> None:
-    from datetime import date
-
     found = compare.compare(finished, [], table.load(), calls_a_month=1_000_000, today=date(2026, 11, 27))
     tuned, base, shots = found.ways
     assert (tuned.tuned, base.tuned, shots.name) == (True, False, "openai few-shot-5")
@@ -144,11 +144,102 @@ def test_compare_puts_a_local_run_beside_it(finished: Run, tiny_encoder: Path, t
     assert way.latency is not None and way.usd_per_1000_calls == pytest.approx(way.latency)  # 0.001 dollars a second
     assert way.fixed_usd == pytest.approx(here.summary()["tuning_seconds"] / 1000)
     assert way.quality == here.metrics["accuracy"].as_dict() and way.prompt_tokens
+    assert way.latency_of == "mean over batches" and "single calls" in found.ways[0].latency_of
+    assert any("not alike" in note for note in found.notes)
+    assert any("gpt-4.1-mini were last seen on 2025-12-31" in note for note in found.notes)
     assert found.quality is not None and len(found.quality["runs"]) == 2
     assert [point.way for point in found.break_even] == [finished.summary()["hosted"]["model"], "here"]
     assert found.break_even[1].days_left is None  # nobody shuts this machine down
     unknown = compare.compare(finished, [here], table.load())
     assert unknown.ways[-1].usd_per_1000_calls is None and any("this machine" in note for note in unknown.notes)
+
+
+def copied(run: Run, folder: Path, provider: str, model: str, **facts: Any) -> Run:
+    """The same run as if another provider had made it of another model."""
+    shutil.copytree(run.path, folder)
+    tree = run.recipe.model_dump(mode="json", exclude_unset=True)
+    tree |= {"model": model, "hosted": {**tree["hosted"], "provider": provider}}
+    (folder / "recipe.yaml").write_text(recipe_file.parse(tree).to_yaml())
+    summary = json.loads((folder / "summary.json").read_text())
+    hosted = summary["hosted"] | {"provider": provider, "model": f"{model}-tuned"} | facts
+    hosted["usage"]["tuned"]["model"] = f"{model}-tuned"
+    for name in set(hosted["usage"]) - {"tuned"}:
+        hosted["usage"][name]["model"] = model
+    (folder / "summary.json").write_text(json.dumps(summary | {"hosted": hosted}))
+    return Run(folder)
+
+
+def test_each_provider_shuts_down_its_own_models_alone(finished: Run, tmp_path: Path) -> None:
+    lasting = copied(finished, tmp_path / "nebius", "nebius", "llama-8b", shutdown=None)
+    ended, soon = date(2027, 2, 1), date(2027, 1, 1)
+    for first, second in ((finished, lasting), (lasting, finished)):
+        found = compare.compare(first, [second], table.load(), calls_a_month=1000, today=ended)
+        days = {way.name: way.shutdown for way in found.ways if way.tuned}
+        assert days == {"ft:gpt-4.1-mini:org::ftjob-0": date(2027, 1, 14), "llama-8b-tuned": None}
+        verdicts = {point.way: point.verdict for point in found.break_even}
+        assert "was shut down on 2027-01-14" in verdicts["ft:gpt-4.1-mini:org::ftjob-0"]
+        assert "shut down" not in verdicts.get("llama-8b-tuned", "")
+    stored = json.loads((lasting.path / "compare.json").read_text())["ways"]
+    assert {way["shutdown"] for way in stored} == {"2027-01-14", None}
+    assert found.as_dict()["ways"][0]["shutdown"] is None
+    for first, marked in ((lasting, False), (finished, True)):
+        made = compare.compare(first, [], table.load(), calls_a_month=1000, today=soon)
+        assert made.picture is not None and (">shut down<" in made.picture.read_text()) is marked
+
+
+def test_a_break_even_is_capped_by_the_day_that_the_provider_itself_gives(finished: Run, tmp_path: Path) -> None:
+    assert finished.summary()["hosted"]["shutdown"] == "2027-01-14"
+    assert jobs.read_state(finished.path)["shutdown"] == "2027-01-14"
+    for told, capped in (("2026-12-01", date(2026, 12, 1)), ("2027-12-01", date(2027, 1, 14))):
+        other = copied(finished, tmp_path / told, "openai", "gpt-4.1-mini", shutdown=told)
+        found = compare.compare(other, [], table.load(), today=date(2026, 11, 27))
+        assert found.ways[0].shutdown == capped
+        assert found.break_even[0].days_left == (capped - date(2026, 11, 27)).days
+
+
+def test_a_model_that_the_provider_has_shut_down_is_not_asked_for(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, address = there
+    monkeypatch.setattr(state, "shutdown", "2026-01-01")
+    made, sent = len(state.jobs), len(state.files)
+    with pytest.raises(UsageError, match="was shut down on 2026-01-01") as caught:
+        pipeline.run(recipe(tmp_path, address, training={"seed": 11}), run_dir=tmp_path / "run")
+    assert "gpt-4.1," in str(caught.value.fix) and "gpt-4.1-mini" not in str(caught.value.fix)
+    assert (len(state.jobs), len(state.files)) == (made, sent)
+
+
+@pytest.mark.parametrize("why", ["closed", "no key", "unknown"])
+def test_what_is_in_vain_reads_no_data_and_leaves_no_folder(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    from tunesmith.data import prepare
+
+    monkeypatch.setattr(prepare, "prepare", None)
+    monkeypatch.setattr(pipeline, "prepare", None)  # whoever reads data fails otherwise
+    model = {"closed": "gpt-4.1-nano", "no key": "gpt-4.1-mini", "unknown": "gpt-4.1-mimi"}[why]
+    if why == "no key":
+        monkeypatch.delenv("OPENAI_API_KEY")
+    wanted = {"closed": "was shut down on", "no key": "no key for OpenAI", "unknown": "no model 'gpt-4.1-mimi'"}[why]
+    with pytest.raises(TunesmithError, match=wanted):
+        pipeline.run(recipe(tmp_path, there[1], model=model), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_that_was_made_in_time_is_followed_after_the_closing_day(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any, **more: Any) -> None:
+        raise InterruptedRun("stopped")
+
+    asked = recipe(tmp_path, there[1], training={"seed": 12})
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRun):
+        patch.setattr(jobs, "follow", stopped)
+        pipeline.run(asked, run_dir=tmp_path / "run")
+    own = tmp_path / "own.yaml"
+    own.write_text("providers: {openai: {jobs_until: 2026-01-01}}\n")
+    monkeypatch.setenv(table.OVERRIDE, str(own))
+    assert pipeline.resume(tmp_path / "run").status == "finished"
 
 
 def test_a_job_comes_home_with_the_old_models_answers(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import random
+import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -185,12 +187,43 @@ def test_ways_are_ranked_and_what_cannot_be_is_last(reviews):
 
 
 def test_limits_rule_out(reviews):
-    found = advice.advise(reviews, HERE, advice.Limits(budget=0.0, latency=1e-9))
+    found = advice.advise(reviews, HERE, advice.Limits(budget=0.0, latency=1e-9), today=date(2026, 11, 27))
     assert all(way.ruled_out for way in found.ways)
     said = {way.way: str(way.ruled_out) for way in found.ways}
     assert "budget" in said["hosted"] and "budget" in said["full"]
     small = dataclasses.replace(HERE, memory_bytes=10)
     assert all("GB are there" in str(w.ruled_out) for w in advice.advise(reviews, small).ways if w.way == "full")
+
+
+def test_a_provider_costs_what_the_table_of_prices_says_today(reviews, tmp_path, monkeypatch):
+    """Models that are shut down do not count, nor providers without jobs; the next step is a command that runs."""
+    import shlex
+
+    from tunesmith.cli.main import run
+
+    def hosted(day):
+        return next(way for way in advice.advise(reviews, HERE, today=day).ways if way.way == "hosted")
+
+    now = hosted(date(2026, 11, 27))
+    assert now.ruled_out is None and now.recipe["model"] == "gpt-4o-mini"  # gpt-4.1-nano went in October
+    assert now.recipe == {"method": "hosted", "model": "gpt-4o-mini", "hosted": {"provider": "openai"}}
+    assert now.cost.high / now.cost.low == pytest.approx(25 / 3)
+    reasons = " ".join(now.reasons)
+    assert "shut down on 2027-01-14" in reasons and "last seen on 2025-12-31" in reasons
+    command = shlex.split(re.search("next: `(.*)`", reasons)[1])
+    with monkeypatch.context() as patch:  # the command asks what day it is
+        open_for_ever = "jobs_until: 2999-01-01, models: {gpt-4o-mini: {shutdown: 2999-01-01}}"
+        (tmp_path / "open.yaml").write_text(f"providers: {{openai: {{{open_for_ever}}}}}\n")
+        patch.setenv("TUNESMITH_PRICES", str(tmp_path / "open.yaml"))
+        assert command[:3] == ["tunesmith", "hosted", "estimate"] and run(command[1:]) == 0
+    closed = hosted(date(2027, 1, 6))
+    assert "TUNESMITH_PRICES" in closed.ruled_out and closed.cost is None and closed.recipe == {}
+    own = tmp_path / "prices.yaml"
+    own.write_text("providers: {nebius: {models: {llama-8b: {training: 2, seen: 2027-01-01, source: invoice}}}}\n")
+    monkeypatch.setenv("TUNESMITH_PRICES", str(own))
+    later = hosted(date(2027, 1, 6))
+    assert later.recipe["model"] == "llama-8b" and later.cost.low == later.cost.high > 0
+    assert "--provider nebius" in later.reasons[-1]
 
 
 def test_trials_replace_guesses_by_measurements(reviews, monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 
 from conftest import labelled_rows, write_jsonl
 from tunesmith import recipe_file
-from tunesmith.hosted import check, formats, table
+from tunesmith.errors import RecipeError
+from tunesmith.hosted import check, formats, grading, table
 from tunesmith.hosted.rules import grader_variables
 
 TOOL = {
@@ -87,6 +88,8 @@ def checked(
             "tool-schema",
             "error",
         ),
+        ({**good(99), "parallel_tool_calls": "yes"}, "parallel-tool-calls", "error"),
+        ({key: value for key, value in called(call()).items() if key != "tools"}, "no-tools", "warning"),
         (picture(), "image-content", "error"),
         ({"messages": [*good(3)["messages"][:1], turn("assistant", "another answer")]}, "contradiction", "warning"),
         (good(4), "duplicate", "warning"),
@@ -157,17 +160,88 @@ def test_preferences_are_checked_as_pairs(tmp_path: Path) -> None:
     places = {problem.code: str(problem.where[0]).rpartition(":")[2] for problem in found.report.errors}
     assert places == {"identical-answers": "13", "last-role": "14", "output-role": "14", "input-role": "15"}
     assert found.method == "dpo" and found.size.rows == 12
+    healed = checked(
+        tmp_path,
+        [*rows[:12], pair(15, input="why?", preferred_output="good", non_preferred_output="bad")],
+        task="preference",
+    )
+    warned = {p.code: str(p.where[0]).rpartition(":")[2] for p in healed.report.problems if p.where}
+    assert not healed.report.errors and warned["input-shape"] == warned["output-shape"] == "13"
+    line = {
+        "input": {"messages": [turn("user", "why?")]},
+        "preferred_output": [turn("assistant", "good")],
+        "non_preferred_output": [turn("assistant", "bad")],
+    }
+    made = list(healed.lines(recipe_of(tmp_path, "gpt-4.1-mini", task="preference"), healed.data.train))
+    assert line in made
+    assert (
+        formats.tidy({"input": "why?", "preferred_output": "good", "non_preferred_output": "bad"}, healed.provider)
+        == line
+    )
+    asking = {"messages": [turn("user", "sunny?")], "tools": [TOOL]}
+    wrong = pair(16, input=asking, preferred_output=[{"role": "assistant", "tool_calls": [call('{"town": 1}')]}])
+    found = checked(tmp_path, [*rows[:12], wrong], task="preference")
+    assert "message 1 of `preferred_output` calls 'weather'" in found.report.errors[0].message
     nebius = checked(tmp_path, rows[:12], task="preference", model="x", hosted={"provider": "nebius"})
     assert [problem.code for problem in nebius.report.errors] == ["method-not-there"]
+
+
+def check_of(given: str = "{{sample.output_text}}", wanted: str = "x", **more: Any) -> dict[str, Any]:
+    return {"type": "string_check", "input": given, "reference": wanted, "operation": "eq"} | more
+
+
+@pytest.mark.parametrize(
+    ("grader", "what", "fix"),
+    [
+        (check_of(type="string_chek"), "`type` is 'string_chek'", "did you mean `string_check`?"),
+        ([], "is no object", "type"),
+        (check_of(operation="equals"), "`operation` is 'equals'", "eq, ne"),
+        (check_of(wanted=None), "`reference` is missing", "item.FIELD"),  # type: ignore[arg-type]
+        (check_of("{{row.x}}"), "`input` names `{{row...}}`", "`item.`"),
+        ({**check_of(type="text_similarity"), "evaluation_metric": "rouge"}, "`evaluation_metric` is 'rouge'", "rouge"),
+        ({"type": "python", "source": "def grade(sample, item)\n  return 1"}, "no Python: .* line 1", "mend"),
+        ({"type": "python", "source": "grade = 1"}, "no function `grade`", "def grade"),
+        ({"type": "score_model", "model": "m", "input": "x"}, "`input` is no list", "role"),
+        ({"type": "multi", "graders": {"a": check_of()}, "calculate_output": "a + b"}, "_output` is 'b'", "known: a"),
+        (
+            {"type": "multi", "graders": {"a": check_of(operation="x")}, "calculate_output": "a"},
+            "graders.a.operation",
+            "eq",
+        ),
+    ],
+)
+def test_a_wrong_grader_is_told_before_any_row_is_read(tmp_path: Path, grader: Any, what: str, fix: str) -> None:
+    with pytest.raises(RecipeError, match=what) as caught:
+        grading.refuse_wrong(grader, "grader.json")
+    assert caught.value.where == "grader.json" and fix in str(caught.value.fix)
+    if isinstance(grader, dict):
+        with pytest.raises(RecipeError, match=what) as caught:
+            checked(tmp_path, [], task="prompts", hosted={"grader": grader})
+        assert caught.value.where == "hosted.grader"
+
+
+@pytest.mark.parametrize(
+    "grader",
+    [
+        check_of(),
+        {**check_of(type="text_similarity"), "evaluation_metric": "cosine"},  # not here, but there
+        {"type": "python", "source": "def grade(sample, item):\n    return 1.0"},
+        {"type": "score_model", "model": "gpt-4.1", "input": [{"role": "user", "content": "{{item.x}}"}]},
+        {"type": "multi", "graders": {"a": check_of()}, "calculate_output": "sqrt(a)"},
+    ],
+)
+def test_a_grader_that_only_the_provider_can_run_is_right(grader: dict[str, Any]) -> None:
+    assert list(grading.problems(grader)) == []
 
 
 def test_a_grader_reads_only_what_rows_have(tmp_path: Path) -> None:
     grader = {
         "type": "multi",
         "graders": {
-            "a": {"type": "string_check", "input": "{{sample.output_text}}", "reference": "{{ item.answer.text }}"},
-            "b": {"type": "string_check", "input": "{{item.unit}}", "reference": "m"},
+            "a": check_of("{{sample.output_text}}", "{{ item.answer.text }}"),
+            "b": check_of("{{item.unit}}", "m"),
         },
+        "calculate_output": "a + b",
     }
     assert grader_variables(grader) == {"answer.text", "unit"}
     rows = [
@@ -183,9 +257,9 @@ def test_a_grader_reads_only_what_rows_have(tmp_path: Path) -> None:
     assert first == rows[0]  # the fields that the grader reads are sent, and no made-up answer
 
 
-def recipe_of(folder: Path, model: str, grader: dict[str, Any] | None = None) -> Any:
+def recipe_of(folder: Path, model: str, grader: dict[str, Any] | None = None, task: str = "chat") -> Any:
     tree: dict[str, Any] = {
-        "task": "prompts" if grader else "chat",
+        "task": "prompts" if grader else task,
         "model": model,
         "method": "hosted",
         "data": {"train": [str(folder / "train.jsonl")], "validation": 0.0, "test": 0.0},
@@ -221,6 +295,8 @@ def test_every_shape_becomes_the_providers(tmp_path: Path) -> None:
         ([{"prompt": "two", "completion": "2"}] * 10, [turn("user", "two"), turn("assistant", "2")]),
     ):
         found = checked(tmp_path, rows)
+        (told,) = [problem for problem in found.report.problems if problem.code == "other-shape"]
+        assert (told.severity, told.count, str(told.where[0])) == ("warning", 10, f"{tmp_path / 'train.jsonl'}:1")
         assert next(found.lines(recipe_of(tmp_path, "gpt-4.1-mini"), found.data.train)) == {"messages": first}
     found = checked(tmp_path, labelled_rows(20), task="text-classification")
     tree = recipe_of(tmp_path, "gpt-4.1-mini").model_copy(update={"task": "text-classification"})

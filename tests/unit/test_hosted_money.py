@@ -161,6 +161,7 @@ def test_ones_own_prices_are_laid_over_the_table(tmp_path: Path, monkeypatch: py
         ("providers:\n  openai:\n    modles: {}\n", 3, "Extra inputs"),
         ("providers:\n  openai:\n    jobs_until: soon\n", 3, "is 'soon'"),
         ("stale_after_days: 0\n", 1, "is 0"),
+        ("providers:\n  new:\n    what: x\n", 2, "`providers.new.protocol` is missing"),
         ("providers: [\n", 2, "not valid YAML"),
         ("- 1\n", None, "mapping"),
     ],
@@ -170,7 +171,14 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, text: str, where
     own.write_text(text)
     with pytest.raises(UsageError, match=what) as caught:
         table.load(own)
-    assert caught.value.where == (f"{own}:{where}" if where else str(own))
+    assert caught.value.where == (f"{own}:{where}" if where else str(own)) and caught.value.fix
+
+
+def test_a_table_that_is_not_there_is_told_in_plain_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read the prices") as caught:
+        table.load(tmp_path / "nope.yaml")
+    assert caught.value.what == "cannot read the prices: No such file or directory"
+    assert caught.value.where == str(tmp_path / "nope.yaml") and "--prices" in str(caught.value.fix)
 
 
 def test_the_packaged_table_is_whole() -> None:

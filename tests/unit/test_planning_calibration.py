@@ -248,6 +248,22 @@ def test_a_wrong_table_is_an_error_with_its_place(tmp_path, text, named_in_the_e
     assert str(path) in str(caught.value.where)
 
 
+@pytest.mark.parametrize("name", ["mine", "this"])
+def test_a_wrong_figure_is_told_with_its_line_and_in_plain_words(tmp_path, name):
+    figures = ["    title: ours", "    kind: gpu", "    memory_gb: 8", "    bandwidth_gb: 20", "    fp32_tflops: 0.5"]
+    path = write(tmp_path / "mine.yaml", "\n".join(["machines:", f"  {name}:", *figures, "    price_per_hour: -1"]))
+    ask = hardware.price_of_this if name == "this" else hardware.machines
+    if name == "mine":
+        with pytest.raises(UsageError) as caught:
+            ask(path)
+        assert caught.value.what == "`machines.mine.bf16_tflops` is missing (and 1 more)"
+        assert caught.value.where == f"{path}:2" and "add `bf16_tflops: ...`" in str(caught.value.fix)
+        write(path, path.read_text() + "\n    bf16_tflops: 1\n")
+    with pytest.raises(UsageError, match=f"`machines.{name}.price_per_hour` is -1") as caught:
+        ask(path)
+    assert caught.value.where == f"{path}:8"
+
+
 def test_unknown_machines_and_tables_are_named(tmp_path):
     with pytest.raises(NotFoundError, match="h10") as caught:
         hardware.find("h10")

@@ -8,11 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.advice import providers, trials
 from tunesmith.advice import rules as tables
-from tunesmith.advice import trials
 from tunesmith.advice.rules import Facts, Rules, Value, Way
 from tunesmith.advice.trials import Trial
 from tunesmith.events import Event, Listener, Notice, nobody
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
     from tunesmith.data.rows import Row
 
-EPOCHS = 3  # of a provider, where it chooses
 TRIAL_ROWS = 300  # to measure each trial on, at most
 FEWEST_HELD = 30
 """Fewer validation rows than these say too little: then a fifth of the training rows is held out for the trials."""
@@ -128,6 +128,7 @@ def advise(
     *,
     own_rules: Path | None = None,
     trial_seconds: float | None = None,
+    today: date | None = None,
     on_event: Listener = nobody,
 ) -> Advice:
     """Rank the ways to do a task with these data and this model.
@@ -138,17 +139,20 @@ def advise(
         limits: What the ways must keep to.
         own_rules: A table in place of the one that comes with Tunesmith.
         trial_seconds: Try the ways that can be run here, for so long.
+        today: By which providers and their models are open or closed.
         on_event: Told what happens.
 
     Raises:
         DataError: The data have errors that would stop a run as well.
-        UsageError: The table of rules is malformed.
+        UsageError: The table of rules, or that of prices, is malformed.
     """
     rules = tables.load(own_rules)
     base, folder, data = gather(_with(recipe, {}), on_event)
     found = _facts(base, folder, data[-1], limits)
+    today = today or date.today()
     made = [
-        _suggest(name, way, rules, recipe, folder, data[-1], found, machine, limits) for name, way in rules.ways.items()
+        _suggest(name, way, rules, recipe, folder, data[-1], found, machine, limits, today)
+        for name, way in rules.ways.items()
     ]
     if trial_seconds is not None:
         made = _tried(made, rules, recipe, data[-1], trial_seconds, on_event)
@@ -226,6 +230,7 @@ def _suggest(
     facts: Facts,
     machine: Machine,
     limits: Limits,
+    today: date,
 ) -> Suggestion:
     """What the table and the plan say about one way."""
     ruled_out = way.ruled_out(facts)
@@ -235,13 +240,14 @@ def _suggest(
     if ruled_out is None and way.runs:
         made = _planned(_with(recipe, changes), folder, data, machine)
     cost = made.cost if made else None
-    if way.usd_per_million_tokens:
-        tokens = _rough_tokens(recipe, data) * EPOCHS / 1e6
-        low, high = (tokens * price for price in way.usd_per_million_tokens)
-        cost = Range(low, (low + high) / 2, high)
+    there = providers.offers(recipe, len(data.train), _rough_tokens(recipe, data), today) if way.hosted else None
+    if way.hosted:
+        ruled_out = ruled_out or (providers.NOBODY if there is None else None)
+    if there is not None:
+        cost, changes = there.cost, {**changes, **there.recipe}
     shown = int(changes.get("parameters", {}).get("examples", 8)) if facts["model"] == "decoder" else 0
     latency = None
-    if way.usd_per_million_tokens is None and ruled_out is None:
+    if not way.hosted and ruled_out is None:
         latency = _latency(recipe, data, facts, machine, shown if name == "few-shot" else 0)
     suggestion = Suggestion(
         way=name,
@@ -254,7 +260,7 @@ def _suggest(
         cost=cost,
         latency=latency,
         ruled_out=ruled_out,
-        reasons=(way.pro, guess.because),
+        reasons=(way.pro, guess.because, *(there.reasons if there else ())),
         sources=tuple(rules.sources[source] for source in way.sources),
         recipe=changes,
     )

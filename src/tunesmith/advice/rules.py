@@ -55,7 +55,7 @@ class Way(Part):
     quality: list[Quality] = Field(min_length=1)
     pro: str
     sources: list[str]
-    usd_per_million_tokens: tuple[float, float] | None = None
+    hosted: bool = False
 
     def ruled_out(self, facts: Facts) -> str | None:
         """Why this way cannot be gone; ``None`` if it can."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,8 +79,10 @@ def check(
     from tunesmith.events import Event, Notice
     from tunesmith.hosted import check as checking
     from tunesmith.hosted import formats
+    from tunesmith.hosted.ready import refuse_closed
 
     recipe, table = _asked(files, model, provider, task, validation, prices, overrides, grader=grader)
+    refuse_closed(recipe, table, date.today())
     with progress.shown() as on_event:
 
         def quietly(event: Event) -> None:  # the report tells the warnings
@@ -112,6 +115,7 @@ def estimate(
     epochs: Epochs = None,
     task: TaskName = None,
     validation: Validation = None,
+    grader: Grader = None,
     prices: Prices = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -120,8 +124,10 @@ def estimate(
     from tunesmith import progress
     from tunesmith.hosted import check as checking
     from tunesmith.hosted import estimate as estimating
+    from tunesmith.hosted.ready import refuse_closed
 
-    recipe, table = _asked(files, model, provider, task, validation, prices, overrides, epochs=epochs)
+    recipe, table = _asked(files, model, provider, task, validation, prices, overrides, epochs=epochs, grader=grader)
+    refuse_closed(recipe, table, date.today())
     with progress.shown() as on_event:
         checked = checking.check(recipe, table, on_event=on_event)
     found = estimating.estimate(checked, recipe, table)
@@ -257,16 +263,18 @@ def models(
     from tunesmith.hosted import table as tables
 
     if live:
-        found = _client(provider, base_url, prices).models()
+        told = _client(provider, base_url, prices).models()
         if as_json:
-            print_json(found)
+            print_json(told)
         else:
-            print_table(("model", "shut down"), ((m["id"], m.get("shutdown_date")) for m in found))
+            print_table(("model", "shut down"), ((m["id"], m.get("shutdown_date")) for m in told))
         return
     table = tables.load(prices)
     wanted = {provider: table.provider(provider)} if provider else table.providers
+    old = {name: list(tables.stale_warnings(table, one, date.today())) for name, one in wanted.items()}
     if as_json:
-        print_json({name: one.model_dump(mode="json", exclude_none=True) for name, one in wanted.items()})
+        found = {name: one.model_dump(mode="json", exclude_none=True) for name, one in wanted.items()}
+        print_json({name: line | {"warnings": old[name]} for name, line in found.items()})
         return
     for name, one in wanted.items():
         print(f"{name}: {one.what} ({', '.join(one.methods)}); seen {one.seen}, {one.source}")
@@ -277,6 +285,8 @@ def models(
         if one.models:
             columns = ("model", "training", "tuned: in, out", "base: in, out", "shut down", "seen")
             print_table(columns, (_model_row(model, line) for model, line in one.models.items()))
+        for warning in old[name]:
+            print(f"note: {warning}")
     print("Dollars for a million tokens. Lay your own file over these: `--prices FILE` or TUNESMITH_PRICES.")
 
 
@@ -344,7 +354,16 @@ def compare(
     if as_json:
         print_json(found.as_dict())
         return
-    columns = ("way", found.ways[0].metric, "training", "1,000 calls", "seconds a call", "tokens in", "tokens out")
+    columns = (
+        "way",
+        found.ways[0].metric,
+        "training",
+        "1,000 calls",
+        "seconds a call",
+        "which are",
+        "tokens in",
+        "tokens out",
+    )
     print_table(columns, (_way_row(way) for way in found.ways))
     if found.tokens_saved_a_call is not None:
         print(f"The tuned model's prompt has {found.tokens_saved_a_call:,.0f} tokens fewer a call.")
@@ -385,13 +404,16 @@ def _asked(
 
     chosen = {"provider": provider, "epochs": epochs, "prices": str(prices) if prices else None, **(more or {})}
     if grader is not None:
-        chosen["grader"] = _json_file(grader)
+        chosen["grader"] = _grader(grader)
     hosted = {name: value for name, value in chosen.items() if value is not None}
     if len(files) == 1 and files[0].endswith((".yaml", ".yml")):
         given = {"model": model, "task": task, "method": "hosted"} | {f"hosted.{k}": v for k, v in hosted.items()}
         given |= {"data.validation": validation, "data.test": test}
         flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
         recipe = recipe_file.load(files[0], overrides=[*flags, *(overrides or [])])
+    elif task == "prompts" and grader is None and not any(item.startswith("hosted.grader") for item in overrides or ()):
+        fix = "give it by `--grader FILE`; rows with answers are learned from by `--task chat`"
+        raise UsageError("rows without answers need a grader", where="--grader", fix=fix)
     elif model is None:
         raise UsageError("no model was named", where="--model", fix="`tunesmith hosted models` lists what there is")
     else:
@@ -425,11 +447,18 @@ def _task_of(files: list[str]) -> str:
     return "preference" if any(pair <= names for pair in pairs) else "chat"
 
 
-def _json_file(path: Path) -> Any:
+def _grader(path: Path) -> Any:
+    from tunesmith.hosted.grading import refuse_wrong
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fix = "name a file with OpenAI's grader object"
+        raise UsageError(f"cannot read the grader: {error.strerror}", where=str(path), fix=fix) from error
     except ValueError as error:
-        raise UsageError(f"the grader is no JSON: {error}", where=str(path)) from error
+        raise UsageError(f"the grader is no JSON: {error}", where=str(path), fix="mend it there") from error
+    refuse_wrong(found, str(path))
+    return found
 
 
 def _client(provider: str | None, base_url: str | None, prices: Path | None) -> Client:
@@ -473,7 +502,8 @@ def _way_row(way: Way) -> tuple[object, ...]:
         interval_text(way.quality),
         _dollars(way.fixed_usd),
         _dollars(way.usd_per_1000_calls),
-        _number(way.latency, "{:.2f}"),
+        _number(way.latency, "{:.3g}"),
+        way.latency_of if way.latency is not None else None,
         _number(way.prompt_tokens, "{:,.0f}"),
         _number(way.written_tokens, "{:,.0f}"),
     )

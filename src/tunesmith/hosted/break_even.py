@@ -17,7 +17,7 @@ class BreakEven:
         way: What costs at the beginning.
         against: What it is compared with.
         calls: How many calls it takes; ``None`` for never.
-        days_left: Until the first of the two is shut down; ``None`` if no day is known.
+        days_left: Until `way` is shut down; ``None`` if no day is known.
         calls_a_day_needed: Calls a day that reach the number in time; ``None`` if never, or no day is known.
         verdict: In one sentence.
     """

@@ -13,7 +13,7 @@ from tunesmith.data.prepare import PreparedData, prepare
 from tunesmith.data.problems import PLACES, CheckReport, Problem
 from tunesmith.data.rows import Origin, Row
 from tunesmith.events import Listener, nobody
-from tunesmith.hosted import formats, tokens
+from tunesmith.hosted import formats, grading, tokens
 from tunesmith.hosted.rules import ProviderRules
 from tunesmith.hosted.settings import Hosted
 from tunesmith.hosted.table import Method, Provider, Table, find_model, known_model, shutdown_warnings
@@ -112,8 +112,9 @@ def check(
     Raises:
         DataError: A file does not exist.
         NotFoundError: The provider has models in the table, and this is none of them.
+        RecipeError: The grader is none that the provider could run.
     """
-    rules = rules_of(recipe, table)
+    rules = replace(rules_of(recipe, table), as_file=True)
     model_warnings = of_model(recipe, table, today or date.today())
     data = prepare(recipe, rules=rules, stop_on_errors=False, dropped_to=dropped_to, on_event=on_event)
     return of_data(recipe, table, data, rules, model_warnings)
@@ -143,14 +144,18 @@ def of_data(
 
 
 def of_model(recipe: Recipe, table: Table, today: date) -> list[str]:
-    """What to know of the model before any row is read.
+    """What to know of the model and the grader before any row is read.
 
     Raises:
         NotFoundError: The table knows the provider's models, and this is none of them.
+        RecipeError: The grader is none that the provider could run.
     """
-    provider = table.provider((recipe.hosted or Hosted()).provider)
+    hosted = recipe.hosted or Hosted()
+    provider = table.provider(hosted.provider)
     if provider.models:
         known_model(provider, recipe.model)
+    if hosted.grader is not None:
+        grading.refuse_wrong(hosted.grader, "hosted.grader")
     return list(shutdown_warnings(provider, recipe.model, today))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
@@ -202,25 +203,15 @@ class Client(Protocol):
 
 
 def connect(settings: Hosted, table: Table) -> Client:
-    """A client for the provider that a recipe names.
+    """A client for the provider that a recipe names; nothing is asked of it yet.
 
     Raises:
-        MissingExtraError: The extra ``hosted`` is not installed.
-        ResourceError: There is no key.
-        UsageError: The address is missing, or would carry the key in plain text.
+        As :func:`access`.
     """
-    try:
-        import openai  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("openai", "hosted", "talking to providers") from error
+    base_url, key = access(settings, table)
     from tunesmith.hosted import fireworks, mistral, openai_api, together
 
     provider = table.provider(settings.provider)
-    base_url = address(settings, provider)
-    key = key_of(settings.provider, provider)
-    host = urlsplit(base_url)
-    if key is not None and host.scheme != "https" and host.hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise UsageError("the key would travel unencrypted", where=base_url, fix="give an address with https://")
     makers: dict[str, Any] = {
         "openai": openai_api.OpenAIClient,
         "mistral": mistral.MistralClient,
@@ -229,6 +220,25 @@ def connect(settings: Hosted, table: Table) -> Client:
     }
     client: Client = makers[provider.protocol](provider, base_url, key)
     return client
+
+
+def access(settings: Hosted, table: Table) -> tuple[str, SecretStr | None]:
+    """Address and key of the provider that a recipe names.
+
+    Raises:
+        MissingExtraError: The extra ``hosted`` is not installed.
+        ResourceError: There is no key.
+        UsageError: The address is missing, or would carry the key in plain text.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise MissingExtraError("openai", "hosted", "talking to providers")
+    provider = table.provider(settings.provider)
+    base_url = address(settings, provider)
+    key = key_of(settings.provider, provider)
+    host = urlsplit(base_url)
+    if key is not None and host.scheme != "https" and host.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise UsageError("the key would travel unencrypted", where=base_url, fix="give an address with https://")
+    return base_url, key
 
 
 def address(settings: Hosted, provider: Provider) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -16,8 +16,9 @@ from tunesmith.errors import UsageError
 from tunesmith.evaluation import charts
 from tunesmith.evaluation.curve_chart import COLOURS, MARKERS, on_its_own
 from tunesmith.evaluation.run_comparison import compare_runs
+from tunesmith.hosted.answers import AT_ONCE
 from tunesmith.hosted.break_even import DAYS_A_MONTH, BreakEven, break_even
-from tunesmith.hosted.table import Table, find_model
+from tunesmith.hosted.table import Table, find_model, stale_warnings
 from tunesmith.runs import Run
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Way:
         usd_per_1000_calls: Likewise.
         prompt_tokens: A call, on average.
         written_tokens: Likewise; ``None`` where the run did not count them.
-        latency: Seconds a call; hosted: the median, local: the mean.
+        latency: Seconds a call.
+        latency_of: What these are: the median of single calls, or the mean over batches.
+        shutdown: The day from which on it answers no more; ``None`` if no day is known.
     """
 
     name: str
@@ -51,6 +54,12 @@ class Way:
     prompt_tokens: float | None
     written_tokens: float | None
     latency: float | None
+    latency_of: str
+    shutdown: date | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"shutdown": self.shutdown.isoformat() if self.shutdown else None}
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class HostedComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return asdict(self) | {"ways": [way.as_dict() for way in self.ways]}
 
 
 def compare(
@@ -92,7 +101,7 @@ def compare(
     Args:
         hosted: A finished run with `method: hosted`.
         others: Finished runs, tuned here or quantized; also further hosted ones.
-        table: For the day on which the model is shut down.
+        table: For the day on which each model is shut down.
         usd_per_hour: What an hour of this machine costs; ``None`` leaves local money out.
         calls_a_month: How many calls are expected.
         today: From which on they are made.
@@ -101,31 +110,32 @@ def compare(
         UsageError: A run is not finished, was not hosted, or was measured on other rows.
     """
     if hosted.recipe.method != "hosted":
-        raise UsageError("the first run must have `method: hosted`", where=str(hosted.path))
+        fix = "name a hosted run first; runs that were tuned here alone: `tunesmith compare`"
+        raise UsageError("the first run must have `method: hosted`", where=str(hosted.path), fix=fix)
     today, notes = today or date.today(), list[str]()
-    ways = _hosted_ways(hosted, notes)
+    ways = _hosted_ways(hosted, table, notes)
     for run in others:
-        ways += _hosted_ways(run, notes)[:1] if run.recipe.method == "hosted" else [_local_way(run, usd_per_hour)]
+        there = run.recipe.method == "hosted"
+        ways += _hosted_ways(run, table, notes)[:1] if there else [_local_way(run, usd_per_hour)]
     quality = None
     if others:
         metric, rows, verdict = compare_runs([hosted, *others])
         quality = {"metric": metric, "runs": rows, "verdict": verdict}
     if usd_per_hour is None and any(way.kind == "local" for way in ways):
         notes.append("what this machine costs is not counted: `--machine-usd-per-hour` says it")
-    settings = hosted.recipe.hosted
-    assert settings is not None
-    found = find_model(table.provider(settings.provider), hosted.recipe.model)
-    shutdown = found[1].shutdown if found else None
-    points = _break_evens(ways, shutdown, today, calls_a_month)
+    if {way.latency_of for way in ways} == {SINGLE, BATCHES}:
+        notes.append(f"seconds a call are not alike: hosted ones are the {SINGLE}, local ones the {BATCHES}")
+    for run in (hosted, *others):
+        notes += _stale(run, table, today) if run.recipe.hosted is not None else []
+    points = _break_evens(ways, today, calls_a_month)
     prompt = _prompted(ways)
     tuned = ways[0]
     saved = None
     if prompt is not None and prompt.prompt_tokens is not None and tuned.prompt_tokens is not None:
         saved = prompt.prompt_tokens - tuned.prompt_tokens
     picture = hosted.path / "cost.svg"
-    last = _last_call(shutdown, today, calls_a_month)
     if any(way.usd_per_1000_calls is not None and way.fixed_usd is not None for way in ways):
-        disk.write_text(picture, cost_chart(ways, points, last))
+        disk.write_text(picture, cost_chart(ways, points, _last_calls(ways, today, calls_a_month)))
     else:
         notes.append("no way has a known price, so there is no picture")
     done = HostedComparison(ways, points, saved, quality, notes, picture if picture.is_file() else None)
@@ -133,7 +143,10 @@ def compare(
     return done
 
 
-def _hosted_ways(run: Run, notes: list[str]) -> list[Way]:
+SINGLE, BATCHES = f"median of single calls, {AT_ONCE} at a time", "mean over batches"
+
+
+def _hosted_ways(run: Run, table: Table, notes: list[str]) -> list[Way]:
     summary = run.summary()
     facts = summary["hosted"]
     if not summary["metrics"]:
@@ -155,11 +168,31 @@ def _hosted_ways(run: Run, notes: list[str]) -> list[Way]:
                 prompt_tokens=usage["prompt_tokens"] / calls,
                 written_tokens=usage["written_tokens"] / calls,
                 latency=usage["latency"],
+                latency_of=SINGLE,
+                shutdown=_shutdown(run, table, run.recipe.model if tuned else usage["model"]),
             )
         )
         if usage["usd_per_1000_calls"] is None:
             notes.append(f"the price of a call of {usage['model']} is not known")
     return ways
+
+
+def _shutdown(run: Run, table: Table, model: str) -> date | None:
+    """The earlier of the table's day and the one that the provider itself gave when the run's job was made."""
+    assert run.recipe.hosted is not None
+    found = find_model(table.provider(run.recipe.hosted.provider), model)
+    told = run.summary()["hosted"].get("shutdown") if model == run.recipe.model else None
+    days = [found[1].shutdown if found else None, date.fromisoformat(told) if told else None]
+    return min((day for day in days if day is not None), default=None)
+
+
+def _stale(run: Run, table: Table, today: date) -> list[str]:
+    """Warnings of prices that were seen long ago."""
+    assert run.recipe.hosted is not None
+    provider = table.provider(run.recipe.hosted.provider)
+    found = [find_model(provider, usage["model"]) for usage in run.summary()["hosted"]["usage"].values()]
+    named = [find_model(provider, run.recipe.model), *found]
+    return list(stale_warnings(table, provider, today, [line[0] for line in named if line is not None]))
 
 
 def _local_way(run: Run, usd_per_hour: float | None) -> Way:
@@ -177,8 +210,9 @@ def _local_way(run: Run, usd_per_hour: float | None) -> Way:
         fixed_usd=None if hourly is None else hourly * summary["tuning_seconds"],
         usd_per_1000_calls=None if hourly is None or latency is None else 1000 * hourly * latency,
         prompt_tokens=system.get("prompt_tokens_per_row"),
-        written_tokens=None,
+        written_tokens=system.get("written_tokens_per_row"),
         latency=latency,
+        latency_of=BATCHES,
     )
 
 
@@ -203,9 +237,7 @@ def _prompted(ways: Sequence[Way]) -> Way | None:
     return next((way for way in untuned if "few-shot" in way.name), untuned[0] if untuned else None)
 
 
-def _break_evens(
-    ways: Sequence[Way], shutdown: date | None, today: date, calls_a_month: float | None
-) -> list[BreakEven]:
+def _break_evens(ways: Sequence[Way], today: date, calls_a_month: float | None) -> list[BreakEven]:
     other = _prompted(ways)
     if other is None or other.usd_per_1000_calls is None:
         return []
@@ -216,7 +248,7 @@ def _break_evens(
             fixed=way.fixed_usd,
             call=way.usd_per_1000_calls / 1000,
             other_call=other.usd_per_1000_calls / 1000,
-            shutdown=shutdown if way.kind == "hosted" else None,
+            shutdown=way.shutdown,
             today=today,
             calls_a_month=calls_a_month,
         )
@@ -225,25 +257,26 @@ def _break_evens(
     ]
 
 
-def _last_call(shutdown: date | None, today: date, calls_a_month: float | None) -> float | None:
-    """How many calls there will be until the shutdown."""
-    if shutdown is None or calls_a_month is None:
-        return None
-    return max(0.0, (shutdown - today).days * calls_a_month / DAYS_A_MONTH)
+def _last_calls(ways: Sequence[Way], today: date, calls_a_month: float | None) -> dict[str, float]:
+    """Of each tuned way that will be shut down: how many calls there will be until then."""
+    if calls_a_month is None:
+        return {}
+    days = {way.name: (way.shutdown - today).days for way in ways if way.tuned and way.shutdown is not None}
+    return {name: max(0.0, left * calls_a_month / DAYS_A_MONTH) for name, left in days.items()}
 
 
-def cost_chart(ways: Sequence[Way], points: Sequence[BreakEven], last: float | None) -> str:
-    """Dollars over the number of calls, a line a way; where the tuned model is shut down, a dotted line.
+def cost_chart(ways: Sequence[Way], points: Sequence[BreakEven], last: Mapping[str, float]) -> str:
+    """Dollars over the number of calls, a line a way; where a tuned model is shut down, a dotted line in its colour.
 
     Args:
         ways: Those without a known price are left out.
         points: Marked on the lines.
-        last: Calls until the shutdown, if they are known.
+        last: Of ways that will be shut down: calls until then, if they are known.
     """
     known = [(way, way.fixed_usd or 0.0, way.usd_per_1000_calls) for way in ways if way.fixed_usd is not None]
     drawn = [(way, fixed, call / 1000) for way, fixed, call in known if call is not None]
     reached = [point.calls for point in points if point.calls]
-    most = max([1e5, *(10 * calls for calls in reached), *([2 * last] if last else [])])
+    most = max([1e5, *(10 * calls for calls in reached), *(2 * count for count in last.values())])
     calls = np.geomspace(10, most, 200)
     with charts.new_figure(8.0, 4.6) as figure:
         axes = figure.add_subplot()
@@ -252,9 +285,10 @@ def cost_chart(ways: Sequence[Way], points: Sequence[BreakEven], last: float | N
             axes.plot(calls, np.maximum(1e-6, fixed + calls * call), color=colour, label=way.name, lw=1.8)
             mine = [point.calls for point in points if point.way == way.name and point.calls]
             axes.plot(mine, [fixed + n * call for n in mine], MARKERS[number % len(MARKERS)], color=colour, ms=7)
-        if last:
-            axes.axvline(last, color=charts.MUTED, linestyle=":")
-            axes.annotate("shut down", (last, 1), (3, -4), xycoords=("data", "axes fraction"), **_NEAR)
+            if last.get(way.name):
+                axes.axvline(last[way.name], color=colour if len(last) > 1 else charts.MUTED, linestyle=":")
+                place = (3, -4 - 12 * list(last).index(way.name))
+                axes.annotate("shut down", (last[way.name], 1), place, xycoords=("data", "axes fraction"), **_NEAR)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("calls")

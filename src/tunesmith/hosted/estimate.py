@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from tunesmith.hosted.check import Checked, Size
-from tunesmith.hosted.table import Provider, Rate, Table, TunableModel, find_model
+from tunesmith.hosted.table import Provider, Rate, Table, TunableModel, find_model, stale_warnings
 from tunesmith.recipe import Recipe
 from tunesmith.server.recipes import auto_epochs
 
@@ -62,7 +62,7 @@ def estimate(checked: Checked, recipe: Recipe, table: Table, *, today: date | No
     billed = None if epochs is None else size.tokens * epochs
     cost, more = _training_cost(provider, model, recipe.model, billed, checked.method)
     seen = None if provider.own_machine else model.seen if model else None
-    stale = table.staleness(f"the prices of {recipe.model}", seen, today) if seen else None
+    stale = stale_warnings(table, provider, today, [found[0]] if found else [])
     return Estimate(
         rows=size.rows,
         tokens=size.tokens,
@@ -72,7 +72,7 @@ def estimate(checked: Checked, recipe: Recipe, table: Table, *, today: date | No
         price_date=seen.isoformat() if seen else None,
         tuned_usd_per_1000_calls=_per_thousand(model.tuned if model else None, size),
         base_usd_per_1000_calls=_per_thousand(model.base if model else None, size),
-        warnings=[*warnings, *more, *([stale] if stale else []), *_uncounted(checked)],
+        warnings=[*warnings, *more, *stale, *_uncounted(checked)],
     )
 
 

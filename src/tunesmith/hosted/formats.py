@@ -57,8 +57,8 @@ def lines(
 def tidy(values: Mapping[str, Any], provider: Provider) -> Line:
     """A row with messages as a provider wants it: known roles and keys only, arguments as text, ids for all calls."""
     if "preferred_output" in values:
-        given = values["input"] if isinstance(values["input"], dict) else {"messages": values["input"]}
-        outputs = {name: _messages(values[name], provider) for name in PREFERENCE_KEYS[1:]}
+        given = values["input"] if isinstance(values["input"], dict) else {"messages": _said(values["input"], "user")}
+        outputs = {name: _messages(_said(values[name], "assistant"), provider) for name in PREFERENCE_KEYS[1:]}
         return {"input": {**given, "messages": _messages(given["messages"], provider)}, **outputs}
     return {**values, "messages": _messages(values["messages"], provider)}
 
@@ -69,6 +69,11 @@ def write(path: Path, content: Iterable[Line], provider: Provider) -> int:
     encoded = (codecs.BOM_UTF8 if provider.byte_order_mark else b"") + text.encode("utf-8")
     disk.write_bytes(path, encoded)
     return len(encoded)
+
+
+def _said(value: Any, role: str) -> Any:
+    """A text as a turn; turns as they are."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 def _messages(turns: Sequence[Mapping[str, Any]], provider: Provider) -> list[Line]:

@@ -2,7 +2,7 @@
 
 The rules are those of OpenAI's cookbook ("Data preparation and analysis for chat model fine-tuning") and of its guides
 to supervised, vision, preference and reinforcement fine-tuning. Only rows that already have the provider's shape are
-looked at: of others Tunesmith writes that shape itself. A fault that the rewriting heals is a warning.
+looked at: of others Tunesmith writes that shape itself. What that heals, another shape included, is a warning.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class ProviderRules:
         method: ``supervised``, ``dpo`` or ``reinforcement``.
         images: Whether the model reads pictures.
         grader: Of reinforcement: its variables must be fields of every row.
+        as_file: Whether the file as it stands is judged too, not only what is made of it and sent.
         notes: What could not be checked, once each.
         as_they_are: Rows with pictures, which the task cannot hold: they are sent as their files have them.
     """
@@ -51,6 +52,7 @@ class ProviderRules:
     method: Method = "supervised"
     images: bool = False
     grader: Mapping[str, Any] | None = None
+    as_file: bool = False
     notes: list[str] = field(default_factory=list)
     as_they_are: set[Origin] = field(default_factory=set)
     _answers: dict[str, tuple[str, Origin]] = field(default_factory=dict)
@@ -59,7 +61,8 @@ class ProviderRules:
         """The record as the task shall read it, and the faults that these rules find in it."""
         values = record.values
         if not has_provider_shape(values):
-            return record, []
+            message = "rows are not in the provider's shape: as it stands, the file would be refused"
+            return record, [_fault("other-shape?", message, REWRITTEN, record.origin)] if self.as_file else []
         faults = [_fault(code, message, fix, record.origin) for code, message, fix in self._problems(values)]
         faults += self._contradiction(values, record.origin)
         return Record(self._readable(values, record.origin), record.origin), faults
@@ -69,24 +72,29 @@ class ProviderRules:
             yield from _preference_shape(values)
             turns = _turns(values["input"])
             given: Mapping[str, Any] = values["input"] if isinstance(values["input"], dict) else {}
-            for name in ("preferred_output", "non_preferred_output"):
-                yield from self._turn_problems(_turns(values[name]), name)
+            outputs = {name: _turns(values[name]) for name in PREFERENCE_KEYS[1:]}
+            for name, answer in outputs.items():
+                yield from self._turn_problems(answer, name)
         else:
-            turns, given = _turns(values["messages"]), values
+            turns, given, outputs = _turns(values["messages"]), values, {}
             if self.method != "reinforcement":
                 extra = [key for key in values if key not in ROW_KEYS]
                 if extra:
                     yield "extra-key?", f"the row has `{extra[0]}`, which the provider does not know", REWRITTEN
                 yield from _weights(turns)
         yield from self._turn_problems(turns, "messages")
-        yield from self._tools(given.get("tools") or [], turns)
+        flag = given.get("parallel_tool_calls")
+        if flag is not None and not isinstance(flag, bool):
+            fix = "write true or false, without quotes"
+            yield "parallel-tool-calls", f"`parallel_tool_calls` is {flag!r}: it must be true or false", fix
+        yield from self._tools(given.get("tools") or [], {"messages": turns, **outputs})
         if self.method == "reinforcement":
             yield from _unread(values, self.grader)
 
     def _turn_problems(self, turns: Sequence[Mapping[str, Any]], where: str) -> Found:
         pictures = 0
         for number, turn in enumerate(turns, 1):
-            at = f"message {number}" if where == "messages" else f"message {number} of `{where}`"
+            at = _at(number, where)
             role = turn.get("role")
             if role in ROLES and role not in self.provider.roles:  # others the task finds
                 yield "role-not-known?", f"{at} has the role {role!r}, which this provider does not know", REWRITTEN
@@ -115,9 +123,12 @@ class ProviderRules:
         elif not (isinstance(url, str) and _PICTURE.match(url)):
             yield "image-form", f"{at}: a picture is no address and no base64 of PNG, JPEG or WebP", "convert it"
 
-    def _tools(self, tools: Any, turns: Sequence[Mapping[str, Any]]) -> Found:
+    def _tools(self, tools: Any, parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Found:
         if not isinstance(tools, list):
             return  # the task says so
+        if not tools and any(turn.get("tool_calls") for turns in parts.values() for turn in turns):
+            fix = "add `tools`, which describes them: the model is asked with it later"
+            yield "no-tools?", "the row calls tools, and has no `tools`", fix
         validators: dict[str, Any] = {}
         for number, tool in enumerate(tools, 1):
             function = tool.get("function", tool) if isinstance(tool, dict) else {}
@@ -133,18 +144,9 @@ class ProviderRules:
             except ValueError as error:
                 yield "tool-schema", f"the parameters of {name!r} are no JSON schema: {error}", "mend the schema"
                 validators[name] = None
-        for number, turn in enumerate(turns, 1):
-            for call in turn.get("tool_calls") or []:
-                function = call.get("function", {}) if isinstance(call, dict) else {}
-                validator = validators.get(str(function.get("name")))
-                arguments = _parsed(function.get("arguments"))
-                if validator is not None and arguments is not None and not validator.is_valid(arguments):
-                    why = next(iter(validator.iter_errors(arguments))).message
-                    yield (
-                        "arguments-schema",
-                        f"message {number} calls {function['name']!r} with arguments that do not fit its schema: {why}",
-                        "correct the arguments or the schema",
-                    )
+        for where, turns in parts.items():
+            for number, turn in enumerate(turns, 1):
+                yield from _unfitting(turn.get("tool_calls") or [], validators, _at(number, where))
 
     def _validator(self, schema: Any) -> Any:
         """Of a tool's parameters; ``None`` if there are none, or nothing to check them with."""
@@ -260,6 +262,24 @@ def _calls(calls: Any, at: str) -> Found:
             yield "arguments-form?", f"{at} has the arguments of a call as an object, where text is wanted", REWRITTEN
 
 
+def _unfitting(calls: Any, validators: Mapping[str, Any], at: str) -> Found:
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function", {}) if isinstance(call, dict) else {}
+        validator = validators.get(str(function.get("name")))
+        arguments = _parsed(function.get("arguments"))
+        if validator is not None and arguments is not None and not validator.is_valid(arguments):
+            why = next(iter(validator.iter_errors(arguments))).message
+            yield (
+                "arguments-schema",
+                f"{at} calls {function['name']!r} with arguments that do not fit its schema: {why}",
+                "correct the arguments or the schema",
+            )
+
+
+def _at(number: int, where: str) -> str:
+    return f"message {number}" if where == "messages" else f"message {number} of `{where}`"
+
+
 def _parsed(arguments: Any) -> Any:
     if not isinstance(arguments, str):
         return arguments
@@ -271,11 +291,14 @@ def _parsed(arguments: Any) -> Any:
 
 def _preference_shape(values: Mapping[str, Any]) -> Found:
     prompt = _turns(values["input"])
-    if isinstance(values["input"], list):
-        yield "input-shape?", "`input` is a list: the provider wants an object with `messages`", REWRITTEN
+    if isinstance(values["input"], list | str):
+        kind = "a list" if isinstance(values["input"], list) else "a text"
+        yield "input-shape?", f"`input` is {kind}: the provider wants an object with `messages`", REWRITTEN
     if prompt and prompt[-1].get("role") == "assistant":
         yield "input-role", "`input` ends with the assistant's turn: there is nothing to answer", "end with the user's"
-    for name in ("preferred_output", "non_preferred_output"):
+    for name in PREFERENCE_KEYS[1:]:
+        if isinstance(values[name], str):
+            yield "output-shape?", f"`{name}` is a text: the provider wants a list with the assistant's turn", REWRITTEN
         roles = [turn.get("role") for turn in _turns(values[name])]
         if any(role not in ("assistant", "tool") for role in roles):
             yield "output-role", f"`{name}` holds a turn that is not the assistant's", "put the rest into `input`"

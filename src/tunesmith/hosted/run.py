@@ -23,7 +23,8 @@ from tunesmith.evaluation.rewarded import Judges
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.hosted import check, estimate, jobs, table
 from tunesmith.hosted.answers import Asker, Usage, as_outputs, questions_of, usage_of
-from tunesmith.hosted.client import Client, Job, connect
+from tunesmith.hosted.client import Client, Job, ProviderError, connect
+from tunesmith.hosted.ready import refuse_closed, refuse_in_vain
 from tunesmith.hosted.rules import ProviderRules
 from tunesmith.hosted.settings import Hosted
 from tunesmith.hosted.table import Rate, Table, find_model
@@ -73,7 +74,6 @@ def tune_and_measure(
     """
     settings = recipe.hosted or Hosted()
     started = time.time()
-    refuse_closed(recipe, known, date.today())
     checked = check.of_data(recipe, known, data, rules, check.of_model(recipe, known, date.today()))
     checked.report.raise_errors()
     cost = estimate.estimate(checked, recipe, known)
@@ -84,6 +84,10 @@ def tune_and_measure(
     files = check.write_files(checked, recipe, folder / "sent")
     seed = recipe.training.seed
     intent = jobs.Intent.begin(folder, client, recipe.model, checked.method, settings, seed, files)
+    if intent.state["job"] is None:
+        live = shutdown_told_by(client, recipe.model)
+        refuse_closed(recipe, known, date.today(), live=live)
+        intent.keep(shutdown=live.isoformat() if live else None)
     tell(Phase(step="tune", message=f"{recipe.model} at {client.provider.what} ({_dollars(cost.training_cost_usd)})"))
     job = jobs.make(intent, client, settings, seed, files, tell)
     job = jobs.follow(client, job, folder, settings, tell)
@@ -101,6 +105,7 @@ def tune_and_measure(
         "trained_tokens": job.trained_tokens,
         "training_cost_usd": paid,
         "price_date": cost.price_date,
+        "shutdown": intent.state.get("shutdown"),
     }
     tell(Phase(step="evaluate", message=f"{job.tuned_model} at {client.provider.what}"))
     if not (len(data.test) or len(data.validation)):
@@ -161,23 +166,15 @@ def as_conversations(recipe: Recipe, data: PreparedData) -> tuple[Recipe, Prepar
     return view, replace(data, train=train, validation=validation, test=test)
 
 
-def refuse_closed(recipe: Recipe, known: Table, today: date) -> None:
-    """Stop before any work where the calendar says that it is in vain.
-
-    Raises:
-        UsageError: With what to do instead.
-    """
-    provider = known.provider((recipe.hosted or Hosted()).provider)
-    fix = "tune another model, at another `--provider`, or here: `tunesmith hosted import` takes an old job home"
-    found = find_model(provider, recipe.model)
-    if found and found[1].shutdown is not None and found[1].shutdown <= today:
-        raise UsageError(f"{found[0]} was shut down on {found[1].shutdown}", where="model", fix=fix)
-    if provider.jobs_until is not None and provider.jobs_until <= today:
-        raise UsageError(
-            f"{provider.what} takes no new fine-tuning jobs since {provider.jobs_until}",
-            where="hosted.provider",
-            fix=fix,
-        )
+def shutdown_told_by(client: Client, model: str) -> date | None:
+    """The last day of a model as the provider itself says it; ``None`` where it says none, or cannot be asked."""
+    if client.provider.protocol != "openai":
+        return None
+    try:
+        named = {found["id"]: found.get("shutdown_date") for found in client.models()}
+        return date.fromisoformat(str(named.get(model))[:10])
+    except (ProviderError, ValueError, KeyError):
+        return None
 
 
 def paid_for(job: Job, recipe: Recipe, known: Table, estimated: float | None) -> float | None:
@@ -332,12 +329,18 @@ def _leave_unmeasured(
     return verdict
 
 
-def rules_and_table(recipe: Recipe) -> tuple[ProviderRules, Table]:
-    """What reading the data of a hosted recipe needs.
+def rules_and_table(recipe: Recipe, folder: Path | None = None) -> tuple[ProviderRules, Table]:
+    """What reading the data of a hosted recipe needs, if there is a point in reading them.
+
+    Args:
+        recipe: Resolved.
+        folder: Of a run that has begun.
 
     Raises:
-        UsageError: The table of prices is malformed.
-        NotFoundError: The provider is not in it.
+        UsageError: The table of prices is malformed, or :func:`~tunesmith.hosted.ready.refuse_in_vain` knows why not.
+        NotFoundError: The provider or the model is not in it.
+        ResourceError: There is no key.
     """
     known = table.load((recipe.hosted or Hosted()).prices)
+    refuse_in_vain(recipe, known, jobs.read_state(folder) if folder and (folder / jobs.STATE).is_file() else None)
     return check.rules_of(recipe, known), known

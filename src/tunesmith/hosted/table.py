@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +17,13 @@ from tunesmith import strict_yaml
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.recipe_file import line_numbers, merged
 from tunesmith.strict import Part
+from tunesmith.yaml_lines import as_usage_error
 
 PACKAGED = Path(__file__).with_name("prices.yaml")
 OVERRIDE = "TUNESMITH_PRICES"
 """Environment variable that names the user's own file."""
+
+OWN_FILE = f"name your own file of prices (`--prices`, `hosted.prices` or {OVERRIDE}), or leave it out"
 
 _VERSION_OF_MODEL = re.compile(r"-(20\d\d-\d\d-\d\d|\d{4})$")
 """``gpt-4.1-mini-2025-04-14`` and ``gpt-3.5-turbo-0125`` are versions of the models without these endings."""
@@ -188,7 +191,8 @@ def load(override: str | Path | None = None) -> Table:
     try:
         return Table.model_validate(tree)
     except ValidationError as error:
-        raise _as_usage_error(error, lines) from None
+        fix = "prices are dollars for a million tokens, never below 0; days are written 2026-11-27"
+        raise as_usage_error(error, lines, fix=fix) from None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
@@ -197,29 +201,50 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
         text = path.read_text(encoding="utf-8")
         tree, node = strict_yaml.load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the prices: {error}", where=str(path)) from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"cannot read the prices: {why}", where=str(path), fix=OWN_FILE) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UsageError(f"not valid YAML: {getattr(error, 'problem', error)}", where=where) from error
+        raise UsageError(
+            f"not valid YAML: {getattr(error, 'problem', error)}", where=where, fix="mend it there"
+        ) from error
     if not isinstance(tree, dict):
         raise UsageError("prices are a mapping of keys to values", where=str(path), fix="start with `providers:`")
     return tree, {keys: f"{path}:{line}" for keys, line in line_numbers(node).items()}
 
 
-def _as_usage_error(error: ValidationError, lines: dict[tuple[str, ...], str]) -> UsageError:
-    problem = error.errors(include_url=False)[0]
-    path = tuple(str(step) for step in problem["loc"])
-    where = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    more = error.error_count() - 1
-    tail = f" (and {more} more)" if more else ""
-    given = problem["input"]
-    value = f"is {given!r}: " if isinstance(given, str | int | float) else ""
-    return UsageError(
-        f"`{'.'.join(path)}` {value}{problem['msg']}{tail}",
-        where=where,
-        fix="prices are dollars for a million tokens, never below 0; days are written 2026-11-27",
-    )
+def tunable(provider: Provider, method: Method, today: date) -> dict[str, TunableModel]:
+    """The models of the table of which a provider still makes jobs of a kind."""
+    if provider.jobs_until is not None and provider.jobs_until <= today:
+        return {}
+    return {
+        name: model
+        for name, model in provider.models.items()
+        if method in (provider.methods if model.methods is None else model.methods)
+        and (model.shutdown is None or model.shutdown > today)
+    }
+
+
+def stale_warnings(table: Table, provider: Provider, today: date, models: Iterable[str] | None = None) -> Iterator[str]:
+    """What was last looked at long ago: the provider's own line, and the prices of some of its models.
+
+    Args:
+        table: Says how long is long.
+        provider: Whose lines.
+        today: The day.
+        models: Names in the table; default: all.
+    """
+    if provider.own_machine:
+        return
+    lines = [(f"limits and dates of {provider.what}", provider.seen)]
+    by_day: dict[date, list[str]] = {}
+    for name in provider.models if models is None else dict.fromkeys(models):
+        by_day.setdefault(provider.models[name].seen, []).append(name)
+    lines += [(f"the prices of {', '.join(names)}", seen) for seen, names in by_day.items()]
+    for what, seen in lines:
+        if (warning := table.staleness(what, seen, today)) is not None:
+            yield warning
 
 
 def shutdown_warnings(provider: Provider, model: str, today: date) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from tunesmith import strict_yaml
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.strict import Part
+from tunesmith.yaml_lines import Lines, as_usage_error, places
 
 THIS = "this"
 """The name by which a user's table gives the machine that plans a price."""
@@ -65,22 +66,26 @@ def machines(own: Path | None = None) -> dict[str, Hardware]:
     path = own or own_table()
     if own is not None and not own.is_file():
         raise NotFoundError("there is no table of machines", where=str(own), fix="name a file for --machines")
+    lines: Lines = {}
     if path.is_file():
-        for name, entry in _entries(path.read_text(encoding="utf-8"), str(path)).items():
+        text = path.read_text(encoding="utf-8")
+        entries, lines = _entries(text, str(path)), places(text, str(path))
+        for name, entry in entries.items():
             # the price's source is that of the price: it does not outlive it
             known = {k: v for k, v in table.get(name, {}).items() if "price_per_hour" not in entry or "price" not in k}
             table[name] = known | entry
-    return {name: _checked(name, entry, str(path)) for name, entry in table.items() if name != THIS}
+    return {name: _checked(name, entry, str(path), lines) for name, entry in table.items() if name != THIS}
 
 
 def price_of_this(own: Path | None = None) -> Hardware | None:
     """What the user's table says about the machine that plans: only its price counts."""
     path = own or own_table()
-    entry = _entries(path.read_text(encoding="utf-8"), str(path)).get(THIS) if path.is_file() else None
-    if entry is None:
+    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    entry = None if text is None else _entries(text, str(path)).get(THIS)
+    if text is None or entry is None:
         return None
     unknown = {"title": "this machine", "kind": "cpu", **dict.fromkeys(_FIGURES, 1.0)}
-    return _checked(THIS, unknown | entry, str(path))
+    return _checked(THIS, unknown | entry, str(path), places(text, str(path)))
 
 
 def find(name: str, own: Path | None = None) -> Hardware:
@@ -125,15 +130,9 @@ def _entries(text: str, where: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _checked(name: str, entry: dict[str, Any], where: str) -> Hardware:
+def _checked(name: str, entry: dict[str, Any], where: str, lines: Lines) -> Hardware:
     try:
         return Hardware.model_validate({"name": name, **entry})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
-        raise UsageError(
-            f"`machines.{name}.{key}`: {first['msg']}{given}",
-            where=where,
-            fix="see the comments of the table that comes with Tunesmith, or remove the line",
-        ) from error
+        fix = "see the comments of the table that comes with Tunesmith, or remove the line"
+        raise as_usage_error(error, lines, fix=fix, under=("machines", name), file=where) from error
