@@ -52,8 +52,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(
             f"not valid YAML: {getattr(error, 'problem', error)}",
             where=where,
-            fix="look there and just above: a bracket or quote left open, a missing space after `:`, an indent, a key that "
-            "stands twice, or a text that begins with `*`, `&`, `@`, `%` or `!` and wants quotes",
+            fix="look there and just above: a bracket or quote left open, a missing space after `:`, an indent, a "
+            "key that stands twice, or a text that begins with `*`, `&`, `@`, `%` or `!` and wants quotes",
         ) from error
     if not isinstance(tree, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=f"{path}:1", fix="start with `task: ...`")

@@ -111,7 +111,7 @@ def test_a_log_on_a_full_disk_is_our_error(folder: Path) -> None:
 
 def test_a_path_that_cannot_be_written_is_no_full_disk(folder: Path) -> None:
     (folder / "summary.json").mkdir()
-    with pytest.raises(UsageError, match="cannot write summary.json") as caught:
+    with pytest.raises(UsageError, match=r"cannot write summary\.json") as caught:
         disk.write_json(folder / "summary.json", {})
     assert "permissions" in str(caught.value.fix)
 
