@@ -61,7 +61,8 @@ def run(
         rules_and_table(recipe)
     disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
     behind = lineage.ancestors(recipe.model)
-    disk.write_json(folder / "environment.json", environment.describe() | ({"lineage": behind} if behind else {}))
+    facts = environment.describe() | {"folder": str(Path.cwd())} | ({"lineage": behind} if behind else {})
+    disk.write_json(folder / "environment.json", facts)
     return _walk(folder, recipe, on_event, resumed=False, data=data)
 
 
@@ -75,7 +76,8 @@ def resume(run_dir: str | Path, *, on_event: Listener = nobody) -> Run:
     opened = runs.open_run(run_dir)
     if opened.status == "finished":
         return opened
-    return _walk(opened.path, opened.recipe, on_event, resumed=True)
+    with _sent_home(opened):
+        return _walk(opened.path, opened.recipe, on_event, resumed=True)
 
 
 def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener = nobody) -> Run:
@@ -100,7 +102,8 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     log = _both(EventLog(opened.path), on_event)
     folder = opened.path
     if data is None:
-        prepared = _prepare(recipe, folder, on_event)
+        with _sent_home(opened):
+            prepared = _prepare(recipe, folder, on_event)
     else:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": data})})
         prepared = _prepare(recipe, folder / runs.EVALUATIONS, on_event)
@@ -113,6 +116,24 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     trained = Trained(summary, summary.get("tuning_seconds", 0.0), model)
     evaluate_run(folder, recipe, prepared, trained, log)
     return Run(folder)
+
+
+@contextlib.contextmanager
+def _sent_home(opened: Run) -> Iterator[None]:
+    """Files that are named from the folder in which a run was made are not found from another one: say which."""
+    try:
+        yield
+    except DataError as error:
+        home = Path(opened.made_in or ".")
+        parts = [opened.recipe.data, *(stage.data for stage in opened.recipe.stages if stage.data)]
+        named = [one for part in parts for given in (part.train, part.validation, part.test) for one in _names(given)]
+        if any((home / name).exists() and not Path(name).exists() for name in named):
+            error.fix = f"the run was made in {home}, and its files are named from there: `cd {home}` first"
+        raise
+
+
+def _names(given: object) -> list[str]:
+    return given if isinstance(given, list) else []
 
 
 def _walk(

@@ -120,6 +120,13 @@ class Run:
         return recipe_file.load(self.path / "recipe.yaml")
 
     @property
+    def made_in(self) -> str | None:
+        """The folder that the run was started in, from which relative paths of its recipe are named."""
+        path = self.path / "environment.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found.get("folder")
+
+    @property
     def status(self) -> str:
         """``finished``, ``interrupted``, ``failed``, ``started``: the last word of its events."""
         status = "started"

@@ -284,3 +284,20 @@ def test_a_planted_secret_is_nowhere(tiny_encoder: Path, tmp_path: Path, monkeyp
     run = tune(labelled_rows(80), tiny_encoder, tmp_path / "run")
     assert len([path for path in run.path.rglob("*") if path.is_file()]) > 15
     assert not [path for path in run.path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+def test_a_run_is_sent_home_to_its_files(tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    home.mkdir()
+    other.mkdir()
+    write_jsonl(home / "rows.jsonl", labelled_rows(60))
+    monkeypatch.chdir(home)
+    run = tune("rows.jsonl", tiny_encoder, home / "run")
+    (run.path / "summary.json").unlink()  # as if it had been killed in the evaluation
+    (run.path / "events.jsonl").unlink()
+    monkeypatch.chdir(other)
+    with pytest.raises(DataError, match=r"no file.*rows\.jsonl") as caught:
+        pipeline.resume(run.path)
+    assert f"cd {home}" in str(caught.value.fix)
+    monkeypatch.chdir(home)
+    assert pipeline.resume(run.path).metrics["accuracy"].value >= 0
