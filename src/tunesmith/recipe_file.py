@@ -173,7 +173,8 @@ def _as_recipe_error(
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
     key = ".".join(path)
     where = f"{source}:{line}" if source and line else (source or key or None)
-    if any(path[: len(override)] == override for override in given):
+    above = bool(path) and path not in lines  # a section that only an override has
+    if any(path[: len(override)] == override or (above and override[: len(path)] == path) for override in given):
         where = f"--set {key}"
     others = list(dict.fromkeys(".".join(_written(p["loc"])) for p in problems if p is not problem))
     others = [other for other in others if other != key]
@@ -217,7 +218,8 @@ def _known_keys(path: tuple[str, ...]) -> str:
     """The remedy for a key that is not known: the nearest that is, one level further in or at the same."""
     *above, key = path
     known = _keys_at(tuple(above))
-    inside = [f"{section}.{key}" for section in known if key in _keys_at((*above, section))]
+    likely = sorted(known, key=lambda section: (section not in ("training", "parameters", "data"), section))
+    inside = [f"{section}.{key}" for section in likely if key in _keys_at((*above, section))]
     near = inside or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(sorted(known)) or 'none'}"
 

@@ -250,6 +250,8 @@ def test_a_bare_off_is_no_false(written: str, read: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("item", "what", "where", "fix"),
     [
+        ("epochs=1", "unknown key `epochs`", "--set epochs", "did you mean `training.epochs`?"),
+        ("trainin.epochs=1", "unknown key `trainin`", "--set trainin", "did you mean `training`?"),
         ("method=pef", "`method` cannot be 'pef'", "--set method", "did you mean `peft`?"),
         ("parameters.kind=lroa", "`parameters.kind` cannot be 'lroa'", "--set parameters.kind", "did you mean `lora`?"),
         ("training.schedule=xyz", "`training.schedule` cannot be 'xyz'", "--set training.schedule", "choices: linear"),
