@@ -96,7 +96,8 @@ def run_one(name: str, folder: Path, quick: bool) -> dict[str, Any]:
     print(f"{name}: {summary['verdict']}")
     report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
     speeds = {system["name"]: system["written_tokens_per_second"] for system in report["systems"]}
-    return {key: summary[key] for key in KEPT} | {"written_tokens_per_second": speeds, "recipe": run.recipe.to_yaml()}
+    recipe = run.recipe.to_yaml().replace(str(DATA), "../shared/data").replace(str(folder), ".")
+    return {key: summary[key] for key in KEPT} | {"written_tokens_per_second": speeds, "recipe": recipe}
 
 
 def main() -> None:
