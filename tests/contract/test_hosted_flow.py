@@ -18,6 +18,9 @@ from conftest import labelled_rows, write_jsonl
 from hosted_fake import KEY, Fault
 from tiny import Events
 from tunesmith import pipeline, recipe_file
+from tunesmith.cli.main import run as cli
+from tunesmith.compression.quantize import quantize
+from tunesmith.compression.settings import Quantize
 from tunesmith.errors import InterruptedRun, TunesmithError, UsageError
 from tunesmith.hosted import client as clients
 from tunesmith.hosted import compare, jobs, openai_api, table
@@ -127,7 +130,9 @@ def test_compare_says_when_tuning_pays(finished: Run) -> None:
     assert json.loads((finished.path / "compare.json").read_text())["ways"][0]["name"] == tuned.name
 
 
-def test_compare_puts_a_local_run_beside_it(finished: Run, tiny_encoder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def here(finished: Run, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of this machine, measured on the rows of the hosted one."""
     given = finished.recipe
     local = {
         "task": given.task,
@@ -137,7 +142,10 @@ def test_compare_puts_a_local_run_beside_it(finished: Run, tiny_encoder: Path, t
         "training": {"epochs": 1, "compile": "off"},
         "evaluate": {"resamples": 100, "baselines": []},
     }
-    here = pipeline.run(recipe_file.parse(local), run_dir=tmp_path / "here")
+    return pipeline.run(recipe_file.parse(local), run_dir=tmp_path_factory.mktemp("local") / "here")
+
+
+def test_compare_puts_a_local_run_beside_it(finished: Run, here: Run) -> None:
     found = compare.compare(finished, [here], table.load(), usd_per_hour=3.6)
     way = found.ways[-1]
     assert (way.name, way.kind, way.tuned) == ("here", "local", True)
@@ -152,6 +160,29 @@ def test_compare_puts_a_local_run_beside_it(finished: Run, tiny_encoder: Path, t
     assert found.break_even[1].days_left is None  # nobody shuts this machine down
     unknown = compare.compare(finished, [here], table.load())
     assert unknown.ways[-1].usd_per_1000_calls is None and any("this machine" in note for note in unknown.notes)
+
+
+def test_compare_puts_a_quantized_run_beside_it(
+    finished: Run, here: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = quantize(here, Quantize(to="int8", rows=8), target=tmp_path / "small")
+    report = json.loads((small.path / "report.json").read_text())
+    assert report["systems"][0]["name"] == "tuned" and report["systems"][0]["written_tokens_per_row"] is None
+    report["systems"][0]["written_tokens_per_row"] = 3.5  # as of a model that writes
+    (small.path / "report.json").write_text(json.dumps(report))
+    found = compare.compare(finished, [here, small], table.load(), usd_per_hour=3.6)
+    whole, narrow = found.ways[-2:]
+    assert (narrow.name, narrow.kind, narrow.tuned) == ("small", "local", True)
+    assert narrow.quality == small.metrics["accuracy"].as_dict() and narrow.latency and narrow.usd_per_1000_calls
+    assert (whole.written_tokens, narrow.written_tokens) == (None, 3.5)
+    assert found.quality is not None and len(found.quality["runs"]) == 3
+    assert "small" in [point.way for point in found.break_even]
+    assert cli(["hosted", "compare", str(finished.path), str(small.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "mean over batches" in " ".join(shown.split()) and "not alike" in shown
+    with pytest.raises(UsageError, match="must have `method: hosted`") as caught:
+        compare.compare(here, [finished], table.load())
+    assert "`tunesmith compare`" in str(caught.value.fix)
 
 
 def copied(run: Run, folder: Path, provider: str, model: str, **facts: Any) -> Run:
@@ -226,16 +257,73 @@ def test_what_is_in_vain_reads_no_data_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_job_that_was_made_in_time_is_followed_after_the_closing_day(
+@pytest.mark.parametrize(
+    ("fault", "far", "resumable"),
+    [
+        (Fault("GET", "/files", "drop", times=99), "no job was made, so nothing is charged", True),
+        (Fault("GET", "/fine_tuning/jobs", 500, times=99), "nothing is charged; training_file and validation", True),
+        (Fault("POST", "/fine_tuning/jobs", 500, times=99), "whether the job was made is not known", True),
+        (Fault("POST", "/files", 401), "no job was made", True),
+        (Fault("POST", "/fine_tuning/jobs", 400), "no job was made, so nothing is charged; training_file", False),
+        (
+            Fault("GET", "/fine_tuning/jobs/[^/]*/checkpoints", "drop", times=99),
+            "is made: going on makes no other",
+            True,
+        ),
+    ],
+)
+def test_an_error_says_how_far_the_job_is_and_how_to_go_on(
+    there: tuple[hosted_fake.Provider, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    far: str,
+    resumable: bool,
+) -> None:
+    state, address = there
+    monkeypatch.setattr(jobs, "LOOKS", (0.01,))
+    monkeypatch.setattr(jobs, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(state, "faults", [fault])
+    asked = recipe(tmp_path, address, hosted={"suffix": tmp_path.name[-20:]})
+    with pytest.raises(clients.ProviderError) as caught:
+        pipeline.run(asked, run_dir=tmp_path / "run")
+    assert far in caught.value.what
+    assert (f"`tunesmith resume {tmp_path / 'run'}`" in str(caught.value.fix)) is resumable
+    failed = [event for event in read_events(tmp_path / "run") if event["type"] == "run_failed"]
+    assert failed[0]["error"]["fix"] == caught.value.fix
+
+
+def test_stopping_before_the_job_is_made_says_so(
     there: tuple[hosted_fake.Provider, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    state, address = there
+    monkeypatch.setattr(state, "faults", [Fault("GET", "/files", "drop", times=99)])
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.time, "sleep", interrupt)  # while it waits to ask again
+        with pytest.raises(InterruptedRun, match="stopped: no job was made, so nothing is charged") as caught:
+            pipeline.run(recipe(tmp_path, address, training={"seed": 31}), run_dir=tmp_path / "run")
+    assert caught.value.fix == f"tunesmith resume {tmp_path / 'run'}"
+    state.faults = []
+    assert pipeline.resume(tmp_path / "run").status == "finished"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_job_that_was_made_in_time_is_followed_after_the_closing_day(
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     def stopped(*args: Any, **more: Any) -> None:
         raise InterruptedRun("stopped")
 
-    asked = recipe(tmp_path, there[1], training={"seed": 12})
+    asked = recipe(tmp_path, there[1], training={"seed": 12 + known})
     with monkeypatch.context() as patch, pytest.raises(InterruptedRun):
         patch.setattr(jobs, "follow", stopped)
         pipeline.run(asked, run_dir=tmp_path / "run")
+    if not known:  # killed before it could write down what was made
+        state = jobs.read_state(tmp_path / "run") | {"job": None}
+        (tmp_path / "run" / jobs.STATE).write_text(json.dumps(state))
     own = tmp_path / "own.yaml"
     own.write_text("providers: {openai: {jobs_until: 2026-01-01}}\n")
     monkeypatch.setenv(table.OVERRIDE, str(own))

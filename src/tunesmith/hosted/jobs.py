@@ -7,13 +7,14 @@ one after a kill, the same command in another folder) looks for a job with that 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,6 +102,38 @@ class Intent:
         """Write what changed before going on."""
         self.state |= changed
         disk.write_json(self.folder / STATE, self.state)
+
+    def how_far(self) -> str:
+        """What has come of it so far, for whoever has to decide what to do next."""
+        if self.state["job"] is not None:
+            return f"the job {self.state['job']} is made: going on makes no other"
+        if self.state["before"] is not None:
+            return "whether the job was made is not known: going on looks for it before it asks again"
+        sent = [name for name, file in self.state["files"].items() if file["id"] is not None]
+        return "no job was made, so nothing is charged" + (f"; {' and '.join(sent)} were sent" if sent else "")
+
+
+def may_be_made(state: Mapping[str, Any]) -> bool:
+    """Whether the job of a state was made, or asked for without an answer."""
+    return state["job"] is not None or state["before"] is not None
+
+
+RESUMABLE = (401, 403, 408, 409, 429)
+"""Refusals that end by themselves, or by something that is mended outside the run: a key, an account, a limit."""
+
+
+@contextlib.contextmanager
+def telling_how_far(intent: Intent) -> Iterator[None]:
+    """Errors and interruptions say what has come of the intent, and how to go on with it where that can help."""
+    try:
+        yield
+    except ProviderError as error:
+        error.what = f"{error.what}; {intent.how_far()}"
+        if error.status is None or error.transient or error.status in RESUMABLE:
+            error.fix = "; then ".join([*([error.fix] if error.fix else []), f"`tunesmith resume {intent.folder}`"])
+        raise
+    except KeyboardInterrupt:
+        raise InterruptedRun(f"stopped: {intent.how_far()}", fix=f"tunesmith resume {intent.folder}") from None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -190,12 +223,15 @@ def _create(intent: Intent, client: Client, order: JobOrder, tell: Listener) -> 
             text = f"{client.provider.what} has this very job already: {alive[0].id} ({alive[0].status})"
             tell(Notice(level="info", message=text, fix="to make another one: `hosted.again: true`, or `--again`"))
             return alive[0]
-        if intent.state["before"] is None:  # from now on a job may be there that this process does not know of
+        first = intent.state["before"] is None
+        if first:  # from now on a job may be there that this process does not know of
             intent.keep(before=[job.id for job in known])
         try:
             return client.create(_keyed(order, len(known)))
         except ProviderError as error:
             if not error.unsure:
+                if first:  # it was refused, so there is none
+                    intent.keep(before=None)
                 raise
             for wait in LOOKS:  # the provider may be at it still, and its list may lag behind
                 time.sleep(wait)

@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.hosted import check, client
+from tunesmith.hosted import check, client, jobs
 from tunesmith.hosted.settings import Hosted
 from tunesmith.hosted.table import Table, find_model, tunable
 from tunesmith.recipe import Recipe
@@ -53,14 +53,14 @@ def refuse_in_vain(recipe: Recipe, known: Table, state: Mapping[str, Any] | None
     Args:
         recipe: Resolved, with `method: hosted`.
         known: The table of prices and dates.
-        state: Of a run that is gone on with: once its job is made, closing days no longer matter.
+        state: Of a run that is gone on with: once its job may be made, closing days no longer matter.
 
     Raises:
         UsageError: The model is past its last day, no jobs are taken any more, the grader is wrong, or the address is.
         NotFoundError: The provider or the model is not in the table.
         ResourceError: There is no key.
     """
-    if not (state and state.get("job")):
+    if state is None or not jobs.may_be_made(state):
         refuse_closed(recipe, known, date.today())
         check.of_model(recipe, known, date.today())
     client.access(recipe.hosted or Hosted(), known)

@@ -84,40 +84,43 @@ def tune_and_measure(
     files = check.write_files(checked, recipe, folder / "sent")
     seed = recipe.training.seed
     intent = jobs.Intent.begin(folder, client, recipe.model, checked.method, settings, seed, files)
-    if intent.state["job"] is None:
-        live = shutdown_told_by(client, recipe.model)
-        refuse_closed(recipe, known, date.today(), live=live)
-        intent.keep(shutdown=live.isoformat() if live else None)
-    tell(Phase(step="tune", message=f"{recipe.model} at {client.provider.what} ({_dollars(cost.training_cost_usd)})"))
-    job = jobs.make(intent, client, settings, seed, files, tell)
-    job = jobs.follow(client, job, folder, settings, tell)
-    jobs.fetch(client, job, folder, tell)
-    trained = _tuning(job)
-    paid = paid_for(job, recipe, known, cost.training_cost_usd)
-    disk.write_json(
-        folder / "plan.json",
-        {"planned": cost.as_dict(), "measured": {"trained_tokens": job.trained_tokens, "training_cost_usd": paid}},
-    )
-    hosted = {
-        "provider": settings.provider,
-        "job": job.id,
-        "model": job.tuned_model,
-        "trained_tokens": job.trained_tokens,
-        "training_cost_usd": paid,
-        "price_date": cost.price_date,
-        "shutdown": intent.state.get("shutdown"),
-    }
-    tell(Phase(step="evaluate", message=f"{job.tuned_model} at {client.provider.what}"))
-    if not (len(data.test) or len(data.validation)):
-        return _leave_unmeasured(folder, recipe, trained, hosted, "the recipe keeps no rows for it", tell)
-    try:
-        judges = grader_of(recipe)
-    except TunesmithError as error:  # one that asks a model, say
-        return _leave_unmeasured(folder, recipe, trained, hosted, error.what, tell)
-    if checked.method == "dpo":
-        tell(Notice(level="info", message=WRITTEN_NOT_WEIGHED))
-        recipe, data = as_conversations(recipe, data)
-    return measure_hosted(folder, recipe, data, trained, job, client, hosted, started, tell, judges)
+    with jobs.telling_how_far(intent):
+        if not jobs.may_be_made(intent.state):
+            live = shutdown_told_by(client, recipe.model)
+            refuse_closed(recipe, known, date.today(), live=live)
+            intent.keep(shutdown=live.isoformat() if live else None)
+        tell(
+            Phase(step="tune", message=f"{recipe.model} at {client.provider.what} ({_dollars(cost.training_cost_usd)})")
+        )
+        job = jobs.make(intent, client, settings, seed, files, tell)
+        job = jobs.follow(client, job, folder, settings, tell)
+        jobs.fetch(client, job, folder, tell)
+        trained = _tuning(job)
+        paid = paid_for(job, recipe, known, cost.training_cost_usd)
+        disk.write_json(
+            folder / "plan.json",
+            {"planned": cost.as_dict(), "measured": {"trained_tokens": job.trained_tokens, "training_cost_usd": paid}},
+        )
+        hosted = {
+            "provider": settings.provider,
+            "job": job.id,
+            "model": job.tuned_model,
+            "trained_tokens": job.trained_tokens,
+            "training_cost_usd": paid,
+            "price_date": cost.price_date,
+            "shutdown": intent.state.get("shutdown"),
+        }
+        tell(Phase(step="evaluate", message=f"{job.tuned_model} at {client.provider.what}"))
+        if not (len(data.test) or len(data.validation)):
+            return _leave_unmeasured(folder, recipe, trained, hosted, "the recipe keeps no rows for it", tell)
+        try:
+            judges = grader_of(recipe)
+        except TunesmithError as error:  # one that asks a model, say
+            return _leave_unmeasured(folder, recipe, trained, hosted, error.what, tell)
+        if checked.method == "dpo":
+            tell(Notice(level="info", message=WRITTEN_NOT_WEIGHED))
+            recipe, data = as_conversations(recipe, data)
+        return measure_hosted(folder, recipe, data, trained, job, client, hosted, started, tell, judges)
 
 
 def _tuning(job: Job) -> Tuning:
