@@ -370,7 +370,7 @@ def judge_sizes(findings: Findings, counts: Tally, given: Given) -> None:
     if wanted_any and counts.rows[TRAIN] and not counts.rows[TRAIN + 1 : NOWHERE].any() and not findings.has_errors:
         what = "no rows to measure on: neither test nor validation data have any"  # said before the training
         fix = "add rows, raise `data.test`, or give it a file"
-        findings.add_many("no-rows", "error", what, [], 1, fix=fix, group="measure")
+        findings.add_many("no-rows", "error", what, named(given, "train"), 1, fix=fix, group="measure")
 
 
 def class_balance(names: Sequence[str], counts: Tally) -> dict[str, dict[str, int]]:

@@ -16,7 +16,9 @@ class Data(Part):
     """Step 2: what to learn from, and what to hold back."""
 
     train: list[str] = Field(
-        default=[], description="Files, folders, `hub:name` or catalog names to train on. One string is a list of one."
+        default=[],
+        description="Files, folders, `hub:owner/name[/config][:split]` or catalog names to train on. One string is a "
+        "list of one.",
     )
     corpus: list[str] = Field(
         default=[], description="Bare text of the domain, which `method: domain` learns from before the task."
