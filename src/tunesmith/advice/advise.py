@@ -17,6 +17,7 @@ from tunesmith.advice import rules as tables
 from tunesmith.advice.rules import Facts, Rules, Value, Way
 from tunesmith.advice.trials import Trial
 from tunesmith.events import Event, Listener, Notice, nobody
+from tunesmith.hosted import clock
 from tunesmith.planning import Plan, forecast, gather
 from tunesmith.planning.costs import Range
 from tunesmith.planning.machine import Machine
@@ -149,7 +150,7 @@ def advise(
     rules = tables.load(own_rules)
     base, folder, data = gather(_with(recipe, {}), on_event)
     found = _facts(base, folder, data[-1], limits)
-    today = today or date.today()
+    today = today or clock.today()
     made = [
         _suggest(name, way, rules, recipe, folder, data[-1], found, machine, limits, today)
         for name, way in rules.ways.items()

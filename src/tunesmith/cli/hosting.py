@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from tunesmith.cli.output import Json, interval_text, print_json, print_pairs, print_table, stdout
 from tunesmith.errors import UsageError
+from tunesmith.hosted import clock
 
 if TYPE_CHECKING:
     from tunesmith.hosted.client import Client, Job
@@ -82,7 +82,7 @@ def check(
     from tunesmith.hosted.ready import refuse_closed
 
     recipe, table = _asked(files, model, provider, task, validation, prices, overrides, grader=grader)
-    refuse_closed(recipe, table, date.today())
+    refuse_closed(recipe, table, clock.today())
     with progress.shown() as on_event:
 
         def quietly(event: Event) -> None:  # the report tells the warnings
@@ -127,7 +127,7 @@ def estimate(
     from tunesmith.hosted.ready import refuse_closed
 
     recipe, table = _asked(files, model, provider, task, validation, prices, overrides, epochs=epochs, grader=grader)
-    refuse_closed(recipe, table, date.today())
+    refuse_closed(recipe, table, clock.today())
     with progress.shown() as on_event:
         checked = checking.check(recipe, table, on_event=on_event)
     found = estimating.estimate(checked, recipe, table)
@@ -271,7 +271,7 @@ def models(
         return
     table = tables.load(prices)
     wanted = {provider: table.provider(provider)} if provider else table.providers
-    old = {name: list(tables.stale_warnings(table, one, date.today())) for name, one in wanted.items()}
+    old = {name: list(tables.stale_warnings(table, one, clock.today())) for name, one in wanted.items()}
     if as_json:
         found = {name: one.model_dump(mode="json", exclude_none=True) for name, one in wanted.items()}
         print_json({name: line | {"warnings": old[name]} for name, line in found.items()})

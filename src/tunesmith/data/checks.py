@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.data.columns import Choice
 from tunesmith.data.conversations import REMEDIES
 from tunesmith.data.pictures import READS_TEXT, holds_picture
-from tunesmith.data.problems import Fault
+from tunesmith.data.problems import Fault, kind_of
 from tunesmith.data.readers import Record
 from tunesmith.data.rows import Origin, Row
 from tunesmith.tasks.base import Field, Reading, Task
@@ -45,7 +45,10 @@ def check_record(record: Record, choice: Choice, task: Task, reading: Reading) -
         row, found = reading.convert(row)
         faults += found
     if not has_error(faults):
-        faults += (Fault(code, message, origin, fix=REMEDIES.get(code)) for code, message in task.problems(row))
+        faults += (
+            Fault(code, message, origin, fix=REMEDIES.get(code), group=kind_of(message))
+            for code, message in task.problems(row)
+        )
     return row, faults
 
 

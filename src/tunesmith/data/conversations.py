@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tunesmith.data.problems import Fault
+from tunesmith.data.problems import Fault, kind_of
 from tunesmith.data.rows import Row
 
 Message = dict[str, Any]
@@ -37,6 +37,9 @@ _ROLE_FROM = {
 }
 _CALL_ROLES = ("function_call", "tool_call")  # ShareGPT's turn that is nothing but a call, written as JSON
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+A_MESSAGE = '{"role": "user", "content": "What is it?"}'
+A_LIST = f"e.g. [{A_MESSAGE}, ...]"
+A_TOOL = 'e.g. [{"type": "function", "function": {"name": "search", "parameters": {...}}}]'
 NO_IMAGES = "the models of this task read text: leave the pictures out, or the rows that need them"
 
 
@@ -58,7 +61,7 @@ def as_messages(value: Any, name: str = "messages") -> list[Message]:
     """
     turns = _parsed(value, f"`{name}`") if isinstance(value, str) else value
     if not isinstance(turns, list | tuple) or not turns:
-        raise MalformedError("messages-shape", f"`{name}` must be a list with at least one message")
+        raise MalformedError("messages-shape", f"`{name}` must be a list with at least one message", A_LIST)
     return [_message(turn, number) for number, turn in enumerate(turns, 1)]
 
 
@@ -75,14 +78,14 @@ def as_tools(value: Any) -> list[dict[str, Any]]:
     """
     found = _parsed(value, "`tools`") if isinstance(value, str) else value
     if not isinstance(found, list | tuple):
-        raise MalformedError("tools-shape", "`tools` must be a list of functions")
+        raise MalformedError("tools-shape", "`tools` must be a list of functions", A_TOOL)
     tools = []
     for number, item in enumerate(found, 1):
         given = _filled(item) if isinstance(item, Mapping) else {}
         wrapped = given.get("function")
         function = wrapped if isinstance(wrapped, Mapping) else given
         if not isinstance(function.get("name"), str):
-            raise MalformedError("tools-shape", f"tool {number} must be a function with a `name`")
+            raise MalformedError("tools-shape", f"tool {number} must be a function with a `name`", A_TOOL)
         tools.append({"type": "function", "function": dict(function)})
     return tools
 
@@ -124,7 +127,11 @@ def as_history(value: Any) -> list[list[str]]:
         not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair)
         for pair in pairs
     ):
-        raise MalformedError("history-shape", "`history` must be a list of pairs of a question and an answer")
+        raise MalformedError(
+            "history-shape",
+            "`history` must be a list of pairs of a question and an answer",
+            'e.g. [["What is it?", "A cat."]]',
+        )
     return [list(pair) for pair in pairs]
 
 
@@ -158,7 +165,7 @@ def convert(row: Row) -> tuple[Row, list[Fault]]:
             if not isinstance(fields.get(name, ""), str):
                 fields[name] = as_messages(fields[name], name)
     except MalformedError as error:
-        return row, [Fault(error.code, str(error), row.origin, fix=error.fix, group=error.group)]
+        return row, [Fault(error.code, str(error), row.origin, fix=error.fix, group=error.group or kind_of(str(error)))]
     return Row(fields, row.origin), []
 
 
@@ -167,7 +174,8 @@ def convert(row: Row) -> tuple[Row, list[Fault]]:
 
 def _message(turn: Any, number: int) -> Message:
     if not isinstance(turn, Mapping) or not ({"role", "from"} & turn.keys()):
-        raise MalformedError("messages-shape", f"message {number} must be an object with `role` and `content`")
+        what = f"message {number} must be an object with `role` and `content`"
+        raise MalformedError("messages-shape", what, f"e.g. {A_MESSAGE}")
     given = _filled(turn)
     key, known = ("role", _ROLE_OF) if "role" in given else ("from", _ROLE_FROM)
     name = given.pop(key)
@@ -181,7 +189,7 @@ def _message(turn: Any, number: int) -> Message:
     calls = given.pop("tool_calls", None) or given.pop("function_call", None) or []
     if "content" not in turn and "value" not in turn and not calls:
         near = difflib.get_close_matches("content", given, n=1)
-        fix = f"did you mean `content` by `{near[0]}`?" if near else None
+        fix = f"did you mean `content` by `{near[0]}`?" if near else "add it, or `tool_calls`"
         raise MalformedError("messages-shape", f"message {number} has no `content`", fix)
     if key == "from" and name in _CALL_ROLES:
         calls, text = _parsed(text, f"the call in message {number}", "tool-arguments"), ""
@@ -198,7 +206,8 @@ def _text(content: Any, number: int) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
-        raise MalformedError("messages-shape", f"the content of message {number} must be text")
+        what = f"the content of message {number} must be text"
+        raise MalformedError("messages-shape", what, f"e.g. {A_MESSAGE}")
     texts = []
     for part in content:
         part = {"type": "text", "text": part} if isinstance(part, str) else part
@@ -217,7 +226,8 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     call = _filled(call) if isinstance(call, Mapping) else {}
     function = _filled(call["function"]) if isinstance(call.get("function"), Mapping) else call
     if not isinstance(function.get("name"), str):
-        raise MalformedError("tool-call-shape", f"a tool call of message {number} has no `function.name`")
+        what = f"a tool call of message {number} has no `function.name`"
+        raise MalformedError("tool-call-shape", what, 'e.g. {"function": {"name": "search", "arguments": "{}"}}')
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = _parsed(arguments or "{}", f"the arguments of a tool call in message {number}", "tool-arguments")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -41,6 +42,11 @@ class Fault:
     raw: str | None = None
     group: str = ""
     whole_file: bool = False
+
+
+def kind_of(message: str) -> str:
+    """What faults that differ in their numbers alone have in common: their ``group``."""
+    return re.sub(r"\d+", "#", message)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tunesmith.data import extraction
 from tunesmith.data.conll import read_sentences
 from tunesmith.data.json_stream import DECODER, LONGEST_RECORD, BadValue, JsonStream
 from tunesmith.data.lines import READ_ERRORS, DecodeFault, has_bom, open_bytes, read_chunks, read_lines, unreadable
-from tunesmith.data.problems import Fault
+from tunesmith.data.problems import Fault, kind_of
 from tunesmith.data.rows import Origin
 from tunesmith.data.sources import Source, format_of
 
@@ -75,13 +75,14 @@ def _read_jsonl(source: Source, encoding: str) -> Iterator[Record | Fault]:
             values = DECODER.decode(text.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             document = origin.line == 1 and text.strip() in ("[", "{")
+            what = f"not valid JSON: {_reason(error)}"
             yield Fault(
                 "bad-json",
-                f"not valid JSON: {_reason(error)}",
+                what,
                 origin,
                 fix="this looks like one JSON document: data.format=json" if document else "one JSON object a line",
                 raw=text,
-                group="line",
+                group=kind_of(what),
             )
             continue
         yield _record(values, origin, text)

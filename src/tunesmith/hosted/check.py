@@ -13,7 +13,7 @@ from tunesmith.data.prepare import PreparedData, prepare
 from tunesmith.data.problems import PLACES, CheckReport, Problem
 from tunesmith.data.rows import Origin, Row
 from tunesmith.events import Listener, nobody
-from tunesmith.hosted import formats, grading, tokens
+from tunesmith.hosted import clock, formats, grading, tokens
 from tunesmith.hosted.rules import ProviderRules
 from tunesmith.hosted.settings import Hosted
 from tunesmith.hosted.table import Method, Provider, Table, find_model, known_model, shutdown_warnings
@@ -115,7 +115,7 @@ def check(
         RecipeError: The grader is none that the provider could run.
     """
     rules = replace(rules_of(recipe, table), as_file=True)
-    model_warnings = of_model(recipe, table, today or date.today())
+    model_warnings = of_model(recipe, table, today or clock.today())
     data = prepare(recipe, rules=rules, stop_on_errors=False, dropped_to=dropped_to, on_event=on_event)
     return of_data(recipe, table, data, rules, model_warnings)
 

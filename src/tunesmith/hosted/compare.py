@@ -16,6 +16,7 @@ from tunesmith.errors import UsageError
 from tunesmith.evaluation import charts
 from tunesmith.evaluation.curve_chart import COLOURS, MARKERS, on_its_own
 from tunesmith.evaluation.run_comparison import compare_runs
+from tunesmith.hosted import clock
 from tunesmith.hosted.answers import AT_ONCE
 from tunesmith.hosted.break_even import DAYS_A_MONTH, BreakEven, break_even
 from tunesmith.hosted.table import Table, find_model, stale_warnings
@@ -112,7 +113,7 @@ def compare(
     if hosted.recipe.method != "hosted":
         fix = "name a hosted run first; runs that were tuned here alone: `tunesmith compare`"
         raise UsageError("the first run must have `method: hosted`", where=str(hosted.path), fix=fix)
-    today, notes = today or date.today(), list[str]()
+    today, notes = today or clock.today(), list[str]()
     ways = _hosted_ways(hosted, table, notes)
     for run in others:
         there = run.recipe.method == "hosted"

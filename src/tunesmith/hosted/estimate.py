@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
+from tunesmith.hosted import clock
 from tunesmith.hosted.check import Checked, Size
 from tunesmith.hosted.table import Provider, Rate, Table, TunableModel, find_model, stale_warnings
 from tunesmith.recipe import Recipe
@@ -52,7 +53,7 @@ def estimate(checked: Checked, recipe: Recipe, table: Table, *, today: date | No
         table: Prices.
         today: By which a price is stale.
     """
-    provider, size, today = checked.provider, checked.size, today or date.today()
+    provider, size, today = checked.provider, checked.size, today or clock.today()
     warnings = list(checked.warnings)
     found = find_model(provider, recipe.model)
     model = found[1] if found else None

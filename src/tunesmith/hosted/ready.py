@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.hosted import check, client, jobs
+from tunesmith.hosted import check, client, clock, jobs
 from tunesmith.hosted.settings import Hosted
 from tunesmith.hosted.table import Table, find_model, tunable
 from tunesmith.recipe import Recipe
@@ -61,6 +61,6 @@ def refuse_in_vain(recipe: Recipe, known: Table, state: Mapping[str, Any] | None
         ResourceError: There is no key.
     """
     if state is None or not jobs.may_be_made(state):
-        refuse_closed(recipe, known, date.today())
-        check.of_model(recipe, known, date.today())
+        refuse_closed(recipe, known, clock.today())
+        check.of_model(recipe, known, clock.today())
     client.access(recipe.hosted or Hosted(), known)

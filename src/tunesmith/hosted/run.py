@@ -21,7 +21,7 @@ from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.results import Results, summarise, write_results
 from tunesmith.evaluation.rewarded import Judges
 from tunesmith.events import Listener, Notice, Phase
-from tunesmith.hosted import check, estimate, jobs, table
+from tunesmith.hosted import check, clock, estimate, jobs, table
 from tunesmith.hosted.answers import Asker, Usage, as_outputs, questions_of, usage_of
 from tunesmith.hosted.client import Client, Job, ProviderError, connect
 from tunesmith.hosted.ready import refuse_closed, refuse_in_vain
@@ -74,7 +74,7 @@ def tune_and_measure(
     """
     settings = recipe.hosted or Hosted()
     started = time.time()
-    checked = check.of_data(recipe, known, data, rules, check.of_model(recipe, known, date.today()))
+    checked = check.of_data(recipe, known, data, rules, check.of_model(recipe, known, clock.today()))
     checked.report.raise_errors()
     cost = estimate.estimate(checked, recipe, known)
     for warning in cost.warnings:
@@ -87,7 +87,7 @@ def tune_and_measure(
     with jobs.telling_how_far(intent):
         if not jobs.may_be_made(intent.state):
             live = shutdown_told_by(client, recipe.model)
-            refuse_closed(recipe, known, date.today(), live=live)
+            refuse_closed(recipe, known, clock.today(), live=live)
             intent.keep(shutdown=live.isoformat() if live else None)
         tell(
             Phase(step="tune", message=f"{recipe.model} at {client.provider.what} ({_dollars(cost.training_cost_usd)})")
