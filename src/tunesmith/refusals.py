@@ -205,7 +205,9 @@ def _of_few_shot(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
         yield "the objective `contrastive` trains the encoder and no head: use `parameters: full` or `lora`"
     if kind == "in-context" and chosen.of > 1:
         yield "`parameters: in-context` trains nothing that a stage could go on from: use it without `stages`"
-    if kind == "in-context" and (objective not in (None, "supervised") or task == "preference"):
+    if kind == "in-context" and task in ("preference", "feedback", "prompts", "language-modeling"):
+        yield f"`parameters: in-context` shows questions and answers, which `{task}` has not: use `kind: lora`"
+    elif kind == "in-context" and objective not in (None, "supervised"):
         yield "`parameters: in-context` asks a model that writes: leave out `objective`, or choose other `parameters`"
 
 

@@ -93,6 +93,7 @@ def test_a_missing_key_says_which() -> None:
         ({"method": "features", "parameters": {"kind": "lora"}}, "belong together"),
         ({"method": "features", "stages": [{"name": "one"}, {"name": "two"}]}, "has no stages"),
         ({"training": {"batch_size": 8, "batch_tokens": 512}}, "not both"),
+        ({"task": "language-modeling", "parameters": "in-context"}, "shows questions and answers"),
         ({"method": "few-shot", "parameters": "prompt-tuning"}, "cannot become part of the next stage"),
         (
             {"task": "language-modeling", "objective": "masked-lm", "parameters": "prompt-tuning"},

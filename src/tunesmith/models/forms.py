@@ -120,10 +120,11 @@ def _language_form(recipe: Recipe, stage: Stage, natural: Form) -> tuple[Form, O
 def _shown_form(recipe: Recipe, natural: Form) -> tuple[Form, ObjectiveName]:
     """Examples are shown in the prompt of a model that writes."""
     if natural != "generate":
+        kind = "an encoder-decoder" if natural == "seq2seq" else "an encoder"
         raise UsageError(
-            f"{recipe.model} is an encoder: it has no prompt to put examples into",
+            f"{recipe.model} is {kind}: it has no prompt to put examples into",
             where="parameters.kind",
-            fix="choose a causal language model, or leave out `parameters`: the encoder is tuned on pairs",
+            fix="choose a causal language model, or leave out `parameters`, so that this one is tuned",
         )
     return "generate", "supervised"
 

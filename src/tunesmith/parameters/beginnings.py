@@ -80,6 +80,8 @@ def from_activations(model: Model, data: TokenFile, seed: int) -> None:
             )
         if model.form == "seq2seq":
             model.target_logits(batch, batch.extra[TARGET_IDS])
+        elif model.form == "mask":  # through the layers of its head, which have adapters too
+            model.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         else:
             model.read(batch)
 
