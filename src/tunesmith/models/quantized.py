@@ -1,8 +1,8 @@
-"""A frozen base in 8 or 4 bits (QLoRA; Dettmers et al. 2023, arXiv 2305.14314), through torchao or bitsandbytes.
+"""A frozen base in 8 or 4 bits (QLoRA; Dettmers et al. 2023, arXiv 2305.14314), by torchao's tensors or bitsandbytes.
 
-The linear layers inside the transformer's layers are quantized, and through torchao the table of word vectors (a fifth
-of a small model) in 8 bits; norms and heads keep their precision. Weights alone are narrow: they are widened for each
-product, so the same code runs on processors and on GPUs.
+The linear layers inside the transformer's layers are quantized, and without bitsandbytes the table of word vectors (a
+fifth of a small model) in 8 bits; norms and heads keep their precision. Weights alone are narrow: they are widened for
+each product, so the same code runs on processors and on GPUs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from tunesmith.models.narrow_tensor import is_narrow, widened
 from tunesmith.parameters.settings import Quantization, Quantizer
 
 _HELD = re.compile(r"(^|\.)(base_layer|original_module|modules_to_save)(\.|$)")
-BLOCK = 64
-"""Weights that share a scale in int4 (NF4), as in QLoRA; scales are 8 bits, and up to 256 of them share another."""
 
 
 def quantize_base(model: Model, quantization: Quantization, quantizer: Quantizer = "torchao") -> None:
@@ -41,17 +39,18 @@ def quantize_base(model: Model, quantization: Quantization, quantizer: Quantizer
         return
     if importlib.util.find_spec("torchao") is None:
         raise MissingExtraError("torchao", "quantization", f"a base in {quantization}")
+    from tunesmith.models.grouped_int4 import GROUP, to_int4
+    from tunesmith.models.lookup import to_int8
+
     layers = [layer for block in model.blocks() for layer in _linear_layers(block)]
-    suitable = [layer for layer in layers if quantization == "int8" or layer.weight.numel() % BLOCK == 0]
+    suitable = [layer for layer in layers if quantization == "int8" or layer.weight.numel() % GROUP == 0]
     if not suitable or (quantization == "int8" and model.dtype == torch.float64):
         raise UsageError(
             f"no linear layer of {model.name} can be kept in {quantization} while it computes in {model.dtype}",
             where="parameters.quantization",
             fix="use `quantization: none`, or another `precision`",
         )
-    from tunesmith.models.lookup import to_int8
-
-    narrow = to_int8 if quantization == "int8" else _to_nf4
+    narrow = to_int8 if quantization == "int8" else to_int4
     for layer in suitable:
         layer.weight = nn.Parameter(narrow(layer.weight.detach()), requires_grad=False)
     model.quantization = quantization
@@ -126,12 +125,3 @@ def _replace(network: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
 
 def _linear_layers(block: nn.Module) -> Iterator[Any]:
     return (module for module in block.modules() if type(module) is nn.Linear)
-
-
-def _to_nf4(weight: torch.Tensor) -> torch.Tensor:
-    """The 4-bit values that are best for normally distributed weights, with scales that are quantized themselves."""
-    from torchao.quantization import to_nf4
-
-    blocks = weight.numel() // BLOCK
-    group = next(size for size in range(min(256, blocks), 0, -1) if blocks % size == 0)
-    return to_nf4(weight.contiguous(), BLOCK, group)

@@ -107,7 +107,7 @@ class Added(Part):
 
     quantization: Quantization = Field(
         default="none",
-        description="Keep the frozen base in `int8` (a scale a row) or `int4` (NF4 of QLoRA, arXiv 2305.14314). "
+        description="Keep the frozen base in `int8` (a scale a row) or `int4` (QLoRA, arXiv 2305.14314). "
         "Needs the extra `quantization`.",
     )
     quantizer: Quantizer = Field(

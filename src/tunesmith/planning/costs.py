@@ -237,7 +237,7 @@ def weight_bytes(model: Model, wide: int, quantized: str, quantizer: str) -> flo
     from tunesmith.models.quantized import plain_tables
 
     tables = {id(p) for p in plain_tables(model)} if quantized != "none" and quantizer == "torchao" else set()
-    narrow = {"int8": 1.01, "int4": 0.52}.get(quantized, float(wide))
+    narrow = {"int8": 1.01, "int4": 0.567}.get(quantized, float(wide))
     inside = {
         id(module.weight)
         for block in model.blocks()
