@@ -67,7 +67,7 @@ def check_and_show(
     from tunesmith.data.renderers import recipe_renderer
     from tunesmith.data.shown import show_rows
     from tunesmith.models.forms import answer_form
-    from tunesmith.models.load import default_max_length, load_config, load_tokenizer
+    from tunesmith.models.load import load_config, load_tokenizer, longest_example
     from tunesmith.tasks import TASKS
 
     if recipe.task == "image-classification":
@@ -82,7 +82,7 @@ def check_and_show(
         recipe, lambda view, number: _prepared(view, dropped_to and _beside(dropped_to, recipe, view), on_event)
     )
     form, _ = answer_form(recipe, recipe.stages[-1], config)
-    max_length = recipe.data.max_length or default_max_length(folder, config)
+    max_length = longest_example(folder, config, recipe.data.max_length)
     render = recipe_renderer(recipe, tokenizer, form=form, labels=prepared[-1].labels, max_length=max_length)
     report = _joined(recipe, [each.report for each in prepared])
     return report, show_rows(prepared[-1].train, count, render, tokenizer, task)
@@ -130,7 +130,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
     from tunesmith.data.render import Rendered, encode_text
     from tunesmith.data.renderers import row_renderer
     from tunesmith.models.forms import answer_form
-    from tunesmith.models.load import default_max_length, load_config, load_tokenizer, natural_form
+    from tunesmith.models.load import load_config, load_tokenizer, longest_example, natural_form
     from tunesmith.tasks import TASKS
 
     if recipe.task == "image-classification":
@@ -140,7 +140,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
         on_event(_not_here(recipe.model))
         return None
     task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
-    max_length = recipe.data.max_length or default_max_length(folder, config)
+    max_length = longest_example(folder, config, recipe.data.max_length)
     if task.answer == "text":
         answer_form(recipe, recipe.stages[-1], config)  # no row can be right for a model that cannot write
     if task.answer in ("spans", "labels", "score") or (task.answer == "label" and natural_form(config) == "classify"):

@@ -178,7 +178,7 @@ def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 def _facts(recipe: Recipe, folder: Path, data: PreparedData, limits: Limits) -> dict[str, Value | None]:
     """What the rules may ask for."""
-    from tunesmith.models.load import default_max_length, load_config, load_tokenizer, natural_form
+    from tunesmith.models.load import load_config, load_tokenizer, longest_example, natural_form
 
     config = load_config(folder)
     kinds = {"generate": "decoder", "seq2seq": "encoder-decoder"}
@@ -187,7 +187,7 @@ def _facts(recipe: Recipe, folder: Path, data: PreparedData, limits: Limits) -> 
     longest = max((len(task.input_text(row)) for row in data.train), default=0)
     tokenizer = load_tokenizer(folder)
     text = next((task.input_text(row) for row in data.train if len(task.input_text(row)) == longest), "")
-    limit = recipe.data.max_length or default_max_length(folder, config)
+    limit = longest_example(folder, config, recipe.data.max_length)
     return {
         "task": recipe.task,
         "answer": task.answer,

@@ -18,7 +18,7 @@ from torch import nn
 
 from tunesmith.data.render import eos_token_ids
 from tunesmith.data.tagging import tag_names
-from tunesmith.errors import ResourceError, UsageError
+from tunesmith.errors import RecipeError, ResourceError, UsageError
 from tunesmith.models import attention
 from tunesmith.models.heads import Pooling, SentenceClassifier, head_labels, pooling_of
 from tunesmith.models.model import Form, Model
@@ -99,14 +99,28 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def default_max_length(folder: Path, config: Any) -> int:
-    """Longest example a model takes, at most 2,048 unless the recipe says otherwise."""
+def longest_example(folder: Path, config: Any, wanted: int | None) -> int:
+    """Longest example in tokens: as the recipe wants, else what the model takes, at most 2,048.
+
+    Raises:
+        RecipeError: More is wanted than the model has positions for. (Rotary and relative positions have no end.)
+    """
+    learned = getattr(config, "max_position_embeddings", None)
+    positions = learned or getattr(config, "n_positions", None)
+    endless = hasattr(config, "rope_parameters") or (hasattr(config, "relative_attention_num_buckets") and not learned)
+    if wanted and positions and wanted > positions and not endless:
+        raise RecipeError(
+            f"the model reads at most {positions} tokens, and {wanted} are wanted",
+            where="data.max_length",
+            fix=f"use {positions} or less, or leave it out",
+        )
+    if wanted:
+        return wanted
     limits = [DEFAULT_MAX_LENGTH]
     sentence = folder / "sentence_bert_config.json"
     if sentence.is_file():
         limits.append(int(json.loads(sentence.read_text(encoding="utf-8")).get("max_seq_length") or DEFAULT_MAX_LENGTH))
     # T5's positions are relative; `n_positions` is the length it was trained with.
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     limits.append(int(positions or DEFAULT_MAX_LENGTH))
     return min(limits)
 
@@ -135,7 +149,7 @@ def load_model(
         dtype: Of weights and activations. A head on a sentence encoder is kept in fp32 at least.
         device: Where to put it; default: the GPU if there is one.
         dropout: Overrides every dropout probability of the model.
-        max_length: Longest example in tokens; default: :func:`default_max_length`.
+        max_length: Longest example in tokens; default: as :func:`longest_example` has it.
         seed: Decides the new head's weights.
         pooling: Read the head from tokens pooled in this way; default: as the encoder's own files say, else the
             classification class that transformers has for the model.
@@ -161,7 +175,7 @@ def load_model(
         form=form,
         name=name,
         folder=folder,
-        max_length=max_length or default_max_length(folder, config),
+        max_length=longest_example(folder, config, max_length),
         labels=list(labels) if labels and form != "score" else None,
         eos_ids=eos_token_ids(tokenizer, getattr(network, "generation_config", None)),
         head_names=heads,

@@ -22,11 +22,11 @@ def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: 
     """Render rows at even distances and take them for the whole."""
     from tunesmith.data.documents import block_renderer
     from tunesmith.data.renderers import recipe_renderer
-    from tunesmith.models.load import default_max_length, load_tokenizer
+    from tunesmith.models.load import load_tokenizer, longest_example
     from tunesmith.tasks import TASKS
 
     tokenizer = load_tokenizer(folder)
-    max_length = recipe.data.max_length or default_max_length(folder, config)
+    max_length = longest_example(folder, config, recipe.data.max_length)
     task = TASKS[recipe.task]
     rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
     if task.answer == "likelihood":

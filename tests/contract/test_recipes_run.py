@@ -1,0 +1,72 @@
+"""Every recipe that ships runs, with tiny models in the place of the catalog's, on some rows of its own data."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith import pipeline, recipe_file, strict_yaml
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+ELSEWHERE = {"hosted.yaml": "it needs a server: tests/contract/test_hosted_flow.py walks that way"}
+
+
+def shrunk(tree: Any, models: dict[str, str]) -> Any:
+    """The same recipe with other models, two updates a stage, few rows and short answers."""
+    if isinstance(tree, list):
+        return [shrunk(item, models) for item in tree]
+    if not isinstance(tree, dict):
+        return models.get(tree, tree) if isinstance(tree, str) else tree
+    small = {key: shrunk(value, models) for key, value in tree.items()}
+    if "train" in small:
+        small |= {"max_rows": 80, "drop_bad": True}
+        small.pop("max_length", None)
+    for name, change in SMALLER.items():
+        if name in small:
+            small[name] |= change
+    return small
+
+
+LONGEST = 8192
+"""Tokens of the longest function, a byte each."""
+
+
+def with_room(model: Path, folder: Path) -> Path:
+    """The same decoder, whose rotary positions have no end, for long texts."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": LONGEST}), encoding="utf-8")
+    return folder
+
+
+SMALLER: dict[str, dict[str, Any]] = {
+    "training": {"max_steps": 2, "batch_size": 4},
+    "rollouts": {"max_new_tokens": 4},
+    "generation": {"max_new_tokens": 4},
+    "student": {"layers": 1},
+    "quantize": {"budget": 1.0},
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_shipped_recipe_runs(path: Path, tiny_encoder: Path, tiny_decoder: Path, tmp_path: Path) -> None:
+    if path.name in ELSEWHERE:
+        pytest.skip(ELSEWHERE[path.name])
+    decoder = str(with_room(tiny_decoder, tmp_path / "decoder"))
+    models = {"minilm-l6": str(tiny_encoder), "smollm2-135m-instruct": decoder}
+    if path.name == "rlhf.yaml":
+        models["minilm-l6"] = decoder  # its judge reads the same texts, for which the encoder is too short
+    tree = shrunk(strict_yaml.load(path.read_text(encoding="utf-8")), models)
+    if tree["model"] == decoder:
+        tree["data"]["max_length"] = LONGEST if tree["task"] != "language-modeling" else 256
+    tree.setdefault("training", {}).update(SMALLER["training"])
+    tree["evaluate"] = {"generation": SMALLER["generation"], **tree.get("evaluate", {}), "limit": 10, "resamples": 100}
+    run = pipeline.run(recipe_file.parse(tree), run_dir=tmp_path / "run")
+    assert run.status == "finished" and run.report().is_file()
+    assert run.metrics and all(math.isfinite(interval.value) for interval in run.metrics.values())
+    assert any((run.path / "model").iterdir())
