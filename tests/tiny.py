@@ -28,6 +28,16 @@ from tunesmith.training.loop import Trainer
 
 LABELS = ["negative", "positive"]
 SPAN_LABELS = ["city", "good"]
+ADAPTER_SIZES: dict[str, dict[str, Any]] = {
+    "vera": {"rank": 16},
+    "randlora": {"rank": 4},
+    "oft": {"rank": 8},
+    "vblora": {"options": {"vector_length": 16, "num_vectors": 32}},
+    "fourierft": {"rank": 64},
+    "road": {"rank": 16},
+    "miss": {"rank": 4},
+}
+"""Sizes that suit layers of 32 by 32; the other kinds' own do."""
 OBJECTIVES: dict[str, Any] = {"classify": "classify", "tag": "tag", "generate": "supervised", "seq2seq": "supervised"}
 
 

@@ -20,18 +20,8 @@ from tunesmith.parameters.settings import AdapterKind, Parameters, PromptKind
 from tunesmith.recipe import Adapter, LoRA, Prompt, Training
 from tunesmith.training.loop import evaluate_loss
 
-SIZES: dict[str, dict[str, Any]] = {
-    "vera": {"rank": 16},
-    "randlora": {"rank": 4},
-    "oft": {"rank": 8},
-    "vblora": {"options": {"vector_length": 16, "num_vectors": 32}},
-    "fourierft": {"rank": 64},
-    "road": {"rank": 16},
-    "miss": {"rank": 4},
-}
-"""Sizes that suit layers of 32 by 32; the other kinds' own do."""
 CHOICES: dict[str, Parameters] = {
-    **{kind: Adapter(kind=kind, **SIZES.get(kind, {})) for kind in get_args(AdapterKind)},
+    **{kind: Adapter(kind=kind, **tiny.ADAPTER_SIZES.get(kind, {})) for kind in get_args(AdapterKind)},
     **{kind: Prompt(kind=kind, tokens=4) for kind in get_args(PromptKind)},
     "dora": LoRA(rank=4, dora=True),
     "rslora": LoRA(rank=4, rslora=True),

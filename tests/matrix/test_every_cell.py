@@ -26,15 +26,9 @@ from tunesmith.recipe_file import parse
 from tunesmith.training.stages import tune_stages
 
 SIZES: dict[str, dict[str, Any]] = {
+    **tiny.ADAPTER_SIZES,
     "lora": {"rank": 4},
     "layers": {"layers": "last 1"},
-    "vera": {"rank": 16},
-    "randlora": {"rank": 4},
-    "oft": {"rank": 8},
-    "vblora": {"options": {"vector_length": 16, "num_vectors": 32}},
-    "fourierft": {"rank": 64},
-    "road": {"rank": 16},
-    "miss": {"rank": 4},
     **{kind: {"tokens": 4} for kind in get_args(PromptKind)},
 }
 """Sizes that suit tiny models."""

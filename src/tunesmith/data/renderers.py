@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data import render_pairs
 from tunesmith.data.documents import block_renderer
@@ -20,6 +20,9 @@ from tunesmith.data.tagging import tag_renderer
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.base import Task
+
+if TYPE_CHECKING:
+    from tunesmith.models.model import Model
 
 
 def row_renderer(
@@ -94,4 +97,16 @@ def recipe_renderer(
         eos_ids=eos_ids,
         loss_on=recipe.data.loss_on,
         all_pieces=recipe.data.tag_pieces == "all",
+    )
+
+
+def model_renderer(recipe: Recipe, model: Model, labels: Sequence[str] | None) -> Render:
+    """The same for a model that is loaded."""
+    return recipe_renderer(
+        recipe,
+        model.tokenizer,
+        form=model.form,
+        labels=labels,
+        max_length=model.max_length,
+        eos_ids=model.eos_ids,
     )

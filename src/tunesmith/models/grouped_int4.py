@@ -7,7 +7,7 @@ normal values in blocks of 64, and a base that was published in 4 bits of this k
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,8 +30,8 @@ class GroupedInt4(TorchAOBaseTensor):
         lows_P64: int8, a group's smallest value over its part's ``low_scales_P1`` (fp32).
     """
 
-    tensor_data_names = ["packed_G16", "steps_P64", "lows_P64", "step_scales_P1", "low_scales_P1"]  # noqa: RUF012
-    tensor_attribute_names = ["size_", "dtype"]  # noqa: RUF012
+    tensor_data_names: ClassVar = ["packed_G16", "steps_P64", "lows_P64", "step_scales_P1", "low_scales_P1"]
+    tensor_attribute_names: ClassVar = ["size_", "dtype"]
 
     def __new__(
         cls,
@@ -44,28 +44,16 @@ class GroupedInt4(TorchAOBaseTensor):
         dtype: torch.dtype,
     ) -> GroupedInt4:
         """A tensor that looks like the matrix it stands for."""
-        made: GroupedInt4 = torch.Tensor._make_wrapper_subclass(cls, size, device=packed_G16.device, dtype=dtype)
+        made: Any = torch.Tensor._make_wrapper_subclass(cls, size, device=packed_G16.device, dtype=dtype)
+        made.packed_G16, made.steps_P64, made.lows_P64 = packed_G16, steps_P64, lows_P64
+        made.step_scales_P1, made.low_scales_P1, made.size_ = step_scales_P1, low_scales_P1, size
         return made
-
-    def __init__(
-        self,
-        packed_G16: torch.Tensor,
-        steps_P64: torch.Tensor,
-        lows_P64: torch.Tensor,
-        step_scales_P1: torch.Tensor,
-        low_scales_P1: torch.Tensor,
-        size: tuple[int, int],
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self.packed_G16, self.steps_P64, self.lows_P64 = packed_G16, steps_P64, lows_P64
-        self.step_scales_P1, self.low_scales_P1, self.size_ = step_scales_P1, low_scales_P1, size
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> torch.Tensor:
         """The matrix that the numbers stand for."""
         groups = len(self.packed_G16)
-        steps_G1 = (self.steps_P64 * self.step_scales_P1).reshape(-1, 1)[:groups]
-        lows_G1 = (self.lows_P64 * self.low_scales_P1).reshape(-1, 1)[:groups]
+        steps_G1 = _from_8_bits(self.steps_P64, self.step_scales_P1, groups)
+        lows_G1 = _from_8_bits(self.lows_P64, self.low_scales_P1, groups)
         wide_GW = torch.empty(groups, GROUP, dtype=output_dtype or self.dtype, device=self.device)
         for start in range(0, groups, WIDENED):
             part = slice(start, start + WIDENED)
@@ -81,9 +69,8 @@ def to_int4(weight: torch.Tensor) -> GroupedInt4:
     lows_G = wide_GW.amin(1)
     steps_P64, step_scales_P1 = _in_8_bits((wide_GW.amax(1) - lows_G) / 15, torch.uint8)
     lows_P64, low_scales_P1 = _in_8_bits(lows_G, torch.int8)
-    groups = len(wide_GW)
-    steps_G1 = (steps_P64 * step_scales_P1).reshape(-1, 1)[:groups]
-    lows_G1 = (lows_P64 * low_scales_P1).reshape(-1, 1)[:groups]
+    steps_G1 = _from_8_bits(steps_P64, step_scales_P1, len(wide_GW))
+    lows_G1 = _from_8_bits(lows_P64, low_scales_P1, len(wide_GW))
     # A group whose step rounds to nothing is constant: any number stands for its smallest value.
     values = ((wide_GW - lows_G1) / steps_G1.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(0, 15)
     values = values.to(torch.uint8)
@@ -97,6 +84,11 @@ def _in_8_bits(values_G: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor
     values_P64 = nn.functional.pad(values_G, (0, -len(values_G) % GROUPS)).view(-1, GROUPS)
     scales_P1 = values_P64.abs().amax(1, keepdim=True) / torch.iinfo(dtype).max
     return (values_P64 / scales_P1.clamp_min(torch.finfo(torch.float32).tiny)).round().to(dtype), scales_P1
+
+
+def _from_8_bits(numbers_P64: torch.Tensor, scales_P1: torch.Tensor, groups: int) -> torch.Tensor:
+    """What they stand for, (G, 1), without those that filled up the last part."""
+    return (numbers_P64 * scales_P1).reshape(-1, 1)[:groups]
 
 
 class _Product(torch.autograd.Function):

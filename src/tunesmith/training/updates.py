@@ -17,7 +17,7 @@ from tunesmith.data.documents import block_renderer, write_documents
 from tunesmith.data.picture_file import PictureFile
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
-from tunesmith.data.renderers import recipe_renderer
+from tunesmith.data.renderers import model_renderer
 from tunesmith.data.rows import Row
 from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase
@@ -205,14 +205,7 @@ def _rendered(
         blocks = block_renderer(model.tokenizer, task, masked=model.form == "mask", max_length=model.max_length)
         pack_to = model.max_length if recipe.data.packing and model.form == "generate" else None
         return write_documents(rows, blocks, folder, pack_to=pack_to, what=what, on_event=tell)
-    render = recipe_renderer(
-        recipe,
-        model.tokenizer,
-        form=model.form,
-        labels=data.labels,
-        max_length=model.max_length,
-        eos_ids=model.eos_ids,
-    )
+    render = model_renderer(recipe, model, data.labels)
     if objective.reads_prompts:
         rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
         render = prompt_renderer(rendering, task, recipe.system_prompt)
