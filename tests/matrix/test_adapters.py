@@ -35,7 +35,7 @@ CHOICES: dict[str, Parameters] = {
 RATES = {
     "prompt-tuning": 0.1,
     "prefix-tuning": 0.1,
-    "randlora": 2e-3,
+    "randlora": 1e-3,
     "olora": 5e-3,
     "rslora": 5e-3,
     "rspissa": 2e-3,
