@@ -1,15 +1,18 @@
-"""Task after task on real data, and what the remedies against forgetting are worth.
+"""Task after task on real data with MiniLM-L6, and what the remedies against forgetting are worth.
 
-    python benchmarks/sequential.py                    sentence_polarity -> banking77 -> wnut17 with MiniLM-L6
-    python benchmarks/sequential.py --only replay      one of the remedies
-    python benchmarks/sequential.py --rows 200         a slice, to see that everything runs; writes no results
+    python benchmarks/sequential.py                         both chains, with every remedy
+    python benchmarks/sequential.py --only mixed/replay     one remedy of a chain
+    python benchmarks/sequential.py --rows 200              a slice, to see that everything runs; writes no results
 
+The chain `mixed` is sentence_polarity -> banking77 -> wnut17, all parameters; `labels` is sentence_polarity -> half of
+banking77's intents -> the other half with LoRA, for adapters can be merged only where no task's head is inside of them.
 Settings of the remedies are the defaults, not tuned for these tasks. Results go to `results/sequential.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 import tempfile
@@ -28,27 +31,41 @@ MOST_ROWS = 4000
 """Rows of each task that are learned from."""
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = HERE / "results" / "sequential.json"
-REMEDIES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "replay": {"replay": 0.2},
-    "l2": {"hold": "l2"},
-    "ewc": {"hold": "ewc"},
-    "separate adapters": {"adapters": "separate"},
+REMEDIES: dict[str, dict[str, dict[str, Any]]] = {
+    "mixed": {
+        "none": {},
+        "replay": {"replay": 0.2},
+        "l2": {"hold": "l2"},
+        "ewc": {"hold": "ewc"},
+        "separate adapters": {"adapters": "separate"},
+    },
+    "labels": {
+        "none": {},
+        "replay": {"replay": 0.2},
+        "separate adapters": {"adapters": "separate"},
+        "linear": {"adapters": "linear"},
+        "ties": {"adapters": "ties"},
+        "dare": {"adapters": "dare"},
+    },
 }
 
 
-def stages(folder: Path, rows: int | None) -> list[dict[str, Any]]:
-    """The three tasks, each with its own data."""
+def stages(chain: str, folder: Path, rows: int | None) -> list[dict[str, Any]]:
+    """The tasks of a chain, each with its own data."""
     lines = []
     for ending, label in (("pos", "positive"), ("neg", "negative")):
         text = (SHARED / "sentence_polarity" / f"rt-polarity.{ending}").read_text(encoding="utf-8")
         lines += [json.dumps({"text": line.strip(), "label": label}) for line in text.splitlines() if line.strip()]
     polarity = folder / "polarity.jsonl"
     write_text(polarity, "\n".join(lines) + "\n")
-    bank, entities = SHARED / "banking77", SHARED / "wnut17"
     some = {"max_rows": rows or MOST_ROWS}
+    first = {"name": "polarity", "data": {"train": str(polarity), **some}}
+    bank, entities = SHARED / "banking77", SHARED / "wnut17"
+    if chain == "labels":
+        halves = [intents(folder, some, half) for half in (0, 1)]
+        return [first, *halves]
     return [
-        {"name": "polarity", "data": {"train": str(polarity), **some}},
+        first,
         {
             "name": "banking77",
             "data": {
@@ -72,33 +89,46 @@ def stages(folder: Path, rows: int | None) -> list[dict[str, Any]]:
     ]
 
 
+def intents(folder: Path, some: dict[str, Any], half: int) -> dict[str, Any]:
+    """Every other intent of banking77, in alphabetical order, from its first or its second."""
+    files = {}
+    for name in ("train", "test"):
+        with (SHARED / "banking77" / f"{name}.csv").open(encoding="utf-8", newline="") as source:
+            found = list(csv.DictReader(source))
+        own = sorted({row["category"] for row in found})[half::2]
+        path = files[name] = folder / f"intents-{half + 1}-{name}.jsonl"
+        rows = [{"text": row["text"], "label": row["category"]} for row in found if row["category"] in own]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": f"intents {half + 1}", "data": {name: str(path) for name, path in files.items()} | some}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=sorted(REMEDIES))
+    every = [f"{chain}/{name}" for chain, remedies in REMEDIES.items() for name in remedies]
+    parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--rows", type=int)
     chosen = parser.parse_args()
-    known = json.loads(RESULTS.read_text(encoding="utf-8"))["remedies"] if RESULTS.is_file() else {}
-    for name, settings in REMEDIES.items():
-        if chosen.only not in (None, name):
-            continue
+    for path in chosen.only:
+        chain, name = path.split("/")
         with tempfile.TemporaryDirectory() as folder:
-            found = run_one(settings, Path(folder), chosen.rows)
+            found = run_one(chain, REMEDIES[chain][name], Path(folder), chosen.rows)
         matrix = [[None if cell is None else round(cell["value"], 3) for cell in line] for line in found["matrix"]]
-        print(name, matrix, "forgetting", found.get("forgetting"), f"{found['seconds']:.0f} s")
-        known[name] = found
+        print(path, matrix, "forgetting", found.get("forgetting"), f"{found['seconds']:.0f} s")
         if chosen.rows is None:
-            write_json(RESULTS, {"environment": environment.describe(), "remedies": known})
+            known = json.loads(RESULTS.read_text(encoding="utf-8"))["chains"] if RESULTS.is_file() else {}
+            known.setdefault(chain, {})[name] = found
+            write_json(RESULTS, {"environment": environment.describe(), "chains": known})
 
 
-def run_one(settings: dict[str, Any], folder: Path, rows: int | None) -> dict[str, Any]:
+def run_one(chain: str, settings: dict[str, Any], folder: Path, rows: int | None) -> dict[str, Any]:
     """All stages with one remedy."""
     tree = {
         "task": "text-classification",
         "model": "minilm-l6",
         "method": "sequential",
-        "stages": stages(folder, rows),
+        "stages": stages(chain, folder, rows),
         "sequence": settings,
-        "parameters": {"kind": "lora"} if "adapters" in settings else {"kind": "full"},
+        "parameters": {"kind": "lora" if "adapters" in settings or chain == "labels" else "full"},
         "training": {"epochs": 1 if rows else 2, "dropout": 0.0},
         "evaluate": {"baselines": [], **({"limit": 100} if rows else {})},
     }

@@ -51,7 +51,7 @@ def main() -> None:
         out,
         on_event=listener(clock, losses),
     )
-    compile_if_worthwhile(model, settings.compile, trainer.steps, print)
+    compile_if_worthwhile(model, settings, trainer.steps, print)
     trainer.run()
     measured = clock.result()
     save_artefact(model, out / "model", task="text-generation", system_prompt=None)

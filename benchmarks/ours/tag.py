@@ -58,7 +58,7 @@ def main() -> None:
     trainer = Trainer(
         model, objectives.make("tag", settings), tokens, None, settings, out, on_event=listener(clock, [])
     )
-    compile_if_worthwhile(model, settings.compile, trainer.steps, print)
+    compile_if_worthwhile(model, settings, trainer.steps, print)
     trainer.run()
     measured = clock.result()
 

@@ -167,7 +167,7 @@ def reviews(tmp_path: Path, tiny_encoder: Path) -> Recipe:
 @pytest.fixture(autouse=True)
 def known_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
-    rates = {"fp32": 1e11, "bf16": 1e11, "copy": 1e10, "random": 1e8}
+    rates = {"fp32": 1e11, "bf16": 1e11, "copy": 1e10, "draws": 1e8}
     monkeypatch.setattr(machine, "speed", lambda device: dict(rates))
 
 

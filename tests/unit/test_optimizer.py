@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from tunesmith.errors import ResourceError
+from tunesmith.models import compiling
 from tunesmith.recipe import Training
 from tunesmith.training.optimizer import MasterAdamW, Schedule
 
@@ -132,3 +134,51 @@ def test_the_schedule_by_hand(kind: str, expected: list[float]) -> None:
 def test_a_schedule_without_warm_up_begins_at_its_peak() -> None:
     assert Schedule(peak=3.0, steps=4, warmup=0.0, kind="linear").at(0) == 3.0
     assert Schedule(peak=3.0, steps=1, warmup=0.1, kind="linear").at(0) == 3.0
+
+
+def quadratic(seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(64, 64)
+
+
+def after(model: nn.Linear, optimizer: MasterAdamW, steps: range) -> torch.Tensor:
+    """The weights after updates on batches of their own."""
+    for step in steps:
+        inputs = torch.randn(8, 64, generator=torch.Generator().manual_seed(step))
+        (model(inputs) - inputs).square().mean().backward()
+        optimizer.accumulate()
+        optimizer.step(1e-3, 1.0)
+    return model.weight.detach().clone()
+
+
+def test_moments_in_8_bits_take_a_quarter_and_lead_to_the_same_place() -> None:
+    """After 30 updates of 1e-3 the weights lie where AdamW's lie, to a small part of the way that they went."""
+    wide, narrow = quadratic(), quadratic()
+    begun = wide.weight.detach().clone()
+    plain = MasterAdamW(wide.named_parameters(), Training())
+    small = MasterAdamW(narrow.named_parameters(), Training(optimizer="adamw-8bit"))
+    expected, found = after(wide, plain, range(30)), after(narrow, small, range(30))
+    assert not torch.equal(expected, found)
+    assert torch.linalg.vector_norm(found - expected) < 0.05 * torch.linalg.vector_norm(expected - begun)
+    kept = [sum(t.numel() * t.element_size() for t in o.state().values()) for o in (plain, small)]
+    assert kept[1] < 0.27 * kept[0]
+
+
+def test_8_bit_moments_are_put_back_as_they_were() -> None:
+    unbroken, broken, resumed = quadratic(), quadratic(), quadratic(1)
+    settings = Training(optimizer="adamw-8bit")
+    expected = after(unbroken, MasterAdamW(unbroken.named_parameters(), settings), range(6))
+    first = MasterAdamW(broken.named_parameters(), settings)
+    after(broken, first, range(3))
+    second = MasterAdamW(resumed.named_parameters(), settings)
+    resumed.load_state_dict(broken.state_dict())
+    second.load_state(first.state())
+    assert torch.equal(after(resumed, second, range(3, 6)), expected)
+
+
+def test_8_bits_without_a_compiler_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match="no C\\+\\+ compiler") as caught:
+        MasterAdamW(quadratic().named_parameters(), Training(optimizer="adamw-8bit"))
+    assert caught.value.fix is not None and "optimizer: adamw" in caught.value.fix

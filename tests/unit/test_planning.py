@@ -20,7 +20,7 @@ from tunesmith.planning.shape import by_formula, flops_per_token, shape_of, skel
 from tunesmith.recipe import Full, Head, Layers, LoRA, NoParameters
 from tunesmith.recipe_file import parse
 
-RATES = {"fp32": 1e11, "bf16": 2e11, "copy": 1e10, "random": 1e8}
+RATES = {"fp32": 1e11, "bf16": 2e11, "copy": 1e10, "draws": 1e8}
 HERE = Machine("test", "cpu", **RATES, memory_bytes=10**10)
 GPU = Machine("gpu", "cuda", **RATES, memory_bytes=10**10)
 
@@ -240,6 +240,39 @@ def test_the_changes_that_make_it_fit_are_planned_themselves(folders, reviews, t
     monkeypatch.setattr(machine, "free_memory", lambda device: int(between - process))
     made = planned(tmp_path / "wide", reviews, method="full", training=FEW)
     assert not made.fits and any("would fit" in line and "`method: peft`" in line for line in made.advice)
+
+
+def test_recomputed_activations_take_less_memory_and_more_time(folders, reviews):
+    """Of three layers only the inputs are kept, and their forward passes are counted twice."""
+    kept, again = (
+        planned(folders["decoder"], reviews, method="full", training={**FEW, "recompute": switch, "compile": "off"})
+        for switch in ("off", "on")
+    )
+    assert again.stages[0].memory_parts["activations"] < 0.8 * kept.stages[0].memory_parts["activations"]
+    assert 1.1 * kept.seconds.expected < again.seconds.expected < 1.6 * kept.seconds.expected
+    assert again.stages[0].memory_parts["optimizer"] == kept.stages[0].memory_parts["optimizer"]
+
+
+def test_moments_in_8_bits_take_a_quarter(folders, reviews):
+    wide, narrow = (
+        planned(folders["encoder"], reviews, method="full", precision="fp32", training={**FEW, "optimizer": kind})
+        for kind in ("adamw", "adamw-8bit")
+    )
+    parts = [made.stages[0].memory_parts["optimizer"] for made in (wide, narrow)]
+    assert parts[1] == pytest.approx(parts[0] / 4, rel=0.02)
+
+
+def test_what_does_not_change_the_result_is_tried_first(folders, reviews, monkeypatch):
+    """With room for less than passes of the usual size take, but for more than those of recomputed layers."""
+    training = {**FEW, "batch_size": 32, "micro_tokens": 4096}
+    whole = planned(folders["decoder"], reviews, method="full", training=training)
+    again = planned(folders["decoder"], reviews, method="full", training={**training, "recompute": "on"})
+    between = (whole.memory_bytes.high + again.memory_bytes.high) / 2
+    process = whole.stages[0].memory_parts["process"] - LATER_BYTES
+    monkeypatch.setattr(machine, "free_memory", lambda device: int(between - process))
+    made = planned(folders["decoder"], reviews, method="full", training=training)
+    ways = [line for line in made.advice if line.startswith("it would fit: ")]
+    assert not made.fits and "micro_tokens" in ways[0] and "recompute: on" in ways[1] and "adamw-8bit" in ways[2]
 
 
 def test_what_is_there_already_is_no_activation(folders):

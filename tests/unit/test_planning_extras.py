@@ -14,7 +14,7 @@ from tunesmith.events import Event, StageFinished
 from tunesmith.models.load import load_model
 from tunesmith.planning import machine
 
-RATES = {"fp32": 1e11, "bf16": 2e11, "copy": 1e10, "random": 1e8}
+RATES = {"fp32": 1e11, "bf16": 2e11, "copy": 1e10, "draws": 1e8}
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from tunesmith.models.narrow_tensor import is_narrow, widened
 from tunesmith.models.quantized import narrow_tables, quantize_base, weight_bytes
 from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.parameters.settings import Quantization
-from tunesmith.recipe import Adapter, LoRA
+from tunesmith.recipe import Adapter, LoRA, Training
 from tunesmith.recipe_file import parse
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra `quantization`")
@@ -189,7 +189,7 @@ def test_other_adapters_merge_from_a_narrow_base_too(tiny_decoder: Path, kind: A
 
 
 def test_a_narrow_base_is_not_compiled_unasked(tiny_decoder: Path) -> None:
-    assert not compile_if_worthwhile(built(tiny_decoder, "int4"), "auto", 10_000, tiny.Events())
+    assert not compile_if_worthwhile(built(tiny_decoder, "int4"), Training(), 10_000, tiny.Events())
 
 
 def test_numbers_that_the_library_cannot_narrow_are_refused(tiny_decoder: Path) -> None:

@@ -7,7 +7,7 @@ never copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from tunesmith.errors import UsageError
 from tunesmith.models import packing
+from tunesmith.models.dropout import dropout as drop
 
 NAME = "tunesmith"
 
@@ -62,18 +63,17 @@ def batched_attention(
         bias = _bias(attention_mask, causal, query.shape[2], key.shape[2], query)
         return _attend(query, key, value, bias, scaling, dropout, softcap), None
     mixed = []
-    for part in rectangles:
+    for part, q, k, v in zip(rectangles, *(_rows(each, rectangles) for each in (query, key, value)), strict=True):
         mask = None if causal or part.mask is None else part.mask[:, None, None]  # padding is behind what is causal
         bias = _bias(mask, causal, part.width, part.width, query)
-        q, k, v = (_rows(each, part) for each in (query, key, value))
         mixed.append(_attend(q, k, v, bias, scaling, dropout, softcap).flatten(0, 1))
     return torch.cat(mixed)[None], None
 
 
-def _rows(states_1HTh: torch.Tensor, part: packing.Rectangle) -> torch.Tensor:
-    """The texts of a rectangle as rows, (B, H, S, h)."""
-    heads, width = states_1HTh.shape[1], states_1HTh.shape[-1]
-    return states_1HTh[0, :, part.tokens].reshape(heads, part.rows, part.width, width).transpose(0, 1)
+def _rows(states_1HTh: torch.Tensor, rectangles: Sequence[packing.Rectangle]) -> list[torch.Tensor]:
+    """The texts of each rectangle as rows, (B, H, S, h): split, whose gradient is put together once, not sliced."""
+    parts = states_1HTh[0].split([part.rows * part.width for part in rectangles], dim=1)
+    return [p.unflatten(1, (r.rows, r.width)).transpose(0, 1) for p, r in zip(parts, rectangles, strict=True)]
 
 
 def _attend(
@@ -98,7 +98,7 @@ def _attend(
         scores = torch.tanh(torch.bmm(stacked, turned) * (scaling / softcap)) * softcap + spread
     weights = torch.softmax(scores, dim=-1)
     if dropout:
-        weights = nn.functional.dropout(weights, p=dropout)
+        weights = drop(weights, dropout)
     mixed = torch.bmm(weights, value.reshape(batch * keys, total, width))
     return mixed.view(batch, heads, length, width).transpose(1, 2).contiguous()
 

@@ -16,6 +16,7 @@ from tunesmith.allocator import keep_freed_memory
 from tunesmith.compression import fake_quantization
 from tunesmith.errors import RecipeError
 from tunesmith.models import attention, frozen, packing
+from tunesmith.models.dropout import cheapen
 from tunesmith.models.heads import Pooling
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Form, Model, decoder_of
@@ -77,6 +78,7 @@ def build_for_training(
         fake_quantization.simulate(model, training.quantization_aware)
     if not model.virtual_tokens:
         model.packable_length = packing.longest_row(decoder_of(model.transformer()), attention.NAME)
+    cheapen(model.network)
     model.prefix = frozen.find(model)
     return model
 
@@ -97,5 +99,6 @@ def _vision_model(
     network.classifier.to(torch.promote_types(dtype, torch.float32))
     model = Model(network, None, "classify", name, folder, 0, list(labels), head_names=("classifier",))
     parameters.apply(model, choice)
+    cheapen(model.network)
     model.prefix = frozen.find(model)
     return model

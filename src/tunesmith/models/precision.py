@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 FAST_BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """Processor flags (x86 and Arm) that mean bf16 products in hardware."""
 
+MATRIX_FLAG = "amx_bf16"
+"""Of a processor with units for products of matrices."""
+
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:

@@ -272,7 +272,7 @@ class _Counter(TorchDispatchMode):
             shortest = min(*read[-2].shape[-2:], *read[-1].shape[-2:])
             self.add_product(flops, read[-1].dtype, moved, shortest)
         elif name.startswith(("bernoulli", "native_dropout", "rand")):
-            sums["random_seconds"] += sum(tensor.numel() for tensor in made[:1]) / machine.random
+            sums["random_seconds"] += sum(tensor.numel() for tensor in made[:1]) / machine.draws
         else:
             sums["element_seconds"] += moved
 

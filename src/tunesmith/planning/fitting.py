@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
 MOST_WAYS = 3
 SMALLEST_PASS = 256
-NOT_HERE = (
-    ("activations", "recomputing activations in the backward pass (arXiv 1604.06174)"),
-    ("optimizer", "an optimizer with 8-bit moments (arXiv 2110.02861)"),
-    ("weights", "spreading the weights over several devices (`--devices`)"),
-)
-"""Part of the memory -> what would make it smaller, which this version cannot do."""
 
 
 def ways(planners: Sequence[StagePlanner], machine: Machine) -> list[str]:
@@ -44,15 +38,10 @@ def ways(planners: Sequence[StagePlanner], machine: Machine) -> list[str]:
             break
     if fitting:
         return [first, *(f"it would fit: {line}" for line in fitting)]
-    largest = max(made.memory_parts, key=lambda name: made.memory_parts[name])
-    had = [
-        f"what is largest are its {part}; {what} is not in this version" for part, what in NOT_HERE if part == largest
-    ]
     return [
         first,
         *(f"it would still not fit, but {line}" for line in shrinking[:MOST_WAYS]),
-        *had,
-        "or a smaller model",
+        "or a smaller model; weights spread over several devices (`--devices`) are not in this version",
     ]
 
 
@@ -66,6 +55,13 @@ def _changes(planner: StagePlanner, made: StagePlan) -> Iterator[tuple[str, Para
     note = f"`training.micro_tokens: {smallest}` (smaller passes, the same result)"
     if (training.micro_tokens or 16384) > smallest:
         yield note, None, small
+    again = small.model_copy(update={"recompute": "on"})
+    twice = f"`training.recompute: on` (the layers' forward passes computed twice, the same result) with {note}"
+    if training.recompute != "on":
+        yield twice, None, again
+    if parameters.kind in ("full", "layers") and training.optimizer == "adamw":
+        narrow_moments = again.model_copy(update={"optimizer": "adamw-8bit"})
+        yield f"`training.optimizer: adamw-8bit` (moments in 8 bits) with {twice}", None, narrow_moments
     lora = parameters if isinstance(parameters, LoRA) else LoRA()
     if parameters.kind in ("full", "layers"):
         yield "`method: peft` (LoRA: no gradients and moments for the base)", lora, None

@@ -246,7 +246,7 @@ class StagePlanner:
             uncorrected = uncorrected | dict(taught.memory)
         parts = {name: size * (known.bytes if name in FLEXIBLE else 1.0) for name, size in uncorrected.items()}
         flexible = sum(size for name, size in uncorrected.items() if name in FLEXIBLE)
-        checkpoint = network.trainable * (network.wide + (12 if network.narrow else 8))
+        checkpoint = network.trainable * (network.wide + network.optimizer_bytes)
         validations = max(1, round(epochs)) if trains else 0
         stored = min(validations, settings.keep_checkpoints + settings.keep_best_checkpoints)
         aside = (kept.bytes if kept else 0.0) + (taught.disk_bytes if taught else 0.0)
@@ -332,6 +332,7 @@ class StagePlanner:
     def _skeleton(self, choice: Parameters, training: Training) -> tuple[Model, torch.dtype]:
         """The stage's network on the meta device, in the precision that it would have."""
         from tunesmith.compression import fake_quantization
+        from tunesmith.models import recomputing
         from tunesmith.models.load import load_config, load_tokenizer, set_dropout
 
         config = load_config(self.folder)
@@ -344,6 +345,8 @@ class StagePlanner:
         model.network.to(dtype)
         if training.quantization_aware is not None:
             fake_quantization.simulate(model, training.quantization_aware)
+        if training.recompute == "on" and recomputing.obstacle(model) is None:
+            recomputing.begin(model)
         return model, dtype
 
     def _dtype(self) -> torch.dtype:
@@ -389,6 +392,7 @@ class StagePlanner:
         steps: int,
         largest: tuple[float, float],
     ) -> Network:
+        from tunesmith.models import compiling
         from tunesmith.models.model import TEXT_HEADS
 
         trains = choice.kind not in UNTRAINED
@@ -405,17 +409,11 @@ class StagePlanner:
             wide=dtype.itemsize,
             head=words,
             head_trains=trains and head is not None and head.requires_grad,
-            compiled=trains and self._compiles(model, training, quantized, steps),
+            compiled=trains
+            and compiling.chosen(model, training, steps, matrix_units=self.machine.matrix_units)
+            and (self.machine.kind == "cuda" or compiling.has_compiler()),
+            narrow_moments=training.optimizer == "adamw-8bit",
         )
-
-    def _compiles(self, model: Model, training: Training, quantized: str, steps: int) -> bool:
-        """As :func:`tunesmith.models.compiling.compile_if_worthwhile` chooses."""
-        from tunesmith.models.compiling import PAYS_FROM_STEPS
-
-        unmeasured = self.form == "seq2seq" or quantized != "none" or model.virtual_tokens > 0
-        if training.compile == "off" or (training.compile == "auto" and (unmeasured or steps < PAYS_FROM_STEPS)):
-            return False
-        return self.machine.kind == "cuda" or any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
 def _base_of(folder: Path) -> Path:
@@ -472,10 +470,6 @@ def _advice(recipe: Recipe, joined: Plan, planners: Sequence[StagePlanner], mach
     cut = max(planner.sample.cut_share for planner in planners)
     if cut > CUT_SHARE:
         advice.append(f"{cut:.0%} of the examples are cut to fit: see `data.max_length`")
-    kinds = {stage.parameters.kind for stage in recipe.stages if stage.parameters}
-    dropout = any(stage.training and stage.training.dropout is None for stage in recipe.stages)
-    if machine.kind == "cpu" and dropout and recipe.task == "text-classification" and "full" in kinds:
-        advice.append("dropout's random numbers are dear on a CPU: `training.dropout: 0` is faster, by up to a third")
     if machine.here and joined.disk_bytes > shutil.disk_usage(Path.cwd()).free:
         size, free = joined.disk_bytes / 1e9, shutil.disk_usage(Path.cwd()).free / 1e9
         advice.append(f"its checkpoints and model take up to {size:.1f} GB and {free:.1f} GB of disk are free here")

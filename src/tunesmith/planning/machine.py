@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SPEED_SECONDS = 3600
 """How long a measurement of this machine is believed."""
-RATES = ("fp32", "bf16", "copy", "random")
+RATES = ("fp32", "bf16", "copy", "draws")
 START_SECONDS = {"cpu": 8e-6, "cuda": 6e-6}
 """Time to start one operation from Python: what small ones take at least."""
 PEAK_SHARE = 0.8
@@ -29,7 +29,7 @@ and 1,000 tokens a pass, so it stands for other costs of small passes as well: b
 products of side 16 ran at 0.7 to 0.9 of the full speed in fp32 and 0.43 to 0.75 in bf16, of side 64 at 0.8 to 1.07. It
 makes LoRA of high rank in large batches look too slow (docs/plan-accuracy.md)."""
 PROBED_SIDE = 512  # of the products whose speed was measured
-GPU_RANDOM = 4e10  # numbers a second; on a GPU they cost little more than writing them
+GPU_DRAWS = 4e10  # numbers a second; on a GPU they cost little more than writing them
 HOST_BYTES = 450 * 2**20
 """Python with torch and transformers. A process that shows less has idle pages that the system took back for a while;
 475 MB were seen here before the first weight."""
@@ -45,7 +45,7 @@ class Machine:
         fp32: FLOP/s of matrix products.
         bf16: The same in bf16.
         copy: Bytes read and written a second.
-        random: Random numbers a second.
+        draws: Random numbers a second that dropout draws.
         memory_bytes: What a run may take.
         process_bytes: What the process takes beside the run, where it counts.
         price: US dollars an hour; ``None`` if nobody said.
@@ -59,7 +59,7 @@ class Machine:
     fp32: float
     bf16: float
     copy: float
-    random: float
+    draws: float
     memory_bytes: int
     process_bytes: int = 0
     price: float | None = None
@@ -73,6 +73,11 @@ class Machine:
         if self.kind == "cuda":  # where small products are bound by memory or by their start
             return rate
         return rate * (1 + HALF_SPEED_SIDE / PROBED_SIDE) / (1 + HALF_SPEED_SIDE / max(1.0, shortest))
+
+    @property
+    def matrix_units(self) -> bool:
+        """Whether it has units for products in bf16: with AMX they are 8 times as fast as in fp32, without it twice."""
+        return self.kind == "cuda" or self.bf16 > 4 * self.fp32
 
     @property
     def start_seconds(self) -> float:
@@ -106,7 +111,7 @@ def named(hardware: Hardware) -> Machine:
         fp32=hardware.fp32_tflops * 1e12 * PEAK_SHARE,
         bf16=hardware.bf16_tflops * 1e12 * PEAK_SHARE,
         copy=hardware.bandwidth_gb * 1e9 * BUS_SHARE,
-        random=GPU_RANDOM if gpu else 2.5e8,
+        draws=GPU_DRAWS if gpu else 1e9,
         memory_bytes=int(hardware.memory_gb * 1e9),
         process_bytes=0 if gpu else HOST_BYTES,
         price=hardware.price_per_hour,
@@ -153,7 +158,7 @@ def speed(device: torch.device) -> dict[str, float]:
         "fp32": found["fp32_gflops"] * 1e9,
         "bf16": found["bf16_gflops"] * 1e9,
         "copy": _copy_rate(device),
-        "random": _random_rate(device),
+        "draws": _draw_rate(device),
     }
     rates = {rate: max(value, known.get(rate, 0.0)) for rate, value in rates.items()}
     with contextlib.suppress(OSError):  # without a cache folder it is measured again next time
@@ -182,14 +187,16 @@ def _copy_rate(device: torch.device) -> float:
     return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
 
 
-def _random_rate(device: torch.device) -> float:
-    """Numbers drawn a second for dropout, which takes one thread."""
+def _draw_rate(device: torch.device) -> float:
+    """Numbers drawn a second for dropout, which takes one thread of a processor."""
     import torch
 
     from tunesmith.doctor import best_seconds
+    from tunesmith.models.dropout import draw
 
     mask = torch.empty(2**18, device=device)
-    return mask.numel() / best_seconds(lambda: mask.bernoulli_(0.9), device, threads=1)
+    work = mask.bernoulli_ if device.type == "cuda" else lambda: draw(mask.numel())
+    return mask.numel() / best_seconds(work, device, threads=1)
 
 
 def free_memory(device: torch.device) -> int:

@@ -104,6 +104,7 @@ def skeleton(
             network.requires_grad_(False)
         else:
             parameters.apply(model, settings)
+    model.quantization = getattr(settings, "quantization", "none")
     return model
 
 

@@ -34,6 +34,7 @@ from tunesmith.events import (
     Validated,
     nobody,
 )
+from tunesmith.models import recomputing
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Training
@@ -138,6 +139,7 @@ class Trainer:
         self._first_updates = layerwise.first_updates(model, settings, len(self._batches(0)))
         self._stop = threading.Event()
         self._memory = PeakMemory()
+        self._may_recompute = settings.recompute == "auto"
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 
@@ -287,7 +289,20 @@ class Trainer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         longest = int(data.lengths[rows].max())
-        if self.position.micro_tokens <= longest:
+        alone = self.position.micro_tokens <= longest
+        if alone and self._may_recompute and recomputing.obstacle(self.model) is None:
+            self._may_recompute = False
+            recomputing.begin(self.model)
+            self.on_event(
+                Notice(
+                    level="warning",
+                    message="out of memory with one example at a time: the layers' activations are computed again in "
+                    "the backward pass from now on; the result stays the same",
+                    fix="set `training.recompute: on` to begin with it",
+                )
+            )
+            return
+        if alone:
             raise ResourceError(
                 f"not enough memory even for one example of {longest} tokens at a time",
                 where=str(data.origins[int(rows[data.lengths[rows].argmax()])]),

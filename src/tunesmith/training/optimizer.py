@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from tunesmith.errors import ResourceError
+from tunesmith.models import compiling
 from tunesmith.recipe import Training
 
 
@@ -43,15 +46,12 @@ class MasterAdamW:
         for name, master in zip(self.names, self.masters, strict=True):
             decays = master.ndim >= 2 and name not in undecayed
             groups.setdefault((decays, (rates or {}).get(name, 1.0)), []).append(master)
-        self._adamw = torch.optim.AdamW(
+        self._adamw = _adamw(
             [
                 {"params": masters, "weight_decay": settings.weight_decay if decayed else 0.0, "factor": factor}
                 for (decayed, factor), masters in groups.items()
             ],
-            lr=0.0,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            fused=True,
+            settings,
         )
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -82,7 +82,8 @@ class MasterAdamW:
         """Multiply the gradients by ``scale``, update the masters, copy them to the weights, forget the gradients."""
         torch._foreach_mul_(self.gradients(), scale)
         for group in self._adamw.param_groups:
-            group["lr"] = learning_rate * group["factor"]
+            rate = learning_rate * group["factor"]
+            group["lr"] = torch.tensor(rate) if isinstance(group["lr"], torch.Tensor) else rate
         self._adamw.step()
         narrow = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
         if narrow:
@@ -97,7 +98,7 @@ class MasterAdamW:
             if master is not parameter:
                 tensors[f"master.{name}"] = master.detach()
             for key, value in self._adamw.state.get(master, {}).items():
-                tensors[f"{key}.{name}"] = value.detach().reshape(value.shape)
+                tensors |= {f"{part}.{name}": tensor.detach() for part, tensor in _parts(key, value).items()}
         return tensors
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -106,14 +107,51 @@ class MasterAdamW:
             if master is not parameter:
                 with torch.no_grad():
                     master.copy_(tensors[f"master.{name}"])
-            kept = {
-                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
-            }
-            if kept:
-                self._adamw.state[master] = {
-                    key: value.clone() if key == "step" else value.to(master.device, copy=True)
-                    for key, value in kept.items()
-                }
+            kept = {key: _whole(key, name, tensors, master) for key in ("step", *MOMENTS)}
+            if kept["step"] is not None:
+                self._adamw.state[master] = kept
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _adamw(groups: list[dict[str, Any]], settings: Training) -> torch.optim.Optimizer:
+    """Torch's, or torchao's with moments in 8 bits: in blocks of 256, but for tensors of fewer than 4,096 numbers."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.epsilon, fused=True)
+    if not compiling.has_compiler() and not torch.cuda.is_available():
+        raise ResourceError(
+            "`adamw-8bit` is compiled for this machine, and there is no C++ compiler",
+            where="training.optimizer",
+            fix="install g++, or use `optimizer: adamw`",
+        )
+    from torchao.optim import AdamW8bit
+
+    return cast(torch.optim.Optimizer, AdamW8bit(groups, lr=0.0, betas=settings.betas, eps=settings.epsilon))
+
+
+def _parts(key: str, value: Any) -> dict[str, torch.Tensor]:
+    """What a checkpoint keeps of a number of the optimizer's: of 8 bits the codes and the scales of their blocks."""
+    if hasattr(value, "codes"):
+        return {f"{key}_codes": value.codes, f"{key}_scale": value.scale}
+    return {key: value.reshape(value.shape)}
+
+
+def _whole(key: str, name: str, tensors: Mapping[str, torch.Tensor], master: torch.Tensor) -> torch.Tensor | None:
+    """The number put together again; ``None`` if it is not there."""
+    if f"{key}.{name}" in tensors:
+        value = tensors[f"{key}.{name}"]
+        return value.clone() if key == "step" else value.to(master.device, copy=True)
+    if f"{key}_codes.{name}" not in tensors:
+        return None
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    codes, scale = tensors[f"{key}_codes.{name}"], tensors[f"{key}_scale.{name}"]
+    signed, size = key == MOMENTS[0], codes.numel() // scale.numel()
+    state = OptimState8bit.zeros(codes.shape, signed, size, master.device, master.dtype)
+    state.codes.copy_(codes)
+    state.scale.copy_(scale)
+    return cast(torch.Tensor, state)
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

@@ -19,8 +19,10 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.renderers import model_renderer
 from tunesmith.data.rows import Row
+from tunesmith.errors import RecipeError
 from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase
+from tunesmith.models import recomputing
 from tunesmith.models.build import build_for_training
 from tunesmith.models.combining import COMBINATIONS, refuse_own_heads
 from tunesmith.models.compiling import compile_if_worthwhile
@@ -178,11 +180,22 @@ def _updated(
     )
     sets = {"train": train_rows, "validation": validation_rows}
     frozen_cache.remember(model, objective, sets, settings, trainer.steps, work.tokens, tell)
-    compile_if_worthwhile(model, settings.compile if objective.compiles else "off", trainer.steps, tell)
+    if settings.recompute == "on":
+        _recompute(model)
+    if objective.compiles:
+        compile_if_worthwhile(model, settings, trainer.steps, tell)
     result = trainer.run()
     fake_quantization.stop(model)
     objective.finish(model)
     return result
+
+
+def _recompute(model: Model) -> None:
+    reason = recomputing.obstacle(model)
+    if reason is not None:
+        fix = "leave it at `auto`, and lower `training.micro_tokens`"
+        raise RecipeError(f"activations cannot be recomputed: {reason}", where="training.recompute", fix=fix)
+    recomputing.begin(model)
 
 
 def _rendered(
