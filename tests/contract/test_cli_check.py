@@ -40,6 +40,14 @@ def test_no_row_is_to_be_left_out_where_none_is_at_fault(tmp_path: Path, capsys:
     assert "error too-few-classes" in shown and "drop_bad" not in shown
 
 
+def test_labels_that_differ_by_a_space_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("\n".join(["text,label", *GOOD, "a film in space,'pos '"]).replace("'", '"') + "\n")
+    main.run(arguments(path))
+    rows = [line.split("|")[0] for line in capsys.readouterr().out.splitlines()]
+    assert any("'pos '" in row for row in rows) and any(row.split()[:1] == ["pos"] for row in rows)
+
+
 def test_json_holds_the_same(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments(broken, "--json")) == 3
     report = json.loads(capsys.readouterr().out)

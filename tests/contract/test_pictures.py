@@ -139,6 +139,14 @@ def test_predicting_goes_on_after_a_picture_that_cannot_be_read(
     assert ["error" in answer for answer in answers] == [False, True, False, False]
     assert answers[1]["error"]["where"] == str(asked / "1.jpg") in err
     assert "drop_bad" not in out + err, "predict has no such setting"
+    table, lines = tmp_path / "asked" / "asked.csv", tmp_path / "asked" / "asked.txt"
+    names = [str(path.relative_to(tmp_path / "asked")) for path in sorted(asked.iterdir()) if path.name != "1.jpg"]
+    table.write_text("\n".join(["image", *names]) + "\n")
+    lines.write_text("\n".join(names) + "\n")
+    for file in (table, lines):
+        assert main.run(["predict", str(run.path), str(file)]) == 0
+        found = [json.loads(line)["probability"] for line in capsys.readouterr().out.splitlines()]
+        assert found == pytest.approx([answer["probability"] for answer in answers[:1] + answers[2:]])
 
 
 @pytest.mark.parametrize("task", ["text-classification", "chat", "language-modeling"])

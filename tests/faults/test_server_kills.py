@@ -211,3 +211,17 @@ def test_a_server_that_is_stopped_lets_its_jobs_save_themselves(server: Server) 
     serving.wait_for(lambda: _all_ended(server, [job]))
     assert server.job(job)["status"] == "succeeded"
     assert segments(folder)[-1][0] == reached + 1
+
+
+def test_the_command_tells_scripts_where_it_listens(tmp_path: Path) -> None:
+    code = "import sys; from tunesmith.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    flags = ["--json", "--port", "0", "--workers", "0", "--data", str(tmp_path / "data")]
+    process = subprocess.Popen([sys.executable, "-c", code, "serve", *flags], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        found = json.loads(process.stdout.readline())
+        assert found["process"] == process.pid
+        assert httpx2.get(found["url"] + "/models", timeout=60).json()["object"] == "list"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0

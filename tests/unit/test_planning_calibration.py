@@ -270,3 +270,12 @@ def test_unknown_machines_and_tables_are_named(tmp_path):
     assert "did you mean `h100`" in str(caught.value.fix)
     with pytest.raises(NotFoundError):
         hardware.find("h100", tmp_path / "nowhere.yaml")
+
+
+def test_a_table_of_machines_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "machines.yaml"
+    path.write_bytes("machines: {b\u00fcro: {}}".encode("latin-1"))
+    for ask in (hardware.machines, hardware.price_of_this):
+        with pytest.raises(UsageError, match="no UTF-8") as caught:
+            ask(path)
+        assert caught.value.where == str(path)

@@ -153,4 +153,8 @@ def _print_classes(classes: dict[str, dict[str, int]]) -> None:
         print(f"{len(labels)} classes, with {min(counts):,} to {max(counts):,} training rows each")
         return
     splits = list(classes)
-    print_table(("class", *splits), ((label, *(f"{classes[s].get(label, 0):,}" for s in splits)) for label in labels))
+    names = [label if label == label.strip() else repr(label) for label in labels]  # else two would look alike
+    print_table(
+        ("class", *splits),
+        ((name, *(f"{classes[s].get(label, 0):,}" for s in splits)) for name, label in zip(names, labels, strict=True)),
+    )

@@ -44,12 +44,17 @@ def predict(
     """
     from tunesmith.evaluation.predicting import unreadable
     from tunesmith.runs import open_run
+    from tunesmith.tasks import TASKS
+    from tunesmith.tasks.base import reads_pictures
 
     opened = open_run(run)
     name = "stdin" if file is None or str(file) == "-" else str(file)
     labels: list[str] = []
     num_bad = 0
-    for numbered in _batches(_rows(file, opened.recipe.data.encoding), batch):
+    rows = _rows(file, opened.recipe.data.encoding)
+    if file is not None and not _is_of_pictures(file) and reads_pictures(TASKS[opened.recipe.task]):
+        rows = ((line, _beside(row, file)) for line, row in rows)
+    for numbered in _batches(rows, batch):
         bad = unreadable(opened.recipe.task, [row for _, row in numbered])
         good = [pair for place, pair in enumerate(numbered) if place not in bad]
         with _named_lines(name, [line for line, _ in good]):
@@ -74,6 +79,15 @@ def _print_bad(error: DataError, place: str) -> None:
     error.where = place
     print_json({"error": error.as_dict()})
     print_error(error, as_json=False)
+
+
+def _beside(row: dict[str, Any] | str, file: Path) -> dict[str, Any] | str:
+    """A row that names a picture: the path counts from here or else from the file's folder, as in training data."""
+    name = row if isinstance(row, str) else row.get("image")
+    beside = file.parent / str(name)
+    if Path(str(name)).is_file() or not beside.is_file():
+        return row
+    return str(beside) if isinstance(row, str) else {**row, "image": str(beside)}
 
 
 def _is_of_pictures(file: Path | None) -> bool:

@@ -58,6 +58,7 @@ def serve(
         bool,
         typer.Option("--rebuild-index", help="Restore the database from DIR and storage first; stop other servers."),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Serve the OpenAI API: files, fine-tuning jobs, and the models that they make.
 
@@ -68,6 +69,7 @@ def serve(
     _need_extra()
     from pydantic import SecretStr
 
+    from tunesmith.server.serving import say
     from tunesmith.server.serving import serve as run_server
     from tunesmith.server.settings import Settings
 
@@ -85,7 +87,11 @@ def serve(
         python_graders=python_graders,
         allowed_hosts=tuple(name.lower() for name in allowed_host or ()),
     )
-    run_server(settings, rebuild=rebuild_index)
+    run_server(settings, _announce_json if as_json else say, rebuild=rebuild_index)
+
+
+def _announce_json(sentence: str, facts: dict[str, Any]) -> None:
+    print_json(facts)
 
 
 @token_app.command("add")

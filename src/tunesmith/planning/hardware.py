@@ -68,7 +68,7 @@ def machines(own: Path | None = None) -> dict[str, Hardware]:
         raise NotFoundError("there is no table of machines", where=str(own), fix="name a file for --machines")
     lines: Lines = {}
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = _read(path)
         entries, lines = _entries(text, str(path)), places(text, str(path))
         for name, entry in entries.items():
             # the price's source is that of the price: it does not outlive it
@@ -80,7 +80,7 @@ def machines(own: Path | None = None) -> dict[str, Hardware]:
 def price_of_this(own: Path | None = None) -> Hardware | None:
     """What the user's table says about the machine that plans: only its price counts."""
     path = own or own_table()
-    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    text = _read(path) if path.is_file() else None
     entry = None if text is None else _entries(text, str(path)).get(THIS)
     if text is None or entry is None:
         return None
@@ -113,6 +113,14 @@ def own_table() -> Path:
 
 
 _FIGURES = ("memory_gb", "bandwidth_gb", "bf16_tflops", "fp32_tflops")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        fix = "save it as UTF-8, or remove it"
+        raise UsageError("the table of machines is no UTF-8 text", where=str(path), fix=fix) from error
 
 
 def _entries(text: str, where: str) -> dict[str, dict[str, Any]]:

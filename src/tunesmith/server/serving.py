@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
@@ -14,11 +17,17 @@ from tunesmith.server.rebuild import rebuild_index
 from tunesmith.server.settings import Settings
 
 
-def serve(settings: Settings, *, rebuild: bool = False) -> None:
+def say(sentence: str, facts: dict[str, Any]) -> None:
+    """Announce for people."""
+    print(sentence, flush=True)
+
+
+def serve(settings: Settings, announce: Callable[[str, dict[str, Any]], None] = say, *, rebuild: bool = False) -> None:
     """Listen and answer until SIGINT or SIGTERM.
 
     Args:
         settings: What was asked for.
+        announce: Told, as a sentence and as facts, what was restored and where the server listens.
         rebuild: Restore the index from the data folder first.
 
     Raises:
@@ -30,11 +39,12 @@ def serve(settings: Settings, *, rebuild: bool = False) -> None:
     app = create_app(settings)
     if rebuild:
         found = rebuild_index(app.state.services)
-        print("Restored", ", ".join(f"{number} {what}" for what, number in found.items()), flush=True)
+        announce("Restored " + ", ".join(f"{number} {what}" for what, number in found.items()), {"restored": found})
     listener = _listen(settings)
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(f"Serving on http://{name}:{listener.getsockname()[1]}/v1 - stop with Ctrl-C", flush=True)
+    url = f"http://{name}:{listener.getsockname()[1]}/v1"
+    announce(f"Serving on {url} - stop with Ctrl-C", {"url": url, "process": os.getpid()})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises it once more when all is stopped: that is a normal end
     uvicorn.Server(config).run(sockets=[listener])

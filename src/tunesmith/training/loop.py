@@ -13,17 +13,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from tunesmith.data.batches import Batch, TokenFile, collate, epoch_batches, micro_batches
-from tunesmith.errors import InterruptedRun, NonFiniteError, ResourceError
+from tunesmith.errors import InterruptedRun, NonFiniteError
 from tunesmith.events import (
     CheckpointSaved,
     Listener,
@@ -34,35 +34,17 @@ from tunesmith.events import (
     Validated,
     nobody,
 )
-from tunesmith.models import recomputing
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import Objective
 from tunesmith.recipe import Training
 from tunesmith.training import checkpoint, layerwise
 from tunesmith.training.memory import PeakMemory
 from tunesmith.training.optimizer import MasterAdamW, Schedule
-
-Result = TypeVar("Result")
+from tunesmith.training.position import Position
+from tunesmith.training.scarce_memory import ScarceMemory
 
 WIDTH_MULTIPLE = 16
 """Rows are padded to a multiple of this: matrix units want it, and few widths mean few compiled shapes."""
-
-
-@dataclass
-class Position:
-    """Everything that decides how a run goes on, besides tensors; saved as ``trainer.json``."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    micro_tokens: int = 0
-    best_step: int = 0
-    best_score: list[float] | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, list[float]] = field(default_factory=dict)  # of all validations, by their step
-    validations_without_gain: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +121,9 @@ class Trainer:
         self._first_updates = layerwise.first_updates(model, settings, len(self._batches(0)))
         self._stop = threading.Event()
         self._memory = PeakMemory()
-        self._may_recompute = settings.recompute == "auto"
+        self._scarce = ScarceMemory(
+            model, self.optimizer, self.position, may_recompute=settings.recompute == "auto", on_event=on_event
+        )
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 
@@ -238,7 +222,7 @@ class Trainer:
 
     def _change(self, data: TokenFile, rows: np.ndarray, rate: float) -> Change:
         """Forward, backward and one change of the weights."""
-        total, weight, sums, tokens = self._in_memory(data, rows, lambda: self._accumulate(data, rows))
+        total, weight, sums, tokens = self._scarce.fitted(data, rows, lambda: self._accumulate(data, rows))
         norm = float(torch.nn.utils.get_total_norm(self.optimizer.gradients())) / weight
         loss = total / weight
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -272,51 +256,6 @@ class Trainer:
     def _batch(self, data: TokenFile, rows: np.ndarray) -> Batch:
         batch = collate(data, rows.tolist(), self.model.pad_id, WIDTH_MULTIPLE, self.position.epoch)
         return batch.to(self.model.device)
-
-    def _in_memory(self, data: TokenFile, rows: np.ndarray, work: Callable[[], Result]) -> Result:
-        """Do what the rows ask for, in smaller pieces each time that memory runs out."""
-        while True:
-            try:
-                return work()
-            except RuntimeError as error:
-                self._halve_micro_batches(error, data, rows)
-
-    def _halve_micro_batches(self, error: RuntimeError, data: TokenFile, rows: np.ndarray) -> None:
-        """Out of memory: start the same rows again in smaller pieces. Gradients and metrics stay the same."""
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise error
-        self.optimizer.discard()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        longest = int(data.lengths[rows].max())
-        alone = self.position.micro_tokens <= longest
-        if alone and self._may_recompute and recomputing.obstacle(self.model) is None:
-            self._may_recompute = False
-            recomputing.begin(self.model)
-            self.on_event(
-                Notice(
-                    level="warning",
-                    message="out of memory with one example at a time: the layers' activations are computed again in "
-                    "the backward pass from now on; the result stays the same",
-                    fix="set `training.recompute: on` to begin with it",
-                )
-            )
-            return
-        if alone:
-            raise ResourceError(
-                f"not enough memory even for one example of {longest} tokens at a time",
-                where=str(data.origins[int(rows[data.lengths[rows].argmax()])]),
-                fix="lower `data.max_length`, train fewer parameters (`method: peft`), or take a smaller model",
-            ) from error
-        self.position.micro_tokens = max(longest, self.position.micro_tokens // 2)
-        self.on_event(
-            Notice(
-                level="warning",
-                message=f"out of memory: going on with forward passes of {self.position.micro_tokens} tokens; "
-                "the global batch, and so the result, stays the same",
-                fix=f"set `training.micro_tokens: {self.position.micro_tokens}` to begin with it",
-            )
-        )
 
     def _refuse_non_finite(self, data: TokenFile, rows: np.ndarray, loss: float) -> None:
         """Name the examples whose own loss is not finite, and stop before the weights change."""
@@ -378,7 +317,7 @@ class Trainer:
         if self.validation is None or not (due or position.step == self.steps):
             return False
         data = self.validation
-        metrics = self.objective.validate(self.model, data) or self._in_memory(
+        metrics = self.objective.validate(self.model, data) or self._scarce.fitted(
             data,
             np.arange(len(data)),
             lambda: evaluate_loss(self.model, self.objective, data, position.micro_tokens),
@@ -438,7 +377,7 @@ class Trainer:
         if found is None:
             return
         checkpoint.check_identity(found.trainer["identity"], self.identity, str(found.path))
-        self.position = Position(**found.trainer["position"])
+        vars(self.position).update(found.trainer["position"])
         self.objective.load_state(found.trainer["objective"])
         self._kept_step = found.step
         tensors = found.optimizer()
