@@ -78,23 +78,23 @@ FULL, LORA, TAG, WRITE, WRITE_FULL = (
 )
 METHODS = {FULL: "full", LORA: "peft", TAG: "full", WRITE: "peft", WRITE_FULL: "full"}
 CASES = (
-    case(FULL, "banking77", 200),
-    case(FULL, "banking77", 350, batch_size=64),
-    case(FULL, "polarity", 160),
-    case(FULL, "polarity", 200, dropout=0.0),
-    case(LORA, "banking77", 250),
-    case(LORA, "banking77", 450),
-    case(LORA, "polarity", 220),
-    case(LORA, "polarity", 240, {"kind": "lora", "rank": 64}, batch_size=64),
-    case(TAG, "wnut17", 120),
-    case(TAG, "wnut17", 240),
-    case(TAG, "wnut17", 200, batch_size=8),
-    case(WRITE, "tldr", 12),
-    case(WRITE, "tldr", 18),
-    case(WRITE, "gsm8k", 4),
-    case(WRITE, "scitldr", 3),
-    case(WRITE_FULL, "tldr", 10),
-    case(WRITE_FULL, "gsm8k", 3),
+    case(FULL, "banking77", 600),
+    case(FULL, "banking77", 1000, batch_size=64),
+    case(FULL, "polarity", 500),
+    case(FULL, "polarity", 600, dropout=0.0),
+    case(LORA, "banking77", 750),
+    case(LORA, "banking77", 1300),
+    case(LORA, "polarity", 700),
+    case(LORA, "polarity", 720, {"kind": "lora", "rank": 64}, batch_size=64),
+    case(TAG, "wnut17", 360),
+    case(TAG, "wnut17", 720),
+    case(TAG, "wnut17", 600, batch_size=8),
+    case(WRITE, "tldr", 40),
+    case(WRITE, "tldr", 60),
+    case(WRITE, "gsm8k", 12),
+    case(WRITE, "scitldr", 9),
+    case(WRITE_FULL, "tldr", 30),
+    case(WRITE_FULL, "gsm8k", 9),
 )
 
 
@@ -191,7 +191,7 @@ def calibrate(made: dict[str, Any], measured: dict[str, Any], cache: Path) -> No
             time=time.time(),
         )
     )
-    print("calibrated" if known else "NOT calibrated: the sample is too odd", flush=True)
+    print("calibrated" if known else "NOT calibrated: the run is too short or too odd", flush=True)
 
 
 def page(results: dict[str, Any]) -> str:

@@ -201,7 +201,8 @@ def _product_rate(device: Any, dtype: Any) -> float:
 def best_seconds(work: Callable[[], object], device: Any, *, threads: int | None = None) -> float:
     """The best of many short timings: other work on the machine only ever makes one slower.
 
-    On a busy processor not even the best is undisturbed, so the processors' time counts where it is less.
+    On a busy processor not even the best is undisturbed, so the processors' time counts where it is less. That is the
+    mean over all timings: some kernels book what other threads did only every few milliseconds.
 
     Args:
         work: What to time.
@@ -211,17 +212,18 @@ def best_seconds(work: Callable[[], object], device: Any, *, threads: int | None
     import torch
 
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    threads = threads or torch.get_num_threads()
-    best, end = float("inf"), time.perf_counter() + PROBE_SECONDS
-    while best == float("inf") or time.perf_counter() < end:
+    best, times = float("inf"), 0
+    begun, used = time.perf_counter(), time.process_time()
+    while not times or time.perf_counter() - begun < PROBE_SECONDS:
         wait()
-        started, used = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
         work()
         wait()
         best = min(best, time.perf_counter() - started)
-        if device.type == "cpu":
-            best = min(best, max(1e-9, time.process_time() - used) / threads)
-    return best
+        times += 1
+    if device.type == "cuda":
+        return best
+    return min(best, max(1e-9, time.process_time() - used) / times / (threads or torch.get_num_threads()))
 
 
 def _fresh_over_kept() -> float:
