@@ -114,3 +114,17 @@ def test_the_command_prints_all_sections(monkeypatch: pytest.MonkeyPatch, capsys
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["memory_bytes"] > 1e8
     assert found["speed"]["fp32_gflops"] > 0 and found["versions"]["torch"] != "not installed"
     assert any("hub" in finding["what"] for finding in found["findings"])
+
+
+def test_a_kernel_that_books_other_threads_late_does_not_make_the_processor_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two threads work; the time of the second is booked every 20 ms, so that most timings see the first alone."""
+    import time
+
+    import torch
+
+    now = time.perf_counter
+    monkeypatch.setattr(doctor.time, "process_time", lambda: now() + now() // 0.02 * 0.02)
+    found = doctor.best_seconds(lambda: time.sleep(0.002), torch.device("cpu"), threads=2)
+    assert 0.0019 < found < 0.004
