@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from tunesmith.errors import ResourceError
+from tunesmith.errors import MissingExtraError, ResourceError
 from tunesmith.models import compiling
 from tunesmith.recipe import Training
 
@@ -116,9 +117,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _adamw(groups: list[dict[str, Any]], settings: Training) -> torch.optim.Optimizer:
-    """Torch's, or torchao's with moments in 8 bits: in blocks of 256, but for tensors of fewer than 4,096 numbers."""
+    """Torch's, or torchao's with moments in 8 bits: in blocks of 256, but for tensors of fewer than 4,096 numbers.
+
+    Raises:
+        MissingExtraError: torchao is not installed.
+        ResourceError: There is no compiler, which torchao's needs.
+    """
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.epsilon, fused=True)
+    if importlib.util.find_spec("torchao") is None:
+        raise MissingExtraError("torchao", "quantization", "`optimizer: adamw-8bit`")
     if not compiling.has_compiler() and not torch.cuda.is_available():
         raise ResourceError(
             "`adamw-8bit` is compiled for this machine, and there is no C++ compiler",
