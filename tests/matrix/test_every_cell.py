@@ -93,9 +93,9 @@ REFUSED: dict[str, set[str]] = {
 _prepared: dict[str, PreparedData] = {}
 
 
-def recipe_of(objective: str, kind: str, base: Path, data: Path) -> dict[str, Any]:
+def recipe_of(objective: str, kind: str, base: Path, data: Path, more: dict[str, Any]) -> dict[str, Any]:
     _, task, _, keys = OBJECTIVES[objective]
-    training: dict[str, Any] = {"max_steps": 2, "batch_size": 4}
+    training: dict[str, Any] = {"max_steps": 2, "batch_size": 4} | more
     if objective in ("ppo", "grpo"):
         training |= {"rewards": [{"kind": "exact"}], "rollouts": {"max_new_tokens": 2}, "grpo": {"group": 2}}
     if objective == "distill":
@@ -135,10 +135,24 @@ def test_it_trains_saves_and_loads_or_is_refused(
                                    atol=1e-5)  # fmt: skip
 
 
-def tuned(objective: str, kind: str, base: Path, folder: Path) -> Model:
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_recomputed_activations_change_nothing(
+    objective: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    base = request.getfixturevalue(OBJECTIVES[objective][0])
+    models = []
+    for switch in ("off", "on"):
+        (tmp_path / switch).mkdir()
+        models.append(tuned(objective, "lora", base, tmp_path / switch, recompute=switch, dropout=0.1))
+    weights = [dict(model.network.state_dict()) for model in models]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def tuned(objective: str, kind: str, base: Path, folder: Path, **training: Any) -> Model:
     """What two updates leave."""
     data = write_jsonl(folder / "rows.jsonl", OBJECTIVES[objective][2])
-    recipe = parse(recipe_of(objective, kind, base, data)).resolved()
+    recipe = parse(recipe_of(objective, kind, base, data, training)).resolved()
     if objective not in _prepared:
         _prepared[objective] = prepare(recipe)
     rows = [_prepared[objective]] * len(recipe.stages)
