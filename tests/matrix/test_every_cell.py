@@ -136,9 +136,7 @@ def test_it_trains_saves_and_loads_or_is_refused(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_recomputed_activations_change_nothing(
-    objective: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_recomputed_activations_change_nothing(objective: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     base = request.getfixturevalue(OBJECTIVES[objective][0])
     models = []
     for switch in ("off", "on"):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunesmith.allocator import Heap
 from tunesmith.data.batches import Batch, TokenFile, collate, epoch_batches, micro_batches
 from tunesmith.errors import InterruptedRun, NonFiniteError
 from tunesmith.events import (
@@ -121,6 +122,7 @@ class Trainer:
         self._first_updates = layerwise.first_updates(model, settings, len(self._batches(0)))
         self._stop = threading.Event()
         self._memory = PeakMemory()
+        self._heap = Heap() if model.device.type == "cpu" else None
         self._scarce = ScarceMemory(
             model, self.optimizer, self.position, may_recompute=settings.recompute == "auto", on_event=on_event
         )
@@ -279,7 +281,7 @@ class Trainer:
     ) -> None:
         tokens = sum(change.tokens for change in changes)
         means = {name: sum(change.metrics[name] for change in changes) / len(changes) for name in changes[0].metrics}
-        position = self.position
+        position, memory = self.position, self._memory.now()
         position.step += 1
         position.seconds += seconds
         position.tokens += tokens
@@ -295,10 +297,12 @@ class Trainer:
                 tokens=tokens,
                 examples=len(rows),
                 seconds=seconds,
-                memory_bytes=self._memory.now(),
+                memory_bytes=memory,
                 metrics=means | metrics,
             )
         )
+        if self._heap is not None:
+            self._heap.tidy(memory)
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """The epoch's global batches, computed once an epoch."""
