@@ -218,9 +218,8 @@ def page(results: dict[str, Any]) -> str:
         f"Of {len(counted)} runs, **{in_time} were planned within {TIME_OFF:.0%} of their time** and **{in_memory} "
         f"within {MEMORY_OFF:.0%} of their memory and not more than {MEMORY_UNDER:.0%} below it**. Misses are in bold.",
         "",
-        "The machine may do other work at the same time (it did during the MiniLM runs). So the time is the "
-        "processors' time of the updates over the "
-        "threads, which is what plans are about; the last column is the clock's. The runs are short, so that their "
+        "The time is the processors' time of the updates over the threads, which is what plans are about and what "
+        "other work on the machine changes least; the last column is the clock's. The runs are short, so that their "
         "first updates weigh more than in a long run. The speed of thin products was fitted to the two banking77 runs "
         "of full training, so these two say less than the others.",
         "",

@@ -37,8 +37,9 @@ ALLOCATOR = {"cpu": 0.25, "cuda": 0.08}
 """What allocators hold beside what is in use, as a share of activations and scores at their most. On a processor the
 heap keeps what was freed (:mod:`tunesmith.allocator`) and the next tensors do not fit into all of its gaps: SmolLM2
 with LoRA took 1.20 to 1.30 times what was alive in passes of 96 to 1,056 tokens, in bf16 and in fp32."""
-LATER_BYTES = 60 * 2**20
-"""What the process grows by between the plan and the training, besides the model: more imports, tokens, buffers."""
+LATER_BYTES = 90 * 2**20
+"""What the process grows by between the plan and the training, besides the model: more imports, tokens, buffers. Runs
+of 5 to 20 s grew by 40 to 110 MB (docs/plan-accuracy.md)."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def memory(
     wide = max(4, network.wide)
     gradients = network.trainable * (wide + (2 if network.narrow else 0)) if trains else 0.0
     activations = alive = largest.peak_bytes if trains else largest.peak_bytes - largest.kept_bytes
-    if passes_an_update <= 1:  # then gradients come as activations go
+    if passes_an_update <= 1 and machine.kind == "cuda":  # gradients come as activations go; a heap keeps the gaps
         activations = max(activations - gradients, activations / 3)
     logits = SCORE_BYTES * scores + (wide * network.head[0] * network.head[1] if network.head_trains else 0)
     return {
