@@ -99,7 +99,7 @@ def intents(folder: Path, some: dict[str, Any], half: int) -> dict[str, Any]:
         path = files[name] = folder / f"intents-{half + 1}-{name}.jsonl"
         rows = [{"text": row["text"], "label": row["category"]} for row in found if row["category"] in own]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return {"name": f"intents {half + 1}", "data": {name: str(path) for name, path in files.items()} | some}
+    return {"name": f"intents-{half + 1}", "data": {name: str(path) for name, path in files.items()} | some}
 
 
 def main() -> None:

@@ -237,7 +237,7 @@ def _upload(state: Provider, body: bytes, headers: Any) -> FileObject:
 
 
 def _create(state: Provider, asked: dict[str, Any]) -> tuple[int, Any]:
-    if asked["model"] not in ("gpt-4.1-mini", "gpt-free"):
+    if asked["model"] not in ("gpt-4.1-mini", "o4-mini", "gpt-free"):
         error = {"message": f"The model {asked['model']} does not exist", "type": "invalid_request_error"}
         return 404, {"error": {"param": "model", "code": "model_not_found", **error}}
     kind = asked["method"]["type"]

@@ -409,8 +409,10 @@ def test_a_job_of_preferences_is_measured_by_what_it_writes(
 
 
 def test_a_job_of_reinforcement_is_measured_by_its_grader(
-    there: tuple[hosted_fake.Provider, str], tmp_path: Path
+    there: tuple[hosted_fake.Provider, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The one model that learned from graders was shut down in October 2026."""
+    monkeypatch.setattr("tunesmith.hosted.clock.today", lambda: date(2026, 9, 1))
     rows = [
         {"messages": [{"role": "user", "content": row["text"]}], "wanted": row["label"]} for row in labelled_rows(120)
     ]
@@ -422,7 +424,7 @@ def test_a_job_of_reinforcement_is_measured_by_its_grader(
         "reference": "{{item.wanted}}",
         "operation": "eq",
     }
-    asked = recipe(tmp_path, there[1], task="prompts", data=data, hosted={"grader": grader})
+    asked = recipe(tmp_path, there[1], model="o4-mini", task="prompts", data=data, hosted={"grader": grader})
     run = pipeline.run(asked, run_dir=tmp_path / "run")
     tuned, base = run.metrics["reward"], run.baselines["base"]["reward"]
     wanted = {row["messages"][0]["content"]: row["wanted"] for row in rows}
@@ -434,7 +436,7 @@ def test_a_job_of_reinforcement_is_measured_by_its_grader(
 
     model_asked = {"type": "score_model", "name": "x", "model": "gpt-4.1", "range": [0, 1]}
     model_asked["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]
-    other = recipe(tmp_path, there[1], task="prompts", data=data, hosted={"grader": model_asked})
+    other = recipe(tmp_path, there[1], model="o4-mini", task="prompts", data=data, hosted={"grader": model_asked})
     unmeasured = pipeline.run(other, run_dir=tmp_path / "other")
     assert (
         unmeasured.verdict.startswith("Not measured: ") and "gpt-4.1" in unmeasured.verdict
