@@ -24,7 +24,7 @@ from tunesmith.disk import write_json  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 RESULT = HERE / "results" / "memory.json"
-STEPS = 8
+STEPS = 5
 WAYS: dict[str, dict[str, str]] = {
     "plain": {},
     "recompute": {"recompute": "on"},

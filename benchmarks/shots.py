@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent / "src"))
 from acceptance import polarity  # noqa: E402
 
 from tunesmith import recipe_file  # noqa: E402
+from tunesmith.disk import write_json  # noqa: E402
 from tunesmith.learning_curve import DEFAULT_SHOTS, learning_curve  # noqa: E402
 from tunesmith.progress import shown  # noqa: E402
 
@@ -56,7 +57,9 @@ def main() -> None:
     print(curve.verdict)
     if given.keep:
         shutil.copyfile(given.out / "curve.svg", HERE.parent / "docs" / "assets" / "shots.svg")
-        shutil.copyfile(given.out / "curve.json", HERE / "results" / "shots.json")
+        how = {"seeds": given.seeds, "limit": given.limit}
+        facts = {name: value for name, value in curve.as_dict().items() if name != "folder"}
+        write_json(HERE / "results" / "shots.json", facts | how)
 
 
 if __name__ == "__main__":
