@@ -35,8 +35,9 @@ COMPILE_SECONDS = 60.0
 """Warming up took 27 to 134 s for 5 to 8 widths on two cores."""
 ALLOCATOR = {"cpu": 0.25, "cuda": 0.08}
 """What allocators hold beside what is in use, as a share of activations and scores at their most, and on a processor of
-gradients, which come and go as well. There the heap keeps what was freed (:mod:`tunesmith.allocator`) and the next tensors do not fit into all of its gaps: SmolLM2
-with LoRA took 1.20 to 1.30 times what was alive in passes of 96 to 1,056 tokens, in bf16 and in fp32."""
+gradients, which come and go as well. There the heap keeps what was freed (:mod:`tunesmith.allocator`) and the next
+tensors do not fit into all of its gaps: SmolLM2 with LoRA took 1.20 to 1.30 times what was alive in passes of 96 to
+1,056 tokens, in bf16 and in fp32."""
 LATER_BYTES = 90 * 2**20
 """What the process grows by between the plan and the training, besides the model: more imports, tokens, buffers. Runs
 of 5 to 20 s grew by 40 to 110 MB (docs/plan-accuracy.md)."""
