@@ -14,7 +14,7 @@ import typer
 
 from tunesmith.cli.failures import print_error
 from tunesmith.cli.output import Json, Run, print_json, stderr, stdout
-from tunesmith.data.pictures import is_picture
+from tunesmith.data.pictures import is_picture, located
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def predict(
     num_bad = 0
     rows = _rows(file, opened.recipe.data.encoding)
     if file is not None and not _is_of_pictures(file) and reads_pictures(TASKS[opened.recipe.task]):
-        rows = ((line, _beside(row, file)) for line, row in rows)
+        rows = ((line, _located(row, file)) for line, row in rows)
     for numbered in _batches(rows, batch):
         bad = unreadable(opened.recipe.task, [row for _, row in numbered])
         good = [pair for place, pair in enumerate(numbered) if place not in bad]
@@ -81,13 +81,11 @@ def _print_bad(error: DataError, place: str) -> None:
     print_error(error, as_json=False)
 
 
-def _beside(row: dict[str, Any] | str, file: Path) -> dict[str, Any] | str:
-    """A row that names a picture: the path counts from here or else from the file's folder, as in training data."""
-    name = row if isinstance(row, str) else row.get("image")
-    beside = file.parent / str(name)
-    if Path(str(name)).is_file() or not beside.is_file():
-        return row
-    return str(beside) if isinstance(row, str) else {**row, "image": str(beside)}
+def _located(row: dict[str, Any] | str, file: Path) -> dict[str, Any] | str:
+    """A row with the path of the picture that it names, found as in training data."""
+    if isinstance(row, str):
+        return str(located(row, file))
+    return {**row, "image": str(located(str(row["image"]), file))} if "image" in row else row
 
 
 def _is_of_pictures(file: Path | None) -> bool:

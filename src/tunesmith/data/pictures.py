@@ -48,6 +48,13 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+def located(name: str, file: Path) -> Path:
+    """The path of a picture that a file names: it counts from here, or else from the file's folder."""
+    path = Path(name).expanduser()
+    beside = file.parent / path
+    return beside if not path.is_file() and beside.is_file() else path
+
+
 def read_picture(path: Path) -> Image:
     """A picture in RGB, turned as its camera noted; of a moving one the first frame.
 

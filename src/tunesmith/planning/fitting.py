@@ -56,7 +56,7 @@ def _changes(planner: StagePlanner, made: StagePlan) -> Iterator[tuple[str, Para
     if (training.micro_tokens or 16384) > smallest:
         yield note, None, small
     again = small.model_copy(update={"recompute": "on"})
-    twice = f"`training.recompute: on` (the layers' forward passes computed twice, the same result) with {note}"
+    twice = f"`training.recompute: on` (the layers' forward passes computed twice, the same result) and {note}"
     if training.recompute != "on":
         yield twice, None, again
     if parameters.kind in ("full", "layers") and training.optimizer == "adamw":

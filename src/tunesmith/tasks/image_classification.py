@@ -63,10 +63,7 @@ class ImageClassification:
 
 
 def _found(row: Row) -> tuple[Row, list[Fault]]:
-    path = Path(str(row.fields["image"])).expanduser()
-    beside = Path(row.origin.file).parent / path
-    if not path.is_file() and beside.is_file():
-        path = beside
+    path = pictures.located(str(row.fields["image"]), Path(row.origin.file))
     try:
         if not path.is_file():
             raise DataError("named, but not there", fix="paths count from the file's folder, or from here")
