@@ -168,6 +168,11 @@ def _of_parameters(recipe: Recipe, chosen: Chosen) -> Iterator[str]:
             f"`kind: {kind}` puts virtual tokens before the text, and `masked-lm` looks for the hidden words at the "
             "text's own places: use `kind: lora`"
         )
+    if isinstance(chosen.parameters, Prompt) and chosen.training.recompute == "on":
+        yield (
+            f"`kind: {kind}` puts virtual tokens into a cache that each layer adds to, so activations cannot be "
+            "recomputed: leave `training.recompute` at `auto`, or use `kind: lora`"
+        )
     if isinstance(chosen.parameters, Prompt) and chosen.training.ppo.value_trunk == "separate":
         yield (
             f"`kind: {kind}` learns virtual tokens, which a separate value trunk would read and change too: "

@@ -108,6 +108,8 @@ def test_a_missing_key_says_which() -> None:
             },
             "would read and change too",
         ),
+        ({"parameters": "prompt-tuning", "training": {"recompute": "on"}}, "cannot be recomputed"),
+        ({"training": {"recompute": "on", "compile": "on"}}, "compiled layers cannot recompute"),
     ],
 )
 def test_impossible_pairs_are_refused_with_the_reason(change: dict, words: str) -> None:

@@ -85,7 +85,8 @@ def _located(row: dict[str, Any] | str, file: Path) -> dict[str, Any] | str:
     """A row with the path of the picture that it names, found as in training data."""
     if isinstance(row, str):
         return str(located(row, file))
-    return {**row, "image": str(located(str(row["image"]), file))} if "image" in row else row
+    name = row.get("image")
+    return {**row, "image": str(located(name, file))} if isinstance(name, str) else row
 
 
 def _is_of_pictures(file: Path | None) -> bool:

@@ -42,11 +42,6 @@ class Rectangle:
     width: int
     mask: torch.Tensor | None
 
-    @property
-    def tokens(self) -> slice:
-        """Its part of the long row."""
-        return slice(self.start, self.start + self.rows * self.width)
-
 
 @dataclass(frozen=True)
 class Layout:
