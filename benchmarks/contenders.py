@@ -26,6 +26,8 @@ class Group:
         workload: ``tokens`` (SmolLM2-135M) or ``texts`` (MiniLM-L6).
         settings: The same for all contenders.
         steps: Updates of a run; ``None`` for one pass over the data.
+        counts: ``speed`` (seconds and memory), or ``loss``: what was learnt, which takes many more updates to tell and
+            may be measured beside other work.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Group:
     workload: str
     settings: dict[str, Any]
     steps: int | None = None
+    counts: str = "speed"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Contender:
 
 
 _GENERATE = {"batch_size": 8, "schedule": "linear", "weight_decay": 0.0, "max_grad_norm": 1.0}
+_LORA = _GENERATE | {"parameters": "lora", "rank": 16, "alpha": 32, "learning_rate": 2e-4}
+_FULL = _GENERATE | {"parameters": "full", "learning_rate": 2e-5}
 
 GROUPS = {
     group.name: group
@@ -66,16 +71,18 @@ GROUPS = {
             "lora",
             "SmolLM2-135M, LoRA rank 16, alpha 32, all linear layers; batches of 8, loss on the answers",
             "tokens",
-            _GENERATE | {"parameters": "lora", "rank": 16, "alpha": 32, "learning_rate": 2e-4},
-            steps=200,
+            _LORA,
+            steps=20,
         ),
         Group(
             "full",
             "SmolLM2-135M, all parameters; batches of 8, loss on the answers",
             "tokens",
-            _GENERATE | {"parameters": "full", "learning_rate": 2e-5},
-            steps=200,
+            _FULL,
+            steps=20,
         ),
+        Group("lora-loss", "The same LoRA, 200 updates", "tokens", _LORA, steps=200, counts="loss"),
+        Group("full-loss", "All parameters, 200 updates", "tokens", _FULL, steps=200, counts="loss"),
         Group(
             "classify",
             "MiniLM-L6, all parameters, one epoch of 4,000 texts, batches of 8; then 1,000 texts classified",
@@ -95,6 +102,8 @@ _TRL = "peers/trl_sft.py"
 _HF = "peers/hf_classify.py"
 _OURS = "ours/generate.py"
 _CLASSIFY = "ours/classify.py"
+_HALF = {"dtype": "bfloat16", "gradient_checkpointing": False}
+_WIDE = {"dtype": "float32", "gradient_checkpointing": False}
 
 CONTENDERS = [
     Contender("lora", "trl-default", "TRL SFTTrainer, its defaults", _TRL),
@@ -103,7 +112,7 @@ CONTENDERS = [
         "trl-tuned",
         "bf16 weights, no gradient checkpointing, allocator tuned",
         _TRL,
-        {"dtype": "bfloat16", "gradient_checkpointing": False},
+        _HALF,
         ALLOCATOR,
     ),
     Contender(
@@ -111,7 +120,7 @@ CONTENDERS = [
         "trl-grouped",
         "the same, batches grouped by length",
         _TRL,
-        {"dtype": "bfloat16", "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
+        _HALF | {"train_sampling_strategy": "group_by_length"},
         ALLOCATOR,
     ),
     Contender("lora", "tunesmith", "compile off", _OURS, {"compile": "off"}),
@@ -122,11 +131,15 @@ CONTENDERS = [
         "trl-tuned",
         "fp32 weights under bf16 autocast, no gradient checkpointing, allocator tuned",
         _TRL,
-        {"dtype": "float32", "gradient_checkpointing": False},
+        _WIDE,
         ALLOCATOR,
     ),
     Contender("full", "tunesmith", "bf16 weights with fp32 masters, compile off", _OURS, {"compile": "off"}),
     Contender("full", "tunesmith-compiled", "the same, compile on", _OURS, {"compile": "on"}),
+    Contender("lora-loss", "trl-tuned", "bf16 weights", _TRL, _HALF, ALLOCATOR),
+    Contender("lora-loss", "tunesmith", "bf16 weights, adapters with fp32 masters", _OURS, {"compile": "off"}),
+    Contender("full-loss", "trl-tuned", "fp32 weights under bf16 autocast", _TRL, _WIDE, ALLOCATOR),
+    Contender("full-loss", "tunesmith", "bf16 weights with fp32 masters", _OURS, {"compile": "off"}),
     Contender("classify", "hf-trainer", "HF Trainer, its defaults", _HF),
     Contender("classify", "hf-trainer-tuned", "bf16 autocast, allocator tuned", _HF, {"bf16": True}, ALLOCATOR),
     Contender("classify", "tunesmith", "the same recipe, dropout on, compile off", _CLASSIFY, {"compile": "off"}),

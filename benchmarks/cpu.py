@@ -1,8 +1,9 @@
 """Race Tunesmith against its peers on this machine's processor.
 
-    python benchmarks/cpu.py                     everything (hours); writes results/cpu-DATE.json and the docs' tables
+    python benchmarks/cpu.py                     speed and memory; writes results/cpu-DATE.json and the docs' tables
+    python benchmarks/cpu.py --losses            what was learnt after 200 updates (hours); results/held-out-losses.json
     python benchmarks/cpu.py --only lora         one group, or `lora/trl-tuned` for one contender of it
-    python benchmarks/cpu.py --continue          measure only what today's file lacks
+    python benchmarks/cpu.py --continue          measure only what the results file lacks
     python benchmarks/cpu.py --quick             a few steps of each, to see that everything runs; writes no results
 
 The peers get an environment of their own, `.benchmark-env/`, made with pip on first use. Every run is a process of its
@@ -51,6 +52,7 @@ PEER_PACKAGES = [
 """The rest of their versions comes from `constraints.txt`: what both sides use is the same release."""
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = HERE / "results"
+LOSSES = RESULTS / "held-out-losses.json"
 DOCS = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- generated: benchmarks/cpu.py --docs -->", "<!-- end of generated part -->"
 MODELS = {"tokens": "smollm2-135m-instruct", "texts": "minilm-l6"}
@@ -78,9 +80,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # takes the running contender along
     if args.docs:
         return write_docs()
-    chosen = choose(args.only)
+    chosen = choose(args.only, "loss" if args.losses else "speed")
     plan = Plan(args.steps, args.repeats)
-    out = args.out or RESULTS / f"cpu-{datetime.date.today().isoformat()}.json"
+    out = args.out or (LOSSES if args.losses else RESULTS / f"cpu-{datetime.date.today().isoformat()}.json")
     if args.quick:
         plan = Plan(args.steps or 5, 1, snippets=80, held_out=(16, 40))
         out = args.out or PEERS / "quick.json"
@@ -88,7 +90,7 @@ def main() -> int:
         make_peer_environment()
     results = start(plan, chosen, out if args.resume else None)
     tokens = results["workloads"].get("tokens")
-    if tokens and "untuned_loss" not in tokens:
+    if tokens and args.losses and "untuned_loss" not in tokens:
         tokens["untuned_loss"] = untuned_loss(tokens)
     failed = 0
     for seed in range(plan.repeats):
@@ -113,6 +115,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="updates of each training run (default: the group's own)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contender, each with its own seed")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups, or `group/contender`")
+    parser.add_argument("--losses", action="store_true", help="the groups that tell what was learnt, not how fast")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few rows; writes no results")
     parser.add_argument("--continue", dest="resume", action="store_true", help="keep what the file has already")
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/cpu-DATE.json)")
@@ -120,13 +123,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose(names: list[str]) -> list[Contender]:
-    """Contenders by group or path; all of them without names."""
-    known = set(GROUPS) | {contender.path for contender in CONTENDERS}
+def choose(names: list[str], counts: str) -> list[Contender]:
+    """Contenders of the groups in which this counts, by group or path; all of them without names."""
+    contenders = [contender for contender in CONTENDERS if GROUPS[contender.group].counts == counts]
+    known = {name for contender in contenders for name in (contender.group, contender.path)}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise SystemExit(f"unknown: {', '.join(unknown)}. Known: {', '.join(sorted(known))}")
-    return [c for c in CONTENDERS if not names or c.group in names or c.path in names]
+    return [c for c in contenders if not names or c.group in names or c.path in names]
 
 
 def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str, Any]:
@@ -206,7 +210,7 @@ def measure(contender: Contender, seed: int, plan: Plan, work: dict[str, Any]) -
     print(f"{contender.path}, seed {seed} ...", end=" ", flush=True, file=sys.stderr)
     try:
         run |= execute(contender.script, spec, peer=contender.is_peer, extra=contender.environment)
-        if (folder / "model").is_dir():
+        if group.counts == "loss":
             run["held_out_loss"] = held_out_loss(spec)
         if (folder / "vectors.npy").is_file():
             run["agreement"] = agreement(folder / "vectors.npy", seed)
@@ -301,10 +305,11 @@ def revision() -> str:
     return "unknown"
 
 
-def newest_results() -> dict[str, Any] | None:
-    """The latest committed results; files are named by date."""
-    files = sorted(RESULTS.glob("cpu-*.json"))
-    return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
+def committed() -> list[dict[str, Any] | None]:
+    """The latest results of speed, whose files are named by date, and those of losses."""
+    speeds = sorted(RESULTS.glob("cpu-*.json"))
+    files = [speeds[-1] if speeds else None, LOSSES if LOSSES.is_file() else None]
+    return [json.loads(file.read_text(encoding="utf-8")) if file else None for file in files]
 
 
 def write_docs() -> int:
@@ -312,7 +317,8 @@ def write_docs() -> int:
     text = DOCS.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    write_text(DOCS, f"{head}{BEGIN}\n\n{tables(newest_results())}\n{END}{tail}")
+    shown = "\n".join(tables(results) for results in committed())
+    write_text(DOCS, f"{head}{BEGIN}\n\n{shown}\n{END}{tail}")
     return 0
 
 

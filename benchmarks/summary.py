@@ -101,7 +101,7 @@ Cell = Callable[[dict[str, Any]], str]
 
 
 def tables(results: dict[str, Any] | None) -> str:
-    """The part of `docs/benchmarks.md` that is generated."""
+    """A results file as the documentation shows it: what it was measured on, and a table a group."""
     if results is None:
         return NOT_MEASURED + "\n"
     machine = results["machine"]
@@ -123,15 +123,17 @@ def _conversations(work: dict[str, Any]) -> str:
     """One sentence on what the language model was trained on."""
     facts, train = work["facts"], work["facts"]["train"]
     low, _, middle, _, high = train["length_quantiles_0_25_50_75_100"]
+    untuned = ""
+    if "untuned_loss" in work:
+        untuned = f" Loss on {facts['held_out']['rows']} held-out ones before any tuning: {work['untuned_loss']:.3f}."
     return (
         f"Conversations from {', '.join(facts['sources'])}: {train['rows']:,} of {low} to {high} tokens "
-        f"(median {middle}), {train['share_with_loss']:.0%} of the tokens with loss. Loss on "
-        f"{facts['held_out']['rows']} held-out ones before any tuning: {work['untuned_loss']:.3f}."
+        f"(median {middle}), {train['share_with_loss']:.0%} of the tokens with loss.{untuned}"
     )
 
 
 def _table(group: str, found: dict[str, dict[str, Any]]) -> list[str]:
-    columns = _columns(found)
+    columns = _columns(group, found)
     lines = [f"| contender | {' | '.join(name for name, _ in columns)} |", "|---|" + "---:|" * len(columns)]
     for name, values in found.items():
         contender = next(c for c in CONTENDERS if c.group == group and c.name == name)
@@ -144,9 +146,12 @@ def _label(contender: Contender) -> str:
     return f"{name}: {contender.what}"
 
 
-def _columns(found: dict[str, dict[str, Any]]) -> list[tuple[str, Cell]]:
+def _columns(group: str, found: dict[str, dict[str, Any]]) -> list[tuple[str, Cell]]:
     """The columns that this group's contenders have figures for."""
     first = next(iter(found.values()))
+    runs: tuple[str, Cell] = ("runs", lambda v: str(v["runs"]))
+    if GROUPS[group].counts == "loss":
+        return [("held-out loss", _losses), ("difference", _difference), runs]
     columns: list[tuple[str, Cell]] = []
     if "steady_tokens_per_second" in first:
         columns += [
@@ -163,13 +168,11 @@ def _columns(found: dict[str, dict[str, Any]]) -> list[tuple[str, Cell]]:
             )
         )
     columns.append(("peak memory, GB", lambda v: f"{v['peak_rss_bytes'] / 1e9:.1f}"))
-    if "held_out_loss" in first:
-        columns.append(("held-out loss", _losses))
     if "accuracy" in first:
         columns.append(("accuracy", _accuracy))
     if "agreement" in first:
         columns.append(("least cosine to the first's", lambda v: f"{v['agreement']:.4f}"))
-    return [*columns, ("runs", lambda v: str(v["runs"]))]
+    return [*columns, runs]
 
 
 def _with_ratio(values: dict[str, Any], name: str) -> str:
@@ -180,6 +183,12 @@ def _losses(values: dict[str, Any]) -> str:
     losses = values["held_out_loss"]
     spread = f" ({min(losses):.3f} to {max(losses):.3f})" if len(losses) > 1 else ""
     return f"{mean(losses):.3f}{spread}"
+
+
+def _difference(values: dict[str, Any]) -> str:
+    """To the first contender's, seed by seed; a dash while they have not run the same seeds."""
+    difference = values["times_first"].get("held_out_loss_difference")
+    return "-" if difference is None else f"{difference:+.3f}"
 
 
 def _accuracy(values: dict[str, Any]) -> str:
