@@ -213,7 +213,7 @@ def measure(contender: Contender, seed: int, plan: Plan, work: dict[str, Any]) -
         if group.counts == "loss":
             run["held_out_loss"] = held_out_loss(spec)
         if (folder / "vectors.npy").is_file():
-            run["agreement"] = agreement(folder / "vectors.npy", seed)
+            run["agreement"] = agreement(folder / "vectors.npy")
     except RuntimeError as error:
         run["error"] = str(error)
     print(run.get("error") or f"{run['run_seconds']:.1f} s", file=sys.stderr)
@@ -272,13 +272,13 @@ def untuned_loss(work: dict[str, Any]) -> float:
     return float(execute("held_out.py", asked, peer=False, extra={})["loss"])
 
 
-def agreement(vectors: Path, seed: int) -> float:
-    """The least cosine between these sentence vectors and those of the group's first contender."""
+def agreement(vectors: Path) -> float:
+    """The least cosine between these sentence vectors and those of the group's first contender, of any seed."""
     first = next(c for c in CONTENDERS if c.group == "features")
-    other = PEERS / "work" / f"features-{first.name}-{seed}" / "vectors.npy"
-    if not other.is_file():
+    others = sorted((PEERS / "work").glob(f"features-{first.name}-*/vectors.npy"))
+    if not others:
         raise RuntimeError(f"run {first.path} first: its vectors are what these are compared with")
-    own, wanted = np.load(vectors, allow_pickle=False), np.load(other, allow_pickle=False)
+    own, wanted = np.load(vectors, allow_pickle=False), np.load(others[0], allow_pickle=False)
     return float((own * wanted).sum(1).min())
 
 

@@ -25,12 +25,7 @@ def model_of_run(folder: Path) -> Path:
     Raises:
         UsageError: The run has no model yet.
     """
-    if not (folder / "model" / "tunesmith.json").is_file():
-        raise UsageError(
-            "the run has no model yet that another could begin from",
-            where=str(folder),
-            fix=f"let it finish first: tunesmith resume {folder}",
-        )
+    _refuse_unfinished(folder)
     from tunesmith.models.merging import merge_artefact
     from tunesmith.models.saving import read_notes
 
@@ -47,10 +42,14 @@ def ancestors(model: str) -> list[dict[str, Any]]:
 
     Returns:
         For each run its id, folder, task, method, base model and metrics.
+
+    Raises:
+        UsageError: The run has not finished.
     """
     folder = run_folder(model)
     if folder is None:
         return []
+    _refuse_unfinished(folder)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     run = runs.Run(folder)
     recipe = run.recipe
@@ -63,6 +62,15 @@ def ancestors(model: str) -> list[dict[str, Any]]:
         "metrics": summary["metrics"],
     }
     return [*summary.get("lineage", []), own]
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if not (folder / "model" / "tunesmith.json").is_file() or not (folder / "summary.json").is_file():
+        raise UsageError(
+            "the run has not finished: there is no model yet that another could begin from",
+            where=str(folder),
+            fix=f"let it finish first: tunesmith resume {folder}",
+        )
 
 
 def as_text(lineage: list[dict[str, Any]], last: str) -> str:

@@ -52,6 +52,8 @@ HOSTED_TASKS: tuple[TaskName, ...] = (
     "prompts",
 )
 """Tasks that can be put to a provider as conversations and measured by its answers."""
+COMPARED: tuple[TaskName, ...] = ("preference", "feedback", "prompts")
+"""Those in which an answer is better or worse than what the model would have said, and none is right."""
 MERGED = ("linear", "ties", "dare")
 """Values of ``sequence.adapters`` that put the adapters together."""
 PICTURE_METHODS = ("supervised", "full", "transfer", "features")
@@ -392,6 +394,12 @@ def _of_sequences(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[str]:
     if sequence.adapters in MERGED:
         for chosen in stages:
             yield from _of_merged(chosen)
+    for chosen in stages[:-1] if sequence.replay else []:
+        if chosen.task in COMPARED and chosen.objective != "reward":
+            yield (
+                f"`sequence.replay` learns right answers again, and the stage `{chosen.stage.name}` "
+                f"(`task: {chosen.task}`) has none: make it the last stage, or use `sequence: {{hold: l2}}`"
+            )
     if sequence.hold != "none" and any(chosen.kind not in (None, "full", "layers") for chosen in stages):
         yield (
             "`sequence.hold` holds the weights of the model, which adapters and heads leave as they are: "

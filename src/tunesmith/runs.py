@@ -261,6 +261,20 @@ def remove(run: Run) -> None:
     shutil.rmtree(run.path)
 
 
+def stage_folder(run: Path, recipe: Recipe, number: int) -> Path:
+    """Folder of a stage (from 0) in a run's folder: its checkpoints, and what later stages need of it."""
+    return run / "stages" / f"{number + 1}-{recipe.stages[number].name}"
+
+
+def stage_result(run: Path, recipe: Recipe, number: int) -> Path:
+    """What a stage (from 0) leaves for later ones: a plain model, or with an adapter for each stage its adapter.
+
+    The last stage of a chain leaves the run's own model instead.
+    """
+    apart = recipe.sequence.adapters != "chain"
+    return stage_folder(run, recipe, number) / ("adapter" if apart else "merged")
+
+
 def stage_models(folder: Path, recipe: Recipe) -> dict[str, Path]:
     """Name of each stage of a resolved recipe -> where it leaves its model for later stages.
 
@@ -269,7 +283,7 @@ def stage_models(folder: Path, recipe: Recipe) -> dict[str, Path]:
         recipe: Resolved.
     """
     run = folder.parents[1] if folder.parent.name == EVALUATIONS else folder
-    return {s.name: run / "stages" / f"{n}-{s.name}" / "merged" for n, s in enumerate(recipe.stages, 1)}
+    return {stage.name: stage_result(run, recipe, number) for number, stage in enumerate(recipe.stages)}
 
 
 @dataclass(frozen=True)

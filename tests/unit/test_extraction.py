@@ -76,7 +76,7 @@ def test_control_characters_are_taken_out_and_said(tmp_path: Path) -> None:
     records = list(read(Source(str(path), "passages", path), "utf-8"))
     (record,) = [item for item in records if isinstance(item, Record)]
     (fault,) = [item for item in records if isinstance(item, Fault)]
-    assert record.values["text"] == "fine\n\nformfeed and  nul"
+    assert record.values["text"] == "fine\n\nform\nfeed and  nul", "a page break parts words"
     assert (fault.code, fault.severity, str(fault.origin)) == ("control-characters", "warning", f"{path}:3")
 
 

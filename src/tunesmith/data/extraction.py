@@ -18,7 +18,7 @@ PASSAGE_CHARACTERS = 1000
 """Paragraphs of a long file are joined to passages of about this length: enough context to learn from, and small
 enough that a share of one file can be held back."""
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufeff]")  # form feeds and vertical tabs end lines
 _BLOCK_NAMES = (
     "address article aside blockquote body br dd div dl dt figcaption figure h1 h2 h3 h4 h5 h6 hr html li main ol p "
     "pre section table td th title tr ul"
@@ -64,7 +64,7 @@ def _one(paragraphs: list[Paragraph]) -> Paragraph:
 
 
 def _paragraphs(source: Source, encoding: str) -> Iterator[Paragraph | Fault]:
-    """Paragraphs without control characters and without white space at the ends of lines; both are reported."""
+    """Paragraphs without control characters, which are reported, and without white space at the ends of lines."""
     readers = {"text": _plain_paragraphs, "html": _html_paragraphs, "pdf": _pdf_paragraphs}
     controls, first = 0, 0
     for item in readers[kind_of_document(source)](source, encoding):
@@ -103,7 +103,7 @@ def _plain_paragraphs(source: Source, encoding: str) -> Iterator[Paragraph | Fau
 
 
 def _html_paragraphs(source: Source, encoding: str) -> Iterator[Paragraph | Fault]:
-    """Text between block elements; scripts, styles and navigation are no text."""
+    """Text between block elements; scripts, styles and navigation are no text, and one left open is reported."""
     reader = _HtmlText()
     try:
         for chunk in read_chunks(source, encoding):
@@ -115,6 +115,11 @@ def _html_paragraphs(source: Source, encoding: str) -> Iterator[Paragraph | Faul
     reader.close()
     reader.end_block()
     yield from reader.take()
+    if reader.unread:
+        tag, line = reader.unread[0]
+        message = f"<{tag}> is never closed, so the rest of the page was left out"
+        fix = "close it, if there is text below it"
+        yield Fault("open-element", message, Origin(source.name, line), severity="warning", fix=fix)
 
 
 class _HtmlText(HTMLParser):
@@ -123,26 +128,26 @@ class _HtmlText(HTMLParser):
         self._held: list[str] = []
         self._start = 1
         self._done: list[Paragraph] = []
-        self._unread: list[str] = []
+        self.unread: list[tuple[str, int]] = []  # elements that are no text, with the line where each begins
         self._preformatted = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _UNREAD:
-            self._unread.append(tag)
+            self.unread.append((tag, self.getpos()[0]))
         if tag in _BLOCKS:
             self.end_block()
         self._preformatted += tag == "pre"
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self._unread:
-            while self._unread.pop() != tag:  # elements that were never closed end with what holds them
+        if any(tag == name for name, _ in self.unread):
+            while self.unread.pop()[0] != tag:  # elements that were never closed end with what holds them
                 pass
         if tag in _BLOCKS:
             self.end_block()
         self._preformatted -= tag == "pre" and self._preformatted > 0
 
     def handle_data(self, data: str) -> None:
-        if self._unread:
+        if self.unread:
             return
         if not self._held:
             self._start = self.getpos()[0]

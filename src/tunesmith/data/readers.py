@@ -15,7 +15,7 @@ from tunesmith.data.json_stream import DECODER, LONGEST_RECORD, BadValue, JsonSt
 from tunesmith.data.lines import READ_ERRORS, DecodeFault, has_bom, open_bytes, read_chunks, read_lines, unreadable
 from tunesmith.data.problems import Fault, kind_of
 from tunesmith.data.rows import Origin
-from tunesmith.data.sources import Source, format_of
+from tunesmith.data.sources import Source
 
 _PARQUET_BATCH = 1024
 
@@ -321,23 +321,16 @@ def _read_document(source: Source, encoding: str) -> Iterator[Record | Fault]:
     if too_big:
         yield Fault("record-too-long", f"a text of more than {LONGEST_RECORD >> 20} MB", origin, fix="split the file")
         return
-    lines = read_lines(source, encoding) if format_of(source.path) == "text" else _extracted(source, encoding)
-    for line in lines:
-        if isinstance(line, Fault):
-            yield line
-            if line.severity == "error":
+    for item in extraction.read_whole(source, encoding):
+        if isinstance(item, Fault):
+            yield item
+            if item.severity == "error":
                 return
         else:
-            parts.append(line)
+            parts.append(item.text)
     name = {"file": source.path.stem, "folder": source.path.parent.name}
     label = {} if source.label is None else {"label": source.label}
     yield Record({"text": "".join(parts), **name, **label}, origin)
-
-
-def _extracted(source: Source, encoding: str) -> Iterator[str | Fault]:
-    """The text of a Markdown, HTML or PDF file."""
-    for item in extraction.read_whole(source, encoding):
-        yield item if isinstance(item, Fault) else item.text
 
 
 def _read_passages(source: Source, encoding: str) -> Iterator[Record | Fault]:

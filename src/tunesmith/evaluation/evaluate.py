@@ -25,7 +25,7 @@ from tunesmith.evaluation.results import Results, curves, summarise, write_resul
 from tunesmith.evaluation.rewarded import judges_of
 from tunesmith.evaluation.sequence import measure_sequence, models_in_turn
 from tunesmith.evaluation.sequence import section as sequence_section
-from tunesmith.evaluation.stage_gains import gains_section, stage_gains, without_domain
+from tunesmith.evaluation.stage_gains import WITHOUT_DOMAIN, gains_section, stage_gains, without_domain
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.planning.measured import section as planned_section
 from tunesmith.recipe import Recipe
@@ -246,7 +246,8 @@ def _sections(trial: _Trial, tuned: System, others: _Others) -> list[report.Sect
         found_out = distillation.results(others.lesson, tuned, others.systems, right, settings)
         sections.append(distillation.section(found_out))
     if gains := stage_gains(trial.folder, recipe, trial.base, stages, tell):
-        sections.append(gains_section(gains))
+        without = any(system.name == WITHOUT_DOMAIN for system in others.systems)
+        sections.append(gains_section(gains, without=without))
     if general:
         sections.append(general)
     if compared := planned_section(trial.folder):

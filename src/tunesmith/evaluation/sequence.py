@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith import disk
+from tunesmith import disk, runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, charts
@@ -171,10 +171,8 @@ def _measure(
 
 def stage_model(folder: Path, recipe: Recipe, number: int) -> Path:
     """Where a stage (from 0) left its model."""
-    place = folder / "stages" / f"{number + 1}-{recipe.stages[number].name}"
-    if recipe.sequence.adapters != "chain":
-        return place / "adapter"
-    return folder / "model" if number == len(recipe.stages) - 1 else place / "merged"
+    chain, last = recipe.sequence.adapters == "chain", number == len(recipe.stages) - 1
+    return folder / "model" if chain and last else runs.stage_result(folder, recipe, number)
 
 
 def model_after(folder: Path, recipe: Recipe, after: int, task: int) -> Model:

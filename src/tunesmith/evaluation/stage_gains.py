@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tunesmith import runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering
@@ -41,28 +42,28 @@ def stage_gains(
         By the stages' names.
     """
     found = {}
-    for number, (stage, data) in enumerate(zip(recipe.stages, stages, strict=False), 1):
+    for number, (stage, data) in enumerate(zip(recipe.stages[:-1], stages, strict=False)):
         view = recipe.of_stage(stage)
-        after = folder / "stages" / f"{number}-{stage.name}" / "merged"
+        after = runs.stage_result(folder, recipe, number)
         rows = list(data.test) or list(data.validation)
-        if TASKS[view.task].answer == "likelihood" and number < len(recipe.stages) and rows:
+        if TASKS[view.task].answer == "likelihood" and rows:
             tell(Phase(step="evaluate", message=f"stage {stage.name}: {len(rows)} held-out documents"))
             tuned, _ = load_artefact(after, device=default_device())
             found[stage.name] = before_and_after(rows, view, base, tuned, tell)
-        base = after
+        if recipe.sequence.adapters == "chain":  # else each stage begins from the plain base
+            base = after
     return found
 
 
-def gains_section(gains: Mapping[str, BeforeAfter]) -> Section:
-    """For the report."""
+def gains_section(gains: Mapping[str, BeforeAfter], *, without: bool) -> Section:
+    """For the report; ``without`` says that the task without them was measured too."""
     rows = [
         [f"{stage}: {METRICS[gain.metric].title.lower()} of {gain.documents} held-out documents", *gain.cells()]
         for stage, gain in gains.items()
     ]
-    lead = (
-        "Language stages are measured on text of their corpus that was held back from them: lower is better. "
-        "What they gave to the task is the difference to the system “without the domain stage” above."
-    )
+    lead = "Language stages are measured on text of their corpus that was held back from them: lower is better."
+    if without:
+        lead += " What they gave to the task is the difference to the system “without the domain stage” above."
     columns = ["Stage", "Before it", "After it", "Change"]
     facts = [{"stage": stage} | gain.as_dict() for stage, gain in gains.items()]
     return Section("stages", "What each stage gave", lead, columns, rows, facts)

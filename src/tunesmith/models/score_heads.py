@@ -14,13 +14,23 @@ def above_probabilities(logits_BK: torch.Tensor) -> torch.Tensor:
 
 
 def output_layer(model: Model) -> nn.Linear:
-    """The last linear layer of the head: the one that trains, where an adapter keeps the old one beside it."""
+    """The last linear layer of the head; where an adapter keeps the old one beside it, the one that trains."""
     layers = [
         module
         for name, module in model.network.named_modules()
         if isinstance(module, nn.Linear) and set(name.split(".")) & set(model.head_names)
     ]
-    return [layer for layer in layers if layer.weight.requires_grad][-1]
+    return ([layer for layer in layers if layer.weight.requires_grad] or layers)[-1]
+
+
+def unfold_scale(model: Model, mean: float, spread: float) -> None:
+    """Undo :func:`fold_scale`: let a head that gives scores give standardised ones again."""
+    layer = output_layer(model)
+    with torch.no_grad():
+        layer.weight.div_(spread)
+        if layer.bias is not None:
+            layer.bias.sub_(mean).div_(spread)
+    model.scale = (mean, spread)
 
 
 def fold_scale(model: Model) -> None:

@@ -81,6 +81,14 @@ class Objective(Protocol):
         """
         return None
 
+    def restart(self, model: Model, data: TokenFile) -> None:
+        """Called instead of :meth:`start` where the model has learned these data by this already, and will again."""
+        return None
+
+    def weight_of(self, model: Model, data: TokenFile) -> float:
+        """What an example of these data adds to the weight of :meth:`loss`, on the average."""
+        return float(data.loss_weight.mean())
+
     def finish(self, model: Model) -> None:
         """Called once at the end: takes away what ``start`` added to the model."""
         return None

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tunesmith.data.batches import Batch, TokenFile
 from tunesmith.errors import RecipeError
-from tunesmith.events import Listener, Notice
+from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.recipe import Training
@@ -33,10 +33,21 @@ class Classify(Objective):
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Settle the class weights: balanced ones are rows / (classes x rows of the class), as in scikit-learn."""
-        labels = model.labels or []
         if self.wanted_weights is not None:
-            counts = np.bincount([sets[0].label(n) for n in range(len(sets[0]))], minlength=len(labels))
-            self.class_weights = settled(self.wanted_weights, labels, counts.sum() / (len(labels) * counts), tell)
+            labels, counts_C = model.labels or [], _counts(model, sets[0])
+            balanced_C = counts_C.sum() / (len(labels) * np.maximum(counts_C, 1))
+            self.class_weights = settled(self.wanted_weights, labels, balanced_C, tell)
+
+    def restart(self, model: Model, data: TokenFile) -> None:
+        """Settle the class weights again."""
+        self.start(model, [data], Path(), nobody)
+
+    def weight_of(self, model: Model, data: TokenFile) -> float:
+        """1, or the mean of the class weights over the examples."""
+        if self.class_weights is None:
+            return 1.0
+        weights_C = [self.class_weights.get(label, 1.0) for label in model.labels or []]
+        return float(np.average(weights_C, weights=_counts(model, data)))
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Weighted sum over B examples; each weighs 1 without class weights. Metric: ``accuracy``."""
@@ -63,6 +74,11 @@ class Classify(Objective):
     def score(self, metrics: dict[str, float]) -> list[float]:
         """Accuracy first; of two equal ones the lower loss."""
         return [metrics["accuracy"], -metrics["loss"]]
+
+
+def _counts(model: Model, data: TokenFile) -> np.ndarray:
+    """Examples of each class, (C,)."""
+    return np.bincount([data.label(row) for row in range(len(data))], minlength=len(model.labels or []))
 
 
 class Focal(Classify):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from tunesmith.data.batches import Batch
+from tunesmith.data.batches import Batch, TokenFile
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.objectives.cross_entropy import TokenLosses, token_cross_entropy
@@ -40,6 +40,10 @@ class MaskedLM(Objective):
         self.whole_words = settings.whole_words
         self.seed = settings.seed
         self.label_smoothing = settings.label_smoothing
+
+    def weight_of(self, model: Model, data: TokenFile) -> float:
+        """The share of the tokens that is hidden."""
+        return self.share * super().weight_of(model, data)
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Sum over the hidden tokens of (B, S), each of weight 1. Metric: ``token_accuracy``."""

@@ -8,7 +8,7 @@ import numpy as np
 from torch.nn import functional
 
 from tunesmith.data.batches import Batch, TokenFile
-from tunesmith.events import Listener
+from tunesmith.events import Listener, nobody
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.objectives.classify import class_weights, settled
@@ -38,6 +38,14 @@ class MultiLabel(Objective):
             applies = sets[0].extra["labels"].values.reshape(-1, len(labels)).sum(axis=0)
             balanced = (len(sets[0]) - applies) / np.maximum(applies, 1)
             self.class_weights = settled(self.wanted_weights, labels, np.maximum(balanced, 1e-3), tell)
+
+    def restart(self, model: Model, data: TokenFile) -> None:
+        """Settle the class weights again."""
+        self.start(model, [data], Path(), nobody)
+
+    def weight_of(self, model: Model, data: TokenFile) -> float:
+        """Each of the C labels weighs 1."""
+        return float(len(model.labels or []))
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Sum over (B, C); each of the B * C weighs 1. Metrics: ``micro_f1`` at a threshold of 0.5."""

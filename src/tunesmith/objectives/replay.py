@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Memory:
     """An earlier task.
 
     Attributes:
-        objective: That taught it.
+        objective: That taught it, started again.
         model: The head it has kept, on the body that trains now; for a model that writes, that model itself.
         data: Its training examples.
     """
@@ -61,8 +60,8 @@ class Replay(Wrapped):
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Find out what an example of each task weighs on the average."""
         self.inner.start(model, sets, folder, tell)
-        own = _weight_of(self.inner, sets[0])
-        self._scales = [own / _weight_of(memory.objective, memory.data) for memory in self.memories]
+        own = self.inner.weight_of(model, sets[0])
+        self._scales = [own / memory.objective.weight_of(memory.model, memory.data) for memory in self.memories]
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """The sum over this stage's examples and those drawn; what is only measured on brings none along."""
@@ -92,8 +91,3 @@ class Replay(Wrapped):
                 number = int(random.integers(len(self.memories)))
                 drawn.setdefault(number, []).append(int(random.integers(len(self.memories[number].data))))
         return sorted(drawn.items())
-
-
-def _weight_of(objective: Any, data: TokenFile) -> float:
-    """What an example adds to the weight of a loss; masked models ask for a share of the tokens."""
-    return float(data.loss_weight.mean()) * float(getattr(objective, "share", 1.0))

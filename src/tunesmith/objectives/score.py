@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -11,7 +12,7 @@ from tunesmith.data.batches import Batch, TokenFile
 from tunesmith.data.scores import scale_of
 from tunesmith.events import Listener
 from tunesmith.models.model import Model
-from tunesmith.models.score_heads import above_probabilities, fold_scale, output_layer
+from tunesmith.models.score_heads import above_probabilities, fold_scale, output_layer, unfold_scale
 from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.recipe import Training
 
@@ -29,8 +30,11 @@ class SquaredError(Objective):
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Standardise by the training scores; a head without bias cannot learn a mean, so it is left in."""
-        mean, spread = scale_of(sets[0].extra["score"].values)
-        model.scale = (mean if output_layer(model).bias is not None else 0.0, spread)
+        model.scale = _scale(model, sets[0])
+
+    def restart(self, model: Model, data: TokenFile) -> None:
+        """Standardise what the head has learned to give."""
+        unfold_scale(model, *_scale(model, data))
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Sum over B examples; each weighs 1. Metric: ``r2``, against guessing the mean of the training scores."""
@@ -58,6 +62,11 @@ class SquaredError(Objective):
         return [-metrics["loss"]]
 
 
+def _scale(model: Model, data: TokenFile) -> tuple[float, float]:
+    mean, spread = scale_of(data.extra["score"].values)
+    return (mean if output_layer(model).bias is not None else 0.0, spread)
+
+
 class Huber(SquaredError):
     """Half the squared error up to one standard deviation, linear beyond: single wild scores pull less.
 
@@ -83,6 +92,11 @@ class Ordinal(Objective):
 
     def __init__(self, settings: Training) -> None:
         pass
+
+    def weight_of(self, model: Model, data: TokenFile) -> float:
+        """An example asks whether the truth is above each grade up to its own, but for the highest one."""
+        questions = np.minimum(data.extra["grade"].values + 1, len(model.labels or []) - 1)
+        return float(questions.mean())
 
     def loss(self, model: Model, batch: Batch) -> LossSum:
         """Sum over the (example, grade) pairs of which the question makes sense; each weighs 1.

@@ -38,6 +38,14 @@ class Wrapped(Objective):
         """As the inner one."""
         self.inner.start(model, sets, folder, tell)
 
+    def restart(self, model: Model, data: TokenFile) -> None:
+        """As the inner one."""
+        self.inner.restart(model, data)
+
+    def weight_of(self, model: Model, data: TokenFile) -> float:
+        """As the inner one."""
+        return self.inner.weight_of(model, data)
+
     def finish(self, model: Model) -> None:
         """As the inner one."""
         self.inner.finish(model)

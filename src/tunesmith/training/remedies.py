@@ -55,12 +55,12 @@ def against_forgetting(
     settings = recipe.sequence
     if not earlier:
         return objective
-    if settings.hold != "none":
-        importance = _read(earlier[-1].place / FISHER, model) if settings.hold == "ewc" else None
-        objective = Held(objective, settings.hold_strength, importance)
     if settings.replay:
         memories = [_memory(model, stage, render) for stage in earlier]
         objective = Replay(objective, memories, settings.replay, seed)
+    if settings.hold != "none":  # around replay: the penalty is for each unit of weight, that of the replayed rows too
+        importance = _read(earlier[-1].place / FISHER, model) if settings.hold == "ewc" else None
+        objective = Held(objective, settings.hold_strength, importance)
     return objective
 
 
@@ -102,6 +102,7 @@ def _memory(model: Model, stage: Earlier, render: Render) -> Memory:
     objective = objectives.make(name, view.stages[0].training)
     rows = sorted(stage.data.train, key=lambda row: row.key)[:REMEMBERED]
     data = render(kept, view, stage.data, objective, rows, f"replay-{stage.place.name}")
+    objective.restart(kept, data)
     if kept.form == model.form == "generate":
         return Memory(objective, model, data)
     share_body(kept, model)

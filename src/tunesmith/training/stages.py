@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith import catalog, disk, environment
+from tunesmith import catalog, disk, environment, runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.events import Listener
 from tunesmith.models.combining import COMBINATIONS, combine
@@ -39,11 +39,10 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
     earlier: list[Earlier] = []
     apart = recipe.sequence.adapters != "chain"
     unlike = any(stage.parameters != recipe.stages[0].parameters for stage in recipe.stages)
-    for number, (stage, prepared) in enumerate(zip(recipe.stages, data, strict=True), 1):
+    for number, (stage, prepared) in enumerate(zip(recipe.stages, data, strict=True)):
         view = recipe.of_stage(stage)
-        place = folder / "stages" / f"{number}-{stage.name}"
-        last = number == len(recipe.stages)
-        result = place / ("adapter" if apart else "merged")
+        place, result = runs.stage_folder(folder, recipe, number), runs.stage_result(folder, recipe, number)
+        last = number == len(recipe.stages) - 1
         aside = stage.model is not None  # a judge for a later stage, which does not begin from it
         if last or not result.is_dir():  # else it was done before this process began
             prepared = taught(prepared, view, stage, place, tell)
@@ -62,7 +61,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         base = base if apart or aside else result
     assert trained is not None
     if recipe.sequence.adapters in COMBINATIONS and len(earlier) > 1:
-        parts = [stage.place / "adapter" for stage in earlier]
+        parts = [runs.stage_result(folder, recipe, number) for number in range(len(earlier))]
         model, _ = load_artefact(parts[-1], device=trained.model.device)  # on the base as it was, whatever PiSSA took
         combine(model, parts, recipe.sequence.adapters, recipe.training.seed)
         trained = dataclasses.replace(trained, model=model)

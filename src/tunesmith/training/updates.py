@@ -103,8 +103,9 @@ def train(work: Work, tell: Listener) -> Trained:
     objective = against_forgetting(plain, model, recipe, work.earlier, settings.seed, render)
     objective.start(model, [train_rows, validation_rows], work.tokens, tell)
     result = _updated(work, model, objective, train_rows, validation_rows, settings, tell)
-    if recipe.sequence.hold == "ewc" and not work.last:
+    if recipe.sequence.hold == "ewc" and not work.last:  # before `finish`: in the units of the loss
         keep_fisher(work.place, work.earlier, model, plain, train_rows, whole=work.unlike)
+    objective.finish(model)
     tune_thresholds(model, data, setting_of(recipe, data, tell), settings)
     return Trained(_facts(model, result), result.seconds, model)
 
@@ -186,7 +187,6 @@ def _updated(
         compile_if_worthwhile(model, settings, trainer.steps, tell)
     result = trainer.run()
     fake_quantization.stop(model)
-    objective.finish(model)
     return result
 
 
