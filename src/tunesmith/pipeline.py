@@ -59,8 +59,8 @@ def run(
         from tunesmith.hosted.run import rules_and_table
 
         rules_and_table(recipe)
-    disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
     behind = lineage.ancestors(recipe.model)
+    disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
     facts = environment.describe() | {"folder": str(Path.cwd())} | ({"lineage": behind} if behind else {})
     disk.write_json(folder / "environment.json", facts)
     return _walk(folder, recipe, on_event, resumed=False, data=data)

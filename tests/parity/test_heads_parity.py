@@ -261,3 +261,44 @@ def test_rare_labels_share_a_threshold() -> None:
     found = label_thresholds(probabilities, true, f1)
     assert found[1] == best_threshold(probabilities.ravel(), true.ravel(), f1)
     assert found[0] == best_threshold(probabilities[:, 0], true[:, 0], f1)
+
+
+WEIGHED = [
+    ("classify", "classify", "text-classification", LABELS, {}),
+    ("classify", "classify", "text-classification", LABELS, {"class_weights": {"positive": 3.0}}),
+    ("focal", "classify", "text-classification", LABELS, {"class_weights": "balanced"}),
+    ("multi-label", "multi-label", "multi-label-classification", NAMES, {"class_weights": "balanced"}),
+    ("mse", "score", "text-regression", None, {}),
+    ("ordinal", "ordinal", "text-regression", GRADES, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "form", "task", "labels", "settings"), WEIGHED)
+def test_what_an_example_weighs_is_what_the_loss_counts(
+    name: Any, form: Any, task: str, labels: list[str] | None, settings: dict[str, Any], tiny_bert: Path, tmp_path: Path
+) -> None:
+    model = ready(tiny_bert, form, labels)
+    data, batch = rendered(model, task, labels, tmp_path)
+    objective = objectives.make(name, Training(**settings))
+    objective.start(model, [data], tmp_path, Events())
+    counted = objective.loss(model, batch)
+    assert objective.weight_of(model, data) == pytest.approx(counted.weight / len(data))
+    again = objectives.make(name, Training(**settings))
+    if name != "mse":  # whose head is given back as it learned, below
+        again.restart(model, data)
+        torch.testing.assert_close(again.loss(model, batch).total, counted.total)
+
+
+@pytest.mark.parametrize("name", ["mse", "huber"])
+def test_scores_that_were_learned_are_standardised_again(name: Any, tiny_bert: Path, tmp_path: Path) -> None:
+    model = ready(tiny_bert, "score", None)
+    data, batch = rendered(model, "text-regression", None, tmp_path)
+    objective = objectives.make(name, Training())
+    objective.start(model, [data], tmp_path, Events())
+    standardised = objective.loss(model, batch).total
+    objective.finish(model)
+    raw = objectives.make(name, Training()).loss(model, batch).total
+    again = objectives.make(name, Training())
+    again.restart(model, data)
+    torch.testing.assert_close(again.loss(model, batch).total, standardised)
+    assert float(raw.detach()) > 1.5 * float(standardised.detach()), "squares of raw scores are another loss"

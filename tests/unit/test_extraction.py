@@ -80,6 +80,23 @@ def test_control_characters_are_taken_out_and_said(tmp_path: Path) -> None:
     assert (fault.code, fault.severity, str(fault.origin)) == ("control-characters", "warning", f"{path}:3")
 
 
+def test_a_file_of_a_large_folder_is_cleaned_as_a_passage_is(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.txt").write_text(f"first {number}  \x00\n\n\n\npage\x0cbreak\n")
+    texts = {row.fields["text"] for row in rows_of(tmp_path)}
+    assert texts == {f"first {number}\n\npage\nbreak" for number in range(20)}
+
+
+def test_an_element_that_is_never_closed_is_named(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<p>seen</p>\n<nav><p>menu</p>\n<p>lost</p>\n")
+    records = list(read(Source(str(page), "passages", page), "utf-8"))
+    (record,) = [item for item in records if isinstance(item, Record)]
+    (fault,) = [item for item in records if isinstance(item, Fault)]
+    assert record.values["text"] == "seen"
+    assert (fault.code, fault.severity, str(fault.origin)) == ("open-element", "warning", f"{page}:2")
+
+
 def test_a_pdf_gives_its_pages(tmp_path: Path) -> None:
     pytest.importorskip("pypdf", reason="pypdf is in the extra `pdf`")
     path = tmp_path / "paper.pdf"

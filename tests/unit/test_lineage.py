@@ -68,6 +68,10 @@ def test_a_run_without_a_model_is_no_base(taught: Run, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text((taught.path / "recipe.yaml").read_text())
     with pytest.raises(UsageError, match="no model yet"):
         catalog.model_folder(str(tmp_path))
+    recipe = {"task": "chat", "model": str(tmp_path), "data": {"train": "a.jsonl"}}
+    with pytest.raises(UsageError, match="has not finished"):
+        pipeline.run(parse(recipe), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_head_of_another_task_is_not_taken(tiny_bert: Path, tmp_path: Path) -> None:

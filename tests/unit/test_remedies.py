@@ -65,6 +65,40 @@ def test_replay_adds_the_loss_of_the_rows_drawn(pair: tuple[Model, TokenFile, Me
     assert replay.metrics(sums, found.weight) == {"accuracy": float(alone.metrics["accuracy"]) / 24}
 
 
+def test_an_earlier_example_counts_as_much_as_one_of_this_stage(
+    pair: tuple[Model, TokenFile, Memory], tmp_path: Path
+) -> None:
+    model, own, memory = pair
+    weighted = objectives.make("classify", Training(class_weights={"positive": 5.0}))
+    weighted.restart(memory.model, memory.data)
+    counts = [memory.data.label(row) for row in range(len(memory.data))]
+    mean = sum(5.0 if (memory.model.labels or [])[label] == "positive" else 1.0 for label in counts) / len(counts)
+    replay = replay_of(Memory(weighted, memory.model, memory.data), own, model, tmp_path)
+    batch = collate(own, range(24), model.pad_id, epoch=0)
+    ((_, rows),) = replay._drawn(batch.rows, 0)
+    again = weighted.loss(memory.model, collate(memory.data, rows, model.pad_id))
+    alone = objectives.make("classify", Training()).loss(model, batch)
+    found = replay.loss(model, batch)
+    torch.testing.assert_close(found.total, alone.total + again.total / mean)
+    assert found.weight == pytest.approx(24 + again.weight / mean)
+
+
+def test_the_penalty_beside_replay_is_for_the_replayed_rows_too(
+    pair: tuple[Model, TokenFile, Memory], tmp_path: Path
+) -> None:
+    model, own, memory = pair
+    held = Held(replay_of(memory, own, model, tmp_path), 2.0)
+    held.start(model, [own, own], tmp_path, nobody)
+    with torch.no_grad():
+        for parameter in trained_body(model).values():
+            parameter += 0.01
+    batch = collate(own, range(24), model.pad_id, epoch=0)
+    found, without = held.loss(model, batch), held.inner.loss(model, batch)
+    assert found.weight == without.weight > 24
+    penalty = (found.total - without.total) / found.weight
+    torch.testing.assert_close(penalty, held.penalty(model).to(penalty.dtype))
+
+
 def test_what_is_drawn_depends_on_epoch_and_row_alone(pair: tuple[Model, TokenFile, Memory], tmp_path: Path) -> None:
     model, own, memory = pair
     replay = replay_of(memory, own, model, tmp_path)
@@ -149,6 +183,53 @@ def two_tasks(model: Path, folder: Path, **keys: Any) -> dict[str, Any]:
         "stages": [{"name": "one", "data": {"train": str(first)}}, {"name": "two", "data": {"train": str(second)}}],
         "training": {"max_steps": 2, "batch_size": 8}, "evaluate": {"baselines": [], "resamples": 100}, **keys,
     }  # fmt: skip
+
+
+def test_scores_are_replayed_and_held_in_the_units_in_which_they_were_learned(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """Scores of a thousand beside labels: neither the squares nor their Fisher information drown the other task."""
+    recipe = two_tasks(tiny_encoder, tmp_path, sequence={"replay": 1.0, "hold": "ewc"})
+    scores = [{"text": text, "score": 1000.0 * (n % 5)} for n, text in enumerate(sentences(40))]
+    recipe["stages"][0] |= {
+        "task": "text-regression", "data": {"train": str(write_jsonl(tmp_path / "scores.jsonl", scores))}
+    }  # fmt: skip
+    events = tiny.Events()
+    run = pipeline.run(parse(recipe), run_dir=tmp_path / "run", on_event=events)
+    losses = [step.loss for step in events.of(Step) if step.stage == "two"]
+    assert losses and all(loss < 10 for loss in losses)
+    found = load_file(run.path / "stages" / "1-one" / "fisher.safetensors")
+    assert max(float(tensor.max()) for tensor in found.values()) < 1e3
+
+
+def test_what_has_no_right_answer_is_not_replayed(tmp_path: Path) -> None:
+    stages = [
+        {"name": "liked", "task": "preference", "data": {"train": "a.jsonl"}},
+        {"name": "chat", "data": {"train": "b.jsonl"}},
+    ]
+    recipe = {"task": "chat", "model": "m", "method": "sequential", "stages": stages}
+    with pytest.raises(RecipeError, match="learns right answers again"):
+        parse(recipe | {"sequence": {"replay": 0.1}})
+    parse(recipe | {"stages": stages[::-1], "sequence": {"replay": 0.1}})
+
+
+def test_a_text_stage_with_an_adapter_of_its_own_is_measured(tiny_decoder: Path, tmp_path: Path) -> None:
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in sentences(60)])
+    questions = write_jsonl(tmp_path / "questions.jsonl", tiny.question_rows(40))
+    recipe = {
+        "task": "text-generation", "model": str(tiny_decoder), "method": "sequential", "precision": "fp32",
+        "parameters": {"kind": "lora", "rank": 2}, "sequence": {"adapters": "separate"},
+        "stages": [
+            {"name": "corpus", "task": "language-modeling", "data": {"train": str(texts)}},
+            {"name": "answers", "data": {"train": str(questions)}},
+        ],
+        "training": {"max_steps": 2, "batch_size": 8},
+        "evaluate": {"baselines": [], "resamples": 100, "generation": {"max_new_tokens": 4}},
+    }  # fmt: skip
+    run = pipeline.run(parse(recipe), run_dir=tmp_path / "run")
+    (gain,) = run.summary()["stages"]
+    assert gain["stage"] == "corpus" and gain["after"]["value"] > 0
+    assert "without the domain stage" not in (run.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_weights_that_an_earlier_stage_froze_are_held(tiny_encoder: Path, tmp_path: Path) -> None:
