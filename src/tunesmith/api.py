@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,15 +94,20 @@ class RunComparison:
         metric: The primary metric.
         rows: One dictionary a run: ``name``, ``value``, and for all but the first ``difference``, ``p``, ``outcome``.
         verdict: One sentence.
+        sequence: Of runs that learned the same tasks in turn: how their average over the tasks, backward transfer and
+            forgetting differ, one dictionary each: ``name``, ``values`` and ``differences`` to the first, an interval a
+            run. Empty for others.
     """
 
     metric: str
     rows: list[dict[str, Any]]
     verdict: str
+    sequence: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as ``tunesmith compare --json`` prints it."""
-        return {"metric": self.metric, "runs": self.rows, "verdict": self.verdict}
+        found: dict[str, Any] = {"metric": self.metric, "runs": self.rows, "verdict": self.verdict}
+        return found | ({"sequence": self.sequence} if self.sequence else {})
 
 
 def compare(*paths: str | Path | Run) -> RunComparison:
@@ -111,12 +116,12 @@ def compare(*paths: str | Path | Run) -> RunComparison:
     Raises:
         UsageError: Fewer than two runs, other tasks, or other test rows.
     """
-    from tunesmith.evaluation.run_comparison import compare_runs
+    from tunesmith.evaluation.run_comparison import compare_forgetting, compare_runs
 
     if len(paths) < 2:
         raise UsageError("a comparison needs two runs or more", fix="tunesmith compare RUN RUN")
-    metric, rows, verdict = compare_runs([p if isinstance(p, Run) else runs.open_run(p) for p in paths])
-    return RunComparison(metric, rows, verdict)
+    opened = [p if isinstance(p, Run) else runs.open_run(p) for p in paths]
+    return RunComparison(*compare_runs(opened), compare_forgetting(opened))
 
 
 def _files(data: Any, folder: Path) -> list[str]:

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+import tunesmith
 from conftest import labelled_rows, sentences, write_jsonl
 from tunesmith import objectives, pipeline
+from tunesmith.cli.main import run as cli
 from tunesmith.data.batches import TokenFile, collate
 from tunesmith.errors import RecipeError, UsageError
 from tunesmith.events import Phase, Step, nobody
@@ -230,6 +232,28 @@ def test_a_text_stage_with_an_adapter_of_its_own_is_measured(tiny_decoder: Path,
     (gain,) = run.summary()["stages"]
     assert gain["stage"] == "corpus" and gain["after"]["value"] > 0
     assert "without the domain stage" not in (run.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_remedies_are_compared_in_what_was_forgotten(
+    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named: dict[str, Any] = {"none": {}, "replay": {"replay": 1.0}, "again": {}}
+    recipes = {name: two_tasks(tiny_encoder, tmp_path, sequence=remedy) for name, remedy in named.items()}
+    runs = [pipeline.run(parse(recipe), run_dir=tmp_path / name) for name, recipe in recipes.items()]
+    found = tunesmith.compare(*runs).as_dict()
+    assert [one["name"] for one in found["sequence"]] == ["average", "backward_transfer", "forgetting"]
+    summaries = [run.summary()["sequence"] for run in runs]
+    for one in found["sequence"]:
+        values = [summary[one["name"]]["value"] for summary in summaries]
+        assert [interval["value"] for interval in one["values"]] == values
+        assert one["differences"][0] is None
+        assert one["differences"][1]["value"] == pytest.approx(values[1] - values[0])
+        assert one["differences"][2] == {"value": 0.0, "low": 0.0, "high": 0.0}, "the same run: paired, not by chance"
+    assert cli(["compare", *(str(run.path) for run in runs[:2])]) == 0
+    assert "tasks in turn" in capsys.readouterr().out
+    recipes["none"]["stages"][0]["data"]["seed"] = 9  # other test rows of the first task alone
+    elsewhere = pipeline.run(parse(recipes["none"]), run_dir=tmp_path / "elsewhere")
+    assert "sequence" not in tunesmith.compare(runs[0], elsewhere).as_dict()
 
 
 def test_weights_that_an_earlier_stage_froze_are_held(tiny_encoder: Path, tmp_path: Path) -> None:

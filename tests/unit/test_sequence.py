@@ -50,7 +50,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_averages_are_those_of_the_papers() -> None:
     """R = [[.9], [.6, .8], [.7, .5, 1.]]: average 2.2 / 3, transfer (-.2 - .3) / 2, forgetting (.2 + .3) / 2."""
     values = {(0, 0): 0.9, (1, 0): 0.6, (1, 1): 0.8, (2, 0): 0.7, (2, 1): 0.5, (2, 2): 1.0}
-    cells = {place: Measured("accuracy", value, np.full(5, value)) for place, value in values.items()}
+    cells = {place: Measured(value, np.full(5, value), "accuracy") for place, value in values.items()}
     found = SequenceReport(["a", "b", "c"], ["accuracy"] * 3, cells, Evaluate()).averages()
     assert found["average"].value == pytest.approx(2.2 / 3)
     assert found["backward_transfer"].value == pytest.approx(-0.25)
@@ -59,9 +59,9 @@ def test_averages_are_those_of_the_papers() -> None:
 
 def test_a_surprise_is_not_averaged_with_shares() -> None:
     cells = {
-        (0, 0): Measured("bits_per_byte", 1.5, np.full(5, 1.5)),
-        (1, 0): Measured("bits_per_byte", 1.7, np.full(5, 1.7)),
-        (1, 1): Measured("accuracy", 0.8, np.full(5, 0.8)),
+        (0, 0): Measured(1.5, np.full(5, 1.5), "bits_per_byte"),
+        (1, 0): Measured(1.7, np.full(5, 1.7), "bits_per_byte"),
+        (1, 1): Measured(0.8, np.full(5, 0.8), "accuracy"),
     }
     found = SequenceReport(["text", "task"], ["bits_per_byte", "accuracy"], cells, Evaluate()).averages()
     assert found["average"].value == pytest.approx(0.8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,7 +76,8 @@ def compare(
     """Compare runs on the same test rows; or, with --shots, ways to learn from few examples.
 
     Differences are taken row by row, so runs that were measured on other rows are refused. Each difference has an
-    interval and a p-value, corrected for the number of comparisons.
+    interval and a p-value, corrected for the number of comparisons. Runs that learned the same tasks in turn are
+    compared in what they know of all of them at the end, and in what they forgot.
 
     With `--shots 1,2,4,8,16,32,all RECIPE` each way is trained on so many examples of each label, with several seeds,
     and measured on the same test rows: how many labels does each need?
@@ -110,8 +111,23 @@ def compare(
             for row in comparison["runs"]
         ),
     )
+    if averages := comparison.get("sequence"):
+        columns = [column for one in averages for column in (one["name"].replace("_", " "), "difference")]
+        print_table(
+            ("tasks in turn", *columns),
+            (
+                (row["name"], *(cell for one in averages for cell in _of_run(one, number)))
+                for number, row in enumerate(comparison["runs"])
+            ),
+        )
     stdout().print(comparison["verdict"], style="bold", markup=False, soft_wrap=True)
     print_pairs((("picture", picture),))
+
+
+def _of_run(average: dict[str, Any], number: int) -> tuple[str, str]:
+    """An average over a run's tasks, and its difference to that of the first run."""
+    difference = average["differences"][number]
+    return interval_text(average["values"][number]), "" if difference is None else interval_text(difference)
 
 
 def _learning_curve(

@@ -13,6 +13,7 @@ from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import Comparison, System, compare
 from tunesmith.evaluation.metrics import METRICS, measure, truth
 from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.sequence import compare_sequences, kept_sequence
 from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.base import Answer
@@ -54,6 +55,20 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
             "outcome": _OUTCOMES.get(against.outcome, against.outcome),
         }
     return metric, table, _verdict(systems, found, metric)
+
+
+def compare_forgetting(opened: Sequence[Run]) -> list[dict[str, Any]]:
+    """What runs of the same tasks in turn know at the end, and what each has forgotten, against the first run.
+
+    Returns:
+        As :func:`tunesmith.evaluation.sequence.compare_sequences`; empty if not all are such runs.
+    """
+    names = [[stage.name for stage in run.recipe.stages] for run in opened]
+    if any(run.recipe.method != "sequential" for run in opened) or any(other != names[0] for other in names):
+        return []
+    kept = [kept_sequence(run.path, run.recipe) for run in opened]
+    found = [one for one in kept if one is not None]
+    return compare_sequences(found) if len(found) == len(opened) else []
 
 
 def _refuse_incomparable(opened: Sequence[Run], answers: Sequence[Sequence[StoredAnswer]]) -> None:

@@ -7,6 +7,7 @@ What was measured is kept in the run's folder, so that a killed evaluation goes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,11 +39,19 @@ ROWS = 500
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell of the matrix: the value, and the same on each resample of the task's test rows."""
+    """A value, and the same on each resample of the test rows.
 
-    metric: str
+    Attributes:
+        value: On the rows as they are.
+        resamples: Drawn by the same seeds for every run, so differences of runs on the same rows are paired.
+        metric: Of a cell of the matrix.
+        rows: Digest of the rows, in a cell.
+    """
+
     value: float
     resamples: FloatArray
+    metric: str = ""
+    rows: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,11 @@ class SequenceReport:
         return _interval(cell.value, cell.resamples, self.settings)
 
     def averages(self) -> dict[str, Interval]:
+        """:meth:`measured_averages` with their intervals."""
+        found = self.measured_averages().items()
+        return {name: _interval(one.value, one.resamples, self.settings) for name, one in found}
+
+    def measured_averages(self) -> dict[str, Measured]:
         """Over tasks whose metric is a share, better when higher (an average with bits per byte would mean nothing).
 
         ``average``: the mean of the last line. ``backward_transfer``: what later stages added to each earlier task,
@@ -89,10 +103,9 @@ class SequenceReport:
             )
         return found
 
-    def _mean(self, terms: Any) -> Interval:
+    def _mean(self, terms: Any) -> Measured:
         value = float(np.mean(terms(lambda stage, task: self.cells[stage, task].value)))
-        resamples = np.mean(terms(lambda stage, task: self.cells[stage, task].resamples), axis=0)
-        return _interval(value, resamples, self.settings)
+        return Measured(value, np.mean(terms(lambda stage, task: self.cells[stage, task].resamples), axis=0))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: ``matrix[j][i]`` is ``None`` for tasks that came later."""
@@ -125,16 +138,51 @@ def measure_sequence(
         missing = ", ".join(name for name, found in zip(names, rows, strict=True) if not found)
         tell(Notice(level="warning", message=f"forgetting is not measured: no test rows for {missing}"))
         return None
-    cells: dict[tuple[int, int], Measured] = {}
     for after, task in _pairs(len(names)):
         kept = folder / "sequence" / f"{after + 1}-{task + 1}.json"
         if not kept.is_file():
             tell(Phase(step="evaluate", message=f"{names[task]} after stage {names[after]}"))
             model = model_after(folder, recipe, after, task)
             disk.write_json(kept, _measure(model, recipe, task, rows[task], stages[task], tell))
+    return kept_sequence(folder, recipe)
+
+
+def kept_sequence(folder: Path, recipe: Recipe) -> SequenceReport | None:
+    """What :func:`measure_sequence` has kept in a run's folder; ``None`` if that is not all."""
+    cells: dict[tuple[int, int], Measured] = {}
+    for after, task in _pairs(len(recipe.stages)):
+        kept = folder / "sequence" / f"{after + 1}-{task + 1}.json"
+        if not kept.is_file():
+            return None
         found = json.loads(kept.read_text(encoding="utf-8"))
-        cells[after, task] = Measured(found["metric"], found["value"], np.array(found["resamples"]))
+        resamples = np.array(found["resamples"])
+        cells[after, task] = Measured(found["value"], resamples, found["metric"], found.get("rows", ""))
+    names = [stage.name for stage in recipe.stages]
     return SequenceReport(names, [cells[i, i].metric for i in range(len(names))], cells, recipe.evaluate)
+
+
+def compare_sequences(found: Sequence[SequenceReport]) -> list[dict[str, Any]]:
+    """Averages of runs that learned the same tasks in turn, and how they differ from those of the first.
+
+    Returns:
+        For each of :meth:`SequenceReport.averages` that all have: ``name``, ``values`` (an interval a run) and
+        ``differences`` (paired, ``None`` for the first). Empty if they were not measured on the same rows.
+    """
+    first, *others = found
+    measured_on = [[one.cells[n, n].rows for n in range(len(one.stages))] for one in found]
+    if not all(measured_on[0]) or any(rows != measured_on[0] for rows in measured_on):
+        return []
+    averages = [one.measured_averages() for one in found]
+    shown = []
+    for name in averages[0]:
+        begun = averages[0][name]
+        differences: list[dict[str, float] | None] = [None]
+        for one, other in zip(averages[1:], others, strict=True):
+            change = one[name].value - begun.value, one[name].resamples - begun.resamples
+            differences.append(_interval(*change, other.settings).as_dict())
+        values = [_interval(one[name].value, one[name].resamples, first.settings).as_dict() for one in averages]
+        shown.append({"name": name, "values": values, "differences": differences})
+    return shown
 
 
 def models_in_turn(folder: Path, recipe: Recipe) -> Iterator[tuple[str, Model]]:
@@ -166,7 +214,8 @@ def _measure(
     statistic = statistics(outputs, right, only=metric)[metric]
     # One seed a task: its rows are drawn alike after every stage, so differences are paired, and tasks are independent.
     (values,) = resampled([statistic], resamples=settings.resamples, seed=settings.seed + number)
-    return {"metric": metric, "value": statistic.value, "resamples": values.tolist()}
+    digest = hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()[:16]
+    return {"metric": metric, "value": statistic.value, "resamples": values.tolist(), "rows": digest}
 
 
 def stage_model(folder: Path, recipe: Recipe, number: int) -> Path:
