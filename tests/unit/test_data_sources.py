@@ -105,7 +105,7 @@ def test_folder_names_label_documents(tmp_path: Path) -> None:
     found = [item for source in sources for item in read(source, "utf-8")]
     assert [(r.values["text"], r.values["label"]) for r in found if isinstance(r, Record)] == [
         ("bad", "neg"),
-        ("fine\n\nday\n", "pos"),
+        ("fine\n\nday", "pos"),
         ("good", "pos"),
     ]
     assert [event.message for event in heard if isinstance(event, Notice)] == ["not read, as no data: README.txt"]
