@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ __all__ = [
     "entries",
     "get",
     "hub_dataset",
+    "hub_rows",
     "is_cached",
     "model_folder",
+    "reference_of",
     "terms_text",
 ]
 
@@ -80,7 +83,9 @@ def is_cached(name: str) -> bool:
     return cache.is_complete(_folder(entry), _key(entry))
 
 
-def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener = nobody) -> Path:
+def model_folder(
+    name: str, *, accept_licence: bool = False, on_event: Listener = nobody, revision: str | None = None
+) -> Path:
     """A local folder in transformers' format (config.json, tokenizer, safetensors) for whatever names a model.
 
     Args:
@@ -88,6 +93,7 @@ def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener 
             order.
         accept_licence: See :func:`get`.
         on_event: Hears about progress.
+        revision: Of a hub id: a commit; default: the newest.
 
     Raises:
         NotFoundError: Nothing of that name exists.
@@ -114,8 +120,16 @@ def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener 
     if path.is_file():
         raise UsageError("a model is a folder or a .gguf file", where=name, fix="give the folder that holds this file")
     if hub.is_id(name):
-        return hub.model_folder(name, on_event)
+        return hub.model_folder(name, on_event, revision=revision)
     raise _unknown(name, "model")
+
+
+def reference_of(folder: Path) -> tuple[str | None, str | None]:
+    """By which name (and revision) :func:`model_folder` gives a folder on any machine; ``(None, None)``: by none."""
+    entry = ENTRIES.get(folder.name)
+    if entry is not None and folder.resolve() == _folder(entry).resolve():
+        return entry.name, None
+    return hub.reference_of(folder) or (None, None)
 
 
 def data_files(name: str, *, on_event: Listener = nobody) -> list[Path] | None:
@@ -142,6 +156,15 @@ def hub_dataset(name: str, *, split: str = "train", on_event: Listener = nobody)
         ResourceError: The hub cannot be reached (said within three seconds) or has no such data set.
     """
     return hub.dataset(name, split, on_event)
+
+
+def hub_rows(data: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of such a data set; ``name`` is for errors.
+
+    Raises:
+        ResourceError: The stream breaks off; says before which row.
+    """
+    return hub.rows(data, name)
 
 
 def terms_text(name: str, *, on_event: Listener = nobody) -> str | None:
