@@ -5,7 +5,7 @@ Wheels are only copied by pip. For a source archive pip also asks the package fo
 backend and answers from the pinned name and version: nothing of the archive runs.
 
 What came completely is kept: here until it was made into something, and in pip's own cache. Half a file is not: pip
-keeps none when it ends. From version 25.1 on it goes on within a try where the connection broke; older ones begin anew.
+keeps none when it ends. From version 25.1 on it goes on within a try where the connection broke; older ones fail.
 """
 
 from __future__ import annotations
@@ -175,11 +175,13 @@ def _reason(output: str) -> str:
 
 
 def _not_downloaded(file: PinnedFile, reason: str) -> ResourceError:
+    # An older pip takes half a file for a whole one, and then its hash for a wrong one.
+    broken = "; if the connection broke, a newer pip goes on: `pip install --upgrade pip`" if "HASH" in reason else ""
     return ResourceError(
         f"could not download {file.package} {file.version}: {reason}",
         where=file.filename,
         fix=f"make the package index reachable for pip (`pip config list`), or put the file with the sha256 "
-        f"{file.sha256} into {folder()}",
+        f"{file.sha256} into {folder()}{broken}",
     )
 
 
