@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -13,9 +15,9 @@ from typing import Any
 from tunesmith.errors import of_os
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. See :func:`write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write a file whole or not at all. See :func:`write_bytes`; ``errors`` is for what UTF-8 cannot say."""
+    write_bytes(path, text.encode("utf-8", errors))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -34,8 +36,16 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(staging, path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise of_os(error, f"cannot write {path.name}", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):  # after the rename there is none
+            staging.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -142,29 +142,21 @@ def hub(seconds: float = HUB_SECONDS) -> dict[str, Any]:
     """Whether the model hub answers; the address is the one that huggingface_hub would use."""
     from huggingface_hub import constants
 
+    from tunesmith.catalog.hub import problem_of
+
     if constants.HF_HUB_OFFLINE:
         return {"reachable": False, "why": "HF_HUB_OFFLINE is set"}
-    outcome: list[str | None] = []
-    # In a thread of its own that is not waited for: looking up a host name has no time limit.
-    asking = threading.Thread(target=lambda: outcome.append(_ask(constants.ENDPOINT, seconds)), daemon=True)
     started = time.monotonic()
-    asking.start()
-    asking.join(seconds)
-    why = outcome[0] if outcome else f"no answer within {seconds:g} s"
-    if why is not None:
-        return {"reachable": False, "why": why}
+    problem = problem_of(lambda: _ask(constants.ENDPOINT, seconds), seconds)
+    if problem is not None:
+        return {"reachable": False, "why": str(getattr(problem, "reason", problem))}
     return {"reachable": True, "seconds": round(time.monotonic() - started, 3)}
 
 
-def _ask(address: str, seconds: float) -> str | None:
-    """Why an address does not answer; None if it does, with whatever status."""
-    try:
-        with urllib.request.urlopen(address, timeout=seconds):
-            return None
-    except urllib.error.HTTPError:
-        return None
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
+def _ask(address: str, seconds: float) -> None:
+    """Raises what stands in the way of an answer, with whatever status."""
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(address, timeout=seconds):
+        pass
 
 
 def speed() -> dict[str, Any]:

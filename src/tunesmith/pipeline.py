@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from tunesmith import disk, environment, lineage, runs
+from tunesmith import catalog, disk, environment, lineage, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.data.survey import Rules
@@ -111,7 +111,7 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
         digest = hashlib.sha256(prepared.fingerprint.encode()).hexdigest()[:8]
         folder = folder / runs.EVALUATIONS / digest
         disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
-    model, _ = load_artefact(opened.model_folder, device=default_device())
+    model, _ = load_artefact(opened.model_folder, device=default_device(), on_event=on_event)
     summary = opened.summary()
     trained = Trained(summary, summary.get("tuning_seconds", 0.0), model)
     evaluate_run(folder, recipe, prepared, trained, log)
@@ -153,6 +153,7 @@ def _walk(
             verdict = _hosted(folder, recipe, tell)
             tell(RunFinished(verdict=verdict, seconds=time.time() - started))
             return Run(folder)
+        _require_terms(recipe)
         from tunesmith.models.cutting import base_folder
 
         if recipe.learns_from_rewards:
@@ -225,6 +226,15 @@ def _refuse_trained_on(prepared: PreparedData) -> None:
                 where=", ".join(str(place) for place in problem.where),
                 fix="leave them out of the file: a model is flattered by what it has seen",
             )
+
+
+def _require_terms(recipe: Recipe) -> None:
+    """Terms are accepted before anything is done, also those of a model that only the evaluation needs."""
+    teachers = [stage.training.distillation.teacher for stage in recipe.stages if stage.training is not None]
+    others = [*(stage.model for stage in recipe.stages), *(baseline.model for baseline in recipe.evaluate.baselines)]
+    for name in dict.fromkeys([recipe.model, *teachers, *others]):
+        if name is not None:
+            catalog.require_terms(name)
 
 
 def _refuse_unusable_teachers(recipe: Recipe, base: Path) -> None:

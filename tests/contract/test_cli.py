@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
 import subprocess
@@ -327,6 +328,23 @@ def test_prediction_rows_in_another_encoding_are_no_defect(tmp_path: Path) -> No
         list(predicting._rows(file))
     assert caught.value.where == str(file)
     assert list(predicting._rows(file, "latin-1")) == [(1, "ein schöner Film")]
+
+
+def test_prediction_rows_are_unpacked_as_training_data_are(tmp_path: Path) -> None:
+    lines, table = tmp_path / "in.txt.gz", tmp_path / "in.csv.gz"
+    lines.write_bytes(gzip.compress(b'{"text": "a"}\nplain words\n'))
+    assert list(predicting._rows(lines)) == [(1, {"text": "a"}), (2, "plain words")]
+    table.write_bytes(gzip.compress(b'text,label\n"a, b",x\n'))
+    assert list(predicting._rows(table)) == [(2, {"text": "a, b", "label": "x"})]
+
+
+@pytest.mark.parametrize("content", [b"plain words\n", gzip.compress(b"words " * 1000)[:-20]], ids=["plain", "cut"])
+def test_a_damaged_gzip_file_is_no_defect(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl.gz"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="no whole gzip file") as caught:
+        list(predicting._rows(file))
+    assert caught.value.where == str(file) and caught.value.fix
 
 
 def test_a_bad_prediction_row_names_its_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch import nn
 
 import tiny
 from conftest import labelled_rows, sentences
+from tunesmith import catalog
+from tunesmith.catalog import cache
 from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models import inference
+from tunesmith.models.bases import KEYS, renamed
 from tunesmith.models.model import Model
 from tunesmith.models.saving import load_artefact, read_notes, save_artefact
 from tunesmith.recipe import Full, Layers, LoRA, Parameters
@@ -186,7 +190,7 @@ def test_an_adapter_whose_base_is_gone_says_so(tiny_decoder: Path, tmp_path: Pat
     shutil.rmtree(base)
     with pytest.raises(ResourceError, match="base model of this adapter") as caught:
         load_artefact(folder)
-    assert str(base) in caught.value.what and caught.value.fix
+    assert str(base) in caught.value.what and "base_folder" in str(caught.value.fix)
 
 
 def test_a_full_disk_is_told(tiny_decoder: Path, tmp_path: Path) -> None:
@@ -194,3 +198,81 @@ def test_a_full_disk_is_told(tiny_decoder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResourceError, match="cannot write the model"):
         save_artefact(model, tmp_path / "file", task="text-generation", system_prompt=None)
+
+
+def test_an_adapter_finds_its_base_where_its_notes_say(tiny_decoder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    base = Path(shutil.copytree(tiny_decoder, tmp_path / "base"))
+    folder = saved(tiny.build(base, "generate", LoRA(rank=4)), tmp_path)
+    base.rename(tmp_path / "moved")
+    notes = json.loads((folder / "tunesmith.json").read_text(encoding="utf-8"))
+    (folder / "tunesmith.json").write_text(json.dumps(notes | {"base_folder": str(tmp_path / "moved")}))
+    assert load_artefact(folder)[0].folder == tmp_path / "moved"
+
+
+def test_an_adapter_on_a_model_of_the_catalog_finds_it_in_another_cache(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    name = "smollm2-135m-instruct"
+    for place in ("here", "there"):
+        monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / place))
+        cache.ensure(
+            cache.root() / "model" / name,
+            lambda staging: shutil.copytree(tiny_decoder, staging, dirs_exist_ok=True) and {},
+            key=catalog._key(catalog.ENTRIES[name]),
+        )
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "here"))
+    base = catalog.model_folder(name)
+    model = trained(base, "generate", LoRA(rank=4), tmp_path)
+    folder = saved(model, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(base)  # PEFT knows no catalog
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "there"))
+    shutil.rmtree(tmp_path / "here")
+    again, notes = load_artefact(folder)
+    assert again.folder == tmp_path / "there" / "model" / name and notes.base_name == name
+    assert torch.equal(logits(model.network, model.tokenizer), logits(again.network, again.tokenizer))
+
+
+def test_an_adapter_on_a_model_of_the_hub_names_its_id(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    import huggingface_hub.constants
+    import peft
+
+    commit = "a" * 40
+    snapshot = Path("models--somebody--small") / "snapshots" / commit
+    base = Path(shutil.copytree(tiny_decoder, tmp_path / "here" / snapshot))
+    model = trained(base, "generate", LoRA(rank=4), tmp_path)
+    folder = saved(model, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("somebody/small", commit)
+
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "there"))
+    again, notes = load_artefact(folder)
+    assert again.folder == tmp_path / "there" / snapshot
+    assert (notes.base_name, notes.base_revision) == ("somebody/small", commit)
+    expected = logits(model.network, model.tokenizer)
+    assert torch.equal(expected, logits(again.network, again.tokenizer))
+    plain = peft.AutoPeftModelForCausalLM.from_pretrained(
+        folder, cache_dir=str(tmp_path / "there"), local_files_only=True
+    )
+    torch.testing.assert_close(logits(plain, model.tokenizer), expected, rtol=1e-5, atol=1e-5)
+
+    values = json.loads((folder / "tunesmith.json").read_text(encoding="utf-8"))
+    older = {key: value for key, value in values.items() if key not in ("base_name", "base_revision")}
+    (folder / "tunesmith.json").write_text(json.dumps(older), encoding="utf-8")
+    assert read_notes(folder) == notes
+
+
+def test_every_key_that_names_the_base_is_renamed() -> None:
+    path = "/home/me/models/base"
+    found = renamed({key: path for key in KEYS} | {"tokenizer_name_or_path": None, "r": 4}, "base")
+    assert found == dict.fromkeys(KEYS, "base") | {"tokenizer_name_or_path": None, "r": 4}
+    assert renamed({"tokenizer_name_or_path": path}, "base") == {"tokenizer_name_or_path": "base"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith import catalog
-from tunesmith.catalog import cache, corpora, models, packages
+from tunesmith.catalog import cache, corpora, models, packages, terms
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
 from tunesmith.events import Event, Notice
 
@@ -22,7 +22,7 @@ from tunesmith.events import Event, Notice
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(catalog.ACCEPT_VARIABLE, raising=False)
+    monkeypatch.delenv(terms.ACCEPT_VARIABLE, raising=False)
     return tmp_path / "cache"
 
 
@@ -80,15 +80,15 @@ def test_terms_are_refused_then_accepted_once(monkeypatch: pytest.MonkeyPatch):
     entry = catalog.ENTRIES["gemma3-270m"]
     with pytest.raises(ResourceError, match="TUNESMITH_ACCEPT_LICENCE=gemma3-270m"):
         catalog.get("gemma3-270m")
-    monkeypatch.setenv(catalog.ACCEPT_VARIABLE, "some-other-model")
+    monkeypatch.setenv(terms.ACCEPT_VARIABLE, "some-other-model")
     with pytest.raises(ResourceError, match="must be accepted"):
         catalog.get("gemma3-270m")
-    monkeypatch.setenv(catalog.ACCEPT_VARIABLE, "other, gemma3-270m")
-    catalog._require_acceptance(entry, False)
-    monkeypatch.delenv(catalog.ACCEPT_VARIABLE)
-    catalog._require_acceptance(entry, False)  # remembered
+    monkeypatch.setenv(terms.ACCEPT_VARIABLE, "other, gemma3-270m")
+    terms.require(entry)
+    monkeypatch.delenv(terms.ACCEPT_VARIABLE)
+    terms.require(entry)  # remembered
     record = json.loads((cache.root() / "licences" / "gemma3-270m.json").read_text())
-    assert record["by"] == catalog.ACCEPT_VARIABLE and record["licence"] == entry.licence
+    assert record["by"] == terms.ACCEPT_VARIABLE and record["licence"] == entry.licence
 
 
 def test_terms_are_read_from_the_article_of_the_page():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
@@ -14,8 +15,9 @@ import huggingface_hub.constants
 import pytest
 
 from tunesmith import catalog
-from tunesmith.catalog import hub
+from tunesmith.catalog import cache, hub
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.events import Progress
 
 ID = "somebody/small-model"
 
@@ -164,3 +166,118 @@ def test_names_of_data_sets():
     with pytest.raises(UsageError, match="hub:owner/name"):
         catalog.hub_dataset("hub:../../etc")
     assert hub.is_id("a/b.c-d_e") and not hub.is_id("a/b/c") and not hub.is_id("../x") and not hub.is_id("plain")
+
+
+# --- downloading ---------------------------------------------------------------------------------------------------
+
+COMMIT = "1" * 40
+FILES = {
+    "config.json": b"{}",
+    "model-1.safetensors": bytes(300_000),
+    "model-2.safetensors": bytes(200_000),
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    ).encode(),
+    "pytorch_model.bin": bytes(1000),
+}
+
+
+class SmallHub(BaseHTTPRequestHandler):
+    """As much of the hub's API as a download of one model takes."""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if path == f"/api/models/{ID}" or path.startswith(f"/api/models/{ID}/revision/"):
+            content = self.json({"id": ID, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]})
+        elif path.startswith(f"/api/models/{ID}/tree/"):
+            content = self.json(
+                [{"type": "file", "path": n, "size": len(data), "oid": self.etag(n)} for n, data in FILES.items()]
+            )
+        elif path == f"/{ID}/resolve/{COMMIT}/{name}" and name in FILES:
+            content = FILES[name]
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{self.etag(name)}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def json(self, value: object) -> bytes:
+        return json.dumps(value).encode()
+
+    def etag(self, name: str) -> str:
+        return hashlib.sha1(name.encode()).hexdigest()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def small_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), SmallHub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        point_to(address, monkeypatch)
+        files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        yield
+        server.shutdown()
+
+
+@pytest.mark.parametrize("bars", ["on", "off"])
+def test_a_download_tells_its_bytes(bars, hub_cache, small_hub, monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1" if bars == "off" else "")  # as the command line has it, and as Python may
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
+    events: list[Progress] = []
+    folder = catalog.model_folder(ID, on_event=events.append)
+    assert folder.name == COMMIT and not (folder / "pytorch_model.bin").exists()
+    wanted = sum(len(data) for name, data in FILES.items() if not name.endswith(".bin"))
+    assert (events[0].done, events[0].total) == (0, None)
+    known = [event for event in events if event.total is not None]
+    assert {event.total for event in known} == {wanted} and {event.unit for event in events} == {"bytes"}
+    done = [event.done for event in known]
+    assert done == sorted(done) and done[-1] == wanted and len(done) > 8
+    assert any(0 < count < wanted for count in done)
+    assert capsys.readouterr().err == ""
+
+
+def test_files_that_came_completely_stay_and_do_not_count_again(hub_cache, small_hub):
+    folder = catalog.model_folder(ID)
+    second = folder / "model-2.safetensors"
+    second.resolve().unlink()
+    second.unlink()
+    events: list[Progress] = []
+    assert catalog.model_folder(ID, on_event=events.append) == folder
+    assert events[-1].done == events[-1].total == len(FILES["model-2.safetensors"])
+
+
+def test_a_snapshot_of_the_cache_goes_by_its_id_and_commit(tmp_path):
+    base = tmp_path / "hub" / f"models--{ID.replace('/', '--')}" / "snapshots" / COMMIT
+    assert catalog.reference_of(base) == (ID, COMMIT)
+    for other in (tmp_path, base.parent, tmp_path / "models" / "snapshots" / COMMIT, tmp_path / "minilm-l6"):
+        assert catalog.reference_of(other) == (None, None)
+    assert catalog.reference_of(cache.root() / "model" / "minilm-l6") == ("minilm-l6", None)
+
+
+# --- questions with little patience --------------------------------------------------------------------------------
+
+
+def test_a_question_over_the_network_ends_in_time():
+    def refuse() -> None:
+        raise OSError("no route")
+
+    assert hub.problem_of(lambda: "an answer", 5) is None
+    assert str(hub.problem_of(refuse, 5)) == "no route"
+    assert "no answer within 0.1 s" in str(hub.problem_of(lambda: time.sleep(2), 0.1))

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tunesmith.data.json_stream import BadValue, JsonStream
 from tunesmith.data.problems import Fault
 from tunesmith.data.readers import Record, read
 from tunesmith.data.sources import Source, find_sources
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, ResourceError
 from tunesmith.events import Event, Notice
 
 ROWS = [
@@ -172,6 +173,32 @@ def test_hub_data_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["somebody/reviews:test"]
     assert [record.values for record in found] == ROWS
     assert [str(record.origin) for record in found][-1] == "hub:somebody/reviews:test:3"
+
+
+def test_hub_data_that_break_off_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub.errors
+
+    class Dropped(Exception):
+        """What HTTP clients raise derives from nothing else."""
+
+    def rows(error: Exception) -> Iterator[dict[str, str]]:
+        yield from ROWS[:2]
+        raise error
+
+    (source,) = find_sources(["hub:somebody/reviews:test"])
+    for error in (
+        Dropped("peer closed the connection"),
+        datasets.exceptions.DatasetGenerationError("peer closed the connection"),
+        huggingface_hub.errors.XetDownloadError("peer closed the connection"),
+    ):
+        broken = datasets.IterableDataset.from_generator(rows, gen_kwargs={"error": error})
+        monkeypatch.setattr("tunesmith.catalog.hub_dataset", lambda name, broken=broken: broken)
+        records = read(source, "utf-8")
+        assert [next(records).values for _ in range(2)] == ROWS[:2]  # type: ignore[union-attr]
+        with pytest.raises(ResourceError, match="peer closed the connection") as caught:
+            next(records)
+        assert caught.value.where == "hub:somebody/reviews:test:3" and "hf download" in str(caught.value.fix)
 
 
 def test_line_without_end_is_refused_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,19 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         disk.write_json(path, {"a": 2})
     assert path.read_text() == '{\n "a": 1\n}\n' and caught.value.fix
     assert [p.name for p in path.parent.iterdir()] == ["summary.json"]
+    path = tmp_path / "deep" / "summary.json" / "below-a-file.json"
+    with pytest.raises(UsageError, match=r"cannot write below-a-file"):
+        disk.write_json(path, {})
+
+
+def test_an_interrupted_write_leaves_nothing_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        disk.write_text(tmp_path / "report.html", "half")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_on_a_full_disk_is_our_error(folder: Path) -> None:

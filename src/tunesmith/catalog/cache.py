@@ -135,23 +135,6 @@ def damage(folder: Path, *, key: dict[str, Any], deep: bool) -> str | None:
     return None
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 _digests: dict[tuple[str, int, int], str] = {}
 
 
@@ -159,7 +142,7 @@ def _digest_once(path: Path, stat: os.stat_result) -> str:
     """The sha256 of a file, remembered within this process as long as size and time of change stay the same."""
     known = (str(path), stat.st_size, stat.st_mtime_ns)
     if known not in _digests:
-        _digests[known] = sha256(path)
+        _digests[known] = disk.sha256(path)
     return _digests[known]
 
 
@@ -167,8 +150,10 @@ def _write_manifest(folder: Path, key: dict[str, Any], notes: dict[str, Any]) ->
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         disk.flush(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    write_json(folder / MANIFEST, {"key": key, "notes": notes, "files": files})
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
+    manifest = folder / MANIFEST  # not atomic by itself: the whole folder is renamed into place
+    manifest.write_text(json.dumps({"key": key, "notes": notes, "files": files}, indent=1), encoding="utf-8")
+    disk.flush(manifest)
 
 
 def _make_folder(folder: Path) -> None:

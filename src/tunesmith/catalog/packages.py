@@ -3,6 +3,9 @@
 Wheels are only copied by pip. For a source archive pip also asks the package for its metadata, which would run its
 ``setup.py``. It asks through the build interface of PEP 517, so :func:`_answering_backend` stands in for the build
 backend and answers from the pinned name and version: nothing of the archive runs.
+
+What came completely is kept: here until it was made into something, and in pip's own cache. Half a file is not: pip
+keeps none when it ends. From version 25.1 on it goes on within a try where the connection broke; older ones fail.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tunesmith import disk
 from tunesmith.catalog import cache
 from tunesmith.catalog.table import Entry, PinnedFile
 from tunesmith.errors import ResourceError
@@ -28,6 +32,8 @@ SMALL_BYTES = 16 * 2**20
 """Downloads up to this size stay in the cache after they were used: two entries may share one."""
 MAX_RATIO = 200
 """A member that unpacks to more than this many times its packed size is taken for a zip bomb."""
+RESUMES = "5"
+"""How often pip, where it can, goes on with a file whose connection broke; the user's own variable counts more."""
 _COPY_BYTES = 1 << 20
 Advance = Callable[[int], None]
 """Called with the bytes of the current file that have arrived."""
@@ -72,7 +78,7 @@ def _fetch_one(file: PinnedFile, advance: Advance, on_event: Listener) -> Path:
     path = folder() / file.filename
     with cache.locked(f"download-{file.filename}", on_event):
         if path.exists():
-            if cache.sha256(path) == file.sha256:
+            if disk.sha256(path) == file.sha256:
                 return path
             on_event(
                 Notice(level="warning", message=f"{file.filename} is damaged: it is downloaded again", where=str(path))
@@ -84,7 +90,7 @@ def _fetch_one(file: PinnedFile, advance: Advance, on_event: Listener) -> Path:
             staging.mkdir(parents=True)
             _pip_download(file, staging, advance)
             found = staging / "done" / file.filename
-            if not found.is_file() or cache.sha256(found) != file.sha256:
+            if not found.is_file() or disk.sha256(found) != file.sha256:
                 raise _not_downloaded(file, "pip delivered another file than the pinned one")
             os.replace(found, path)
         except OSError as error:
@@ -106,7 +112,9 @@ def _pip_download(file: PinnedFile, staging: Path, advance: Advance) -> None:
     scratch.mkdir()
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-input", "--progress-bar", "off"]
     command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(staging / "done")]
-    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
+    # As a variable: a pip that does not know the option would refuse it as an argument.
+    environment = {"PIP_RESUME_RETRIES": RESUMES, **os.environ}
+    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
     if file.is_source:
         command += ["--no-binary", file.package, "--no-build-isolation", "--use-pep517"]
         environment["PYTHONPATH"] = str(_answering_backend(staging, file))
@@ -167,11 +175,13 @@ def _reason(output: str) -> str:
 
 
 def _not_downloaded(file: PinnedFile, reason: str) -> ResourceError:
+    # An older pip takes half a file for a whole one, and then its hash for a wrong one.
+    broken = "; if the connection broke, a newer pip goes on: `pip install --upgrade pip`" if "HASH" in reason else ""
     return ResourceError(
         f"could not download {file.package} {file.version}: {reason}",
         where=file.filename,
         fix=f"make the package index reachable for pip (`pip config list`), or put the file with the sha256 "
-        f"{file.sha256} into {folder()}",
+        f"{file.sha256} into {folder()}{broken}",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -39,7 +38,7 @@ def methods(
 
 @catalog.callback(invoke_without_command=True)
 def list_unless_told_otherwise(context: typer.Context, as_json: Json = False) -> None:
-    """List and fetch models and data that need no hub. Without a command: list."""
+    """List, fetch and remove models and data that need no hub. Without a command: list."""
     if context.invoked_subcommand is None:
         list_them(as_json)
 
@@ -81,24 +80,32 @@ def get_it(
     from tunesmith import progress
     from tunesmith.catalog import get
 
-    accepted = accept_licence or _accepted_now(name)
     with progress.shown() as on_event:
-        path = get(name, accept_licence=accepted, on_event=on_event)
+        path = get(name, accept_licence=accept_licence, on_event=on_event)
     if as_json:
         print_json({"name": name, "path": path})
     else:
         print(path)
 
 
-def _accepted_now(name: str) -> bool:
-    """Show the terms of a model that has some and ask, where there is somebody to ask and it is not here yet."""
-    from tunesmith.catalog import entries, is_cached, terms_text
+@catalog.command("rm")
+def remove_it(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the list.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a model or data set from the cache. What needs it later fetches it again."""
+    from tunesmith.catalog import cached_bytes, remove
+    from tunesmith.cli.asking import require_yes
 
-    has_terms = any(entry.name == name and entry.terms for entry in entries())
-    if not has_terms or not sys.stdin.isatty() or is_cached(name):
-        return False
-    print(terms_text(name), file=sys.stderr)
-    return typer.confirm("Accept these terms?", err=True)
+    size = cached_bytes(name)
+    if size and not yes:
+        require_yes(f"Remove {name} ({size / 1e6:.1f} MB) from the cache?")
+    freed = remove(name)
+    if as_json:
+        print_json({"removed": name, "bytes": freed})
+    else:
+        print(f"removed {name}: {freed / 1e6:.1f} MB are free again" if freed else f"the cache holds nothing of {name}")
 
 
 def doctor(as_json: Json = False) -> None:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from tunesmith.cli.asking import asked_for_terms
+
 
 @dataclass(frozen=True)
 class Command:
@@ -74,7 +76,7 @@ COMMANDS = {
     "methods": Command("tunesmith.cli.lookup:methods", "List the ways to fine-tune, and when each is right.", LOOK),
     "catalog": Command(
         "tunesmith.cli.lookup:catalog",
-        "List and fetch models and data that need no hub. Without a command: list.",
+        "List, fetch and remove models and data that need no hub. Without a command: list.",
         LOOK,
     ),
     "recipe": Command("tunesmith.cli.recipes:app", "Show a recipe with every default, or the recipe's schema.", LOOK),
@@ -156,7 +158,8 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries draw bars of their own, over ours and into logs
     command = typer.main.get_command(app)
     try:
-        code = command.main(list(arguments), prog_name="tunesmith", standalone_mode=False)
+        with asked_for_terms(as_json="--json" in arguments):
+            code = command.main(list(arguments), prog_name="tunesmith", standalone_mode=False)
     except SystemExit as stop:  # the other end of a pipe was closed
         return stop.code if isinstance(stop.code, int) else 1
     except BaseException as error:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from tunesmith.cli.failures import print_error
 from tunesmith.cli.output import Json, Run, print_json, stderr, stdout
 from tunesmith.data.pictures import is_picture, located
+from tunesmith.data.sources import format_of
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
     from tunesmith.evaluation.predicting import Prediction
 
-TABLES = {".csv", ".tsv", ".json", ".parquet"}  # their lines are no rows, so the readers of training data read them
+TABLES = {"csv", "tsv", "json", "parquet"}  # their lines are no rows, so the readers of training data read them
 EXIT_WORDS = {"/exit", "/quit"}
 
 
@@ -29,7 +32,7 @@ def predict(
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FILE", help="CSV, TSV, JSON, Parquet, JSON lines or plain lines; default or `-`: stdin."
+            metavar="FILE", help="CSV, TSV, JSON, Parquet, JSON lines or plain lines, `.gz` too; default or `-`: stdin."
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Rows read and answered at a time.")] = 256,
@@ -118,24 +121,37 @@ def _rows(file: Path | None, encoding: str = "utf-8") -> Iterator[tuple[int, dic
     """Rows of a file or of stdin with their lines, counted from 1; blank lines are left out.
 
     Raises:
-        DataError: A line looks like a JSON object and is none, the encoding is another, or a table cannot be read.
+        DataError: A line looks like a JSON object and is none, the encoding is another, a `.gz` file is
+            damaged, or a table cannot be read.
     """
     if file is not None and _is_of_pictures(file):
         paths = sorted(path for path in file.rglob("*") if is_picture(path)) if file.is_dir() else [file]
         yield from ((number, {"image": str(path)}) for number, path in enumerate(paths, 1))
         return
-    if file is not None and file.suffix.lower() in TABLES:
+    if file is not None and format_of(file) in TABLES:
         yield from _records(file, encoding)
         return
     try:
         if file is None or str(file) == "-":
             yield from _parsed(sys.stdin, "stdin")
             return
-        with file.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as lines:
+        with _opened(file, encoding) as lines:
             yield from _parsed(lines, str(file))
     except UnicodeDecodeError as error:
         name = "stdin" if file is None else str(file)
         raise DataError(f"the text is not {error.encoding}", where=name, fix="save it as UTF-8") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"this is no whole gzip file: {error}", where=str(file), fix="restore the file from its source"
+        ) from error
+
+
+def _opened(file: Path, encoding: str) -> TextIO:
+    """The lines of a file, unpacked if its name ends in `.gz`, as in training data."""
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+    if file.name.lower().endswith(".gz"):
+        return gzip.open(file, "rt", encoding=encoding)
+    return file.open(encoding=encoding)
 
 
 def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any] | str]]:

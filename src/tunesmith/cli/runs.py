@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith.cli.asking import require_yes
 from tunesmith.cli.output import Json, Run, interval_text, print_json, print_table
 from tunesmith.cli.tuning import print_run
-from tunesmith.errors import InterruptedRun, RecipeError
+from tunesmith.errors import RecipeError
 
 if TYPE_CHECKING:
     from tunesmith.runs import Run as StoredRun
@@ -76,7 +77,7 @@ def remove_it(
 
     opened = [open_run(run) for run in runs]
     if not yes:
-        _ask(f"Remove {', '.join(str(run.path) for run in opened)}?")
+        require_yes(f"Remove {', '.join(str(run.path) for run in opened)}?")
     for run in opened:
         remove(run)
     if as_json:
@@ -84,13 +85,3 @@ def remove_it(
     else:
         for run in opened:
             print(f"removed {run.path}")
-
-
-def _ask(question: str) -> None:
-    """Go on only after a yes; the end of stdin is a no, as in a script that forgot ``--yes``."""
-    try:
-        agreed = typer.confirm(question, err=True)
-    except typer.Abort:
-        agreed = False
-    if not agreed:
-        raise InterruptedRun("nothing was removed", fix="answer y, or give --yes")

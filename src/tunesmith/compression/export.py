@@ -72,7 +72,7 @@ def export_run(
     notes = read_notes(opened.model_folder)
     _refuse_impossible(opened, to, notes)
     on_event(Phase(step="model", message=f"the model of {opened.id}"))
-    model = load_artefact(opened.model_folder)[0] if to == "adapter" else load_original(opened)
+    model = load_artefact(opened.model_folder, on_event=on_event)[0] if to == "adapter" else load_original(opened)
     texts = _texts(opened.recipe, model, rows, on_event)
     target.parent.mkdir(parents=True, exist_ok=True)
     found: list[Verified] = []

@@ -8,10 +8,11 @@ from typing import Any
 
 from tunesmith.compression.export import EXPORTS
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.models.bases import ADAPTER_CONFIG, renamed
 from tunesmith.models.saving import NOTES
 from tunesmith.runs import Run
 
-REWRITTEN = (NOTES, "adapter_config.json", "README.md")
+REWRITTEN = (NOTES, ADAPTER_CONFIG, "README.md")
 """Files that name folders of this machine: they are uploaded with what they say changed, and left as they are here."""
 
 
@@ -78,8 +79,4 @@ def without_local_paths(path: Path, opened: Run) -> str:
     base = Path(model).name if Path(model).exists() else model
     if path.suffix != ".json":
         return text.replace(str(opened.path), opened.id).replace(model, base)
-    content = json.loads(text)
-    for key in ("base_folder", "base_model_name_or_path", "base"):
-        if key in content:
-            content[key] = base
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps(renamed(json.loads(text), base), indent=2, ensure_ascii=False)

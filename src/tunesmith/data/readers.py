@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -342,13 +341,17 @@ def _read_passages(source: Source, encoding: str) -> Iterator[Record | Fault]:
 
 
 def _read_hub(source: Source, encoding: str) -> Iterator[Record | Fault]:
-    """A hub data set, streamed; the line of a record is the number of its row."""
+    """A hub data set, streamed; the line of a record is the number of its row.
+
+    Raises:
+        ResourceError: The hub cannot be reached, or the stream breaks off.
+    """
     from tunesmith import catalog
 
-    rows = catalog.hub_dataset(source.name.removeprefix("hub:"))
-    named = _naming(getattr(rows, "features", None) or {})
-    for number, values in enumerate(itertools.chain(rows), 1):
-        yield _record(named(dict(values)), Origin(source.name, number))
+    data = catalog.hub_dataset(source.name.removeprefix("hub:"))
+    named = _naming(getattr(data, "features", None) or {})
+    for number, values in enumerate(catalog.hub_rows(data, source.name), 1):
+        yield _record(named(values), Origin(source.name, number))
 
 
 def _hub_features(schema: Any) -> dict[str, Any]:

@@ -65,10 +65,11 @@ def measure_candidates(opened: Sequence[Run], table: Sequence[dict[str, Any]]) -
 
 
 def _bytes(run: Run) -> int:
+    from tunesmith.models.bases import find_base
     from tunesmith.models.saving import read_notes
 
     notes = read_notes(run.model_folder)
-    folders = [run.model_folder, *([Path(notes.base_folder)] if notes.adapter else [])]
+    folders = [run.model_folder, *([find_base(notes, run.model_folder)] if notes.adapter else [])]
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.suffix in WEIGHTS)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from tunesmith import disk
 from tunesmith.data.shown import ShownExample, shortened
 from tunesmith.evaluation import charts, marks
 from tunesmith.evaluation.comparison import Comparison, System, best_other, primary_metric
@@ -200,16 +199,19 @@ def write_report(folder: Path, content: ReportContent) -> Path:
 
     Returns:
         The path of ``report.html``.
+
+    Raises:
+        ResourceError: The disk is full.
+        UsageError: The folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     best = best_other(content.others, content.comparisons)
     findings = find(
         content.tuned, best, content.inputs, content.references, content.origins, content.right, content.settings
     )
     text = json.dumps(as_json(content, findings), ensure_ascii=False, indent=1, allow_nan=False)
-    _write(folder / "report.json", text + "\n")
+    disk.write_text(folder / "report.json", text + "\n", errors="backslashreplace")
     page = folder / "report.html"
-    _write(page, as_html(content, findings, best))
+    disk.write_text(page, as_html(content, findings, best), errors="backslashreplace")
     return page
 
 
@@ -392,23 +394,6 @@ def _system_json(system: System, tuned: bool) -> dict[str, Any]:
         "written_tokens_per_row": outputs.written_tokens / outputs.rows if outputs.written_tokens else None,
         "written_tokens_per_second": outputs.written_tokens_per_second or None,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or none: beside it first, then renamed over it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private; a report is as readable as any other file
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 __all__ = [

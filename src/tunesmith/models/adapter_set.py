@@ -43,8 +43,8 @@ class AdapterSet:
                     where=str(folders[name]),
                     fix="merge it into a model of its own: `tunesmith merge`",
                 )
-            if (note.base_folder, note.quantization, note.quantizer, note.dtype) != (
-                notes[first].base_folder,
+            if (note.base_identity, note.quantization, note.quantizer, note.dtype) != (
+                notes[first].base_identity,
                 notes[first].quantization,
                 notes[first].quantizer,
                 notes[first].dtype,

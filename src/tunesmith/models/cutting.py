@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith import catalog
+from tunesmith import catalog, disk
 from tunesmith.catalog import cache
 from tunesmith.errors import RecipeError
 from tunesmith.events import Listener, Phase, nobody
@@ -85,7 +85,7 @@ def fingerprint(folder: Path) -> str:
 def _fingerprint(folder: Path, states: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for name, _, _ in states:
-        digest.update(f"{Path(name).relative_to(folder)}:{cache.sha256(Path(name))};".encode())
+        digest.update(f"{Path(name).relative_to(folder)}:{disk.sha256(Path(name))};".encode())
     return digest.hexdigest()[:16]
 
 

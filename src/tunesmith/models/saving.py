@@ -7,16 +7,19 @@ the order of the labels. Nothing needs it but :func:`load_artefact`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 
+from tunesmith import catalog
 from tunesmith.compression.modules import kept_kinds, load_narrow, save_narrow
 from tunesmith.data.shots import Shown
 from tunesmith.errors import NotFoundError, ResourceError
+from tunesmith.events import Listener, nobody
+from tunesmith.models.bases import find_base, name_hub_base
 from tunesmith.models.heads import Pooling, SentenceClassifier, pooling_of, save_pooling
 from tunesmith.models.image_classifier import ImageClassifier
 from tunesmith.models.load import load_model, quiet
@@ -52,11 +55,19 @@ class ArtefactNotes:
     narrow: dict[str, str] | None = None  # name of a quantized module -> its kind
     quantizer: Quantizer = "torchao"
     new_tokens: list[str] | None = None  # of an adapter, whose base does not know them
+    base_name: str | None = None  # of the catalog or the hub, by which the base is found on any machine
+    base_revision: str | None = None  # its commit on the hub
+
+    @property
+    def base_identity(self) -> tuple[str | None, ...]:
+        """What adapters on the same base have in common."""
+        return (self.base_folder,) if self.base_name is None else (self.base_name, self.base_revision)
 
 
 def notes_of(model: Model, *, task: str, system_prompt: str | None) -> ArtefactNotes:
     """What is written beside the weights."""
     sentence = model.network if isinstance(model.network, SentenceClassifier) else None
+    name, revision = catalog.reference_of(model.folder)
     return ArtefactNotes(
         task=task,
         form=model.form,
@@ -73,6 +84,8 @@ def notes_of(model: Model, *, task: str, system_prompt: str | None) -> ArtefactN
         thresholds=model.thresholds,
         narrow=kept_kinds(model) or None,
         new_tokens=list(model.new_tokens) if model.new_tokens and model.has_adapters else None,
+        base_name=name,
+        base_revision=revision,
     )
 
 
@@ -102,6 +115,8 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
             model.tokenizer.save_pretrained(folder)
         if model.has_adapters and model.first_weights:
             save_on_the_first_base(folder, model.first_weights)
+        if model.has_adapters:
+            name_hub_base(folder, model.folder)
         if sentence:
             sentence.save_head(folder, model.max_length)
         elif model.form == "mask" and (pooling := pooling_of(model.folder)):  # it stays a sentence encoder as well
@@ -127,19 +142,30 @@ def read_notes(folder: Path) -> ArtefactNotes:
         NotFoundError: The folder holds no tuned model.
     """
     try:
-        return ArtefactNotes(**json.loads((folder / NOTES).read_text(encoding="utf-8")))
+        notes = ArtefactNotes(**json.loads((folder / NOTES).read_text(encoding="utf-8")))
+        name, revision = catalog.reference_of(Path(notes.base_folder))
     except (OSError, ValueError, TypeError) as error:
         raise NotFoundError(
             f"no tuned model here: {error}", where=str(folder), fix="name a finished run: `tunesmith runs list`"
         ) from error
+    # Older notes have no name for the base.
+    return notes if notes.base_name else replace(notes, base_name=name, base_revision=revision)
 
 
-def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[Model, ArtefactNotes]:
+def load_artefact(
+    folder: Path, *, device: torch.device | None = None, on_event: Listener = nobody
+) -> tuple[Model, ArtefactNotes]:
     """Load what :func:`save_artefact` wrote, ready to answer.
+
+    Args:
+        folder: Where it is.
+        device: Where to put the model; default: the processor.
+        on_event: Hears how an adapter's base is fetched, where it is not at hand.
 
     Raises:
         NotFoundError: The folder holds no tuned model.
-        ResourceError: Files are missing or damaged; for an adapter, the base model is no longer where it was.
+        ResourceError: Files are missing or damaged; for an adapter, the base model is neither where it was nor to be
+            had by its name.
     """
     notes = read_notes(folder)
     if notes.task == "image-classification":
@@ -150,15 +176,8 @@ def load_artefact(folder: Path, *, device: torch.device | None = None) -> tuple[
         from tunesmith.compression.onnx_model import load_onnx
 
         return load_onnx(folder, notes), notes
-    base = Path(notes.base_folder) if notes.adapter else folder
-    if not base.is_dir():
-        raise ResourceError(
-            f"the base model of this adapter, {notes.base}, is no longer at {base}",
-            where=str(folder),
-            fix=f"fetch it again with `tunesmith catalog get {notes.base}`",
-        )
     model = load_model(
-        base,
+        find_base(notes, folder, on_event) if notes.adapter else folder,
         name=notes.base,
         form=notes.form,
         labels=notes.labels,

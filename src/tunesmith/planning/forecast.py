@@ -418,12 +418,10 @@ class StagePlanner:
 
 def _base_of(folder: Path) -> Path:
     """The base of a run whose model is an adapter: its sizes are the teacher's but for the adapter's few weights."""
-    import json
+    from tunesmith.models.bases import find_base
+    from tunesmith.models.saving import read_notes
 
-    from tunesmith import catalog
-
-    adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return catalog.model_folder(str(adapter["base_model_name_or_path"]))
+    return find_base(read_notes(folder), folder)
 
 
 def _layout(largest: tuple[float, float]) -> Layout:

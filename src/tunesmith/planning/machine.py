@@ -143,8 +143,9 @@ def speed(device: torch.device) -> dict[str, float]:
     """
     import torch
 
-    from tunesmith import doctor
+    from tunesmith import disk, doctor
     from tunesmith.catalog import cache
+    from tunesmith.errors import TunesmithError
 
     name = device_name(device)
     path = cache.root() / "speeds.json"
@@ -161,9 +162,8 @@ def speed(device: torch.device) -> dict[str, float]:
         "draws": _draw_rate(device),
     }
     rates = {rate: max(value, known.get(rate, 0.0)) for rate, value in rates.items()}
-    with contextlib.suppress(OSError):  # without a cache folder it is measured again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_json(path, every | {device_and_torch: {"time": time.time(), **rates}})
+    with contextlib.suppress(TunesmithError):  # without a cache folder it is measured again next time
+        disk.write_json(path, every | {device_and_torch: {"time": time.time(), **rates}})
     return rates
 
 

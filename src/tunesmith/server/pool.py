@@ -211,6 +211,7 @@ class Pool:
 
     def _load(self, name: str, folder: Callable[[], Path]) -> Loaded:
         from tunesmith.generation.adapters import is_plain_lora
+        from tunesmith.models.bases import find_base
         from tunesmith.models.precision import choose_dtype, default_device
         from tunesmith.models.saving import NOTES, read_notes
         from tunesmith.planning.machine import free_memory
@@ -224,7 +225,7 @@ class Pool:
         notes = read_notes(place)
         if notes.adapter and notes.form == "generate" and is_plain_lora(place) and not notes.new_tokens:
             # vLLM takes its share of the GPU for each base: one in several precisions would not fit
-            host = self._host(Path(notes.base_folder), dtype if self.limits.engine == "vllm" else notes.dtype)
+            host = self._host(find_base(notes, place), dtype if self.limits.engine == "vllm" else notes.dtype)
             if host.adapters is not None:
                 return self._add_adapter(name, host, place, notes)
         return self._add(name, self._host(place, None), notes)

@@ -7,7 +7,6 @@ manifest holds, and says which it skipped and why.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -135,7 +134,7 @@ def read(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():
-            if _sha256(path / name) != expected:
+            if disk.sha256(path / name) != expected:
                 raise CheckpointError(f"{name} differs from its checksum", where=str(path / name))
         trainer = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -181,14 +180,9 @@ def set_random_state(tensors: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state_all(cuda)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _flushed_sha256(path: Path) -> str:
     disk.flush(path)
-    return _sha256(path)
+    return disk.sha256(path)
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
