@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all. See :func:`write_parts`."""
+    write_parts(path, [content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file part by part, whole or not at all: if a part cannot be made, nothing of the file stays behind.
 
     Raises:
         ResourceError: The disk is full.
@@ -29,13 +35,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staging.open("wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise of_os(error, f"cannot write {path.name}", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            staging.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
