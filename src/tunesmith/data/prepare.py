@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from tunesmith.data.dropped import DroppedRows
 from tunesmith.data.duplicates import Repeats, find_repeats
 from tunesmith.data.judge import (
     Given,
@@ -35,7 +36,7 @@ from tunesmith.data.row_file import PLACE, RowFile, RowSpool
 from tunesmith.data.rows import Row
 from tunesmith.data.shots import few_shot, too_few
 from tunesmith.data.splits import NOWHERE, TRAIN, Assignment, stratify
-from tunesmith.data.survey import DroppedRows, Rules, Survey, Surveyor, iterate_choices
+from tunesmith.data.survey import Rules, Survey, Surveyor, iterate_choices
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe

@@ -8,11 +8,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.checks import check_record, has_error, mapped, raw_text
 from tunesmith.data.columns import Choice, choose_columns
+from tunesmith.data.dropped import DroppedRows
+from tunesmith.data.fitting import TOO_LONG, TOO_LONG_FIX
 from tunesmith.data.labels import LabelBook
 from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.near_duplicates import NearIndex
@@ -79,41 +80,6 @@ class Survey:
 
 Rules = Callable[[Record], tuple[Record, list[Fault]]]
 """What somebody else asks of a record: the record as the task shall read it, and what is wrong with it."""
-
-
-class DroppedRows:
-    """Writes rows left out, with reason and origin, to a JSONL file that appears when it is complete.
-
-    Args:
-        path: The file; it is not made if no row is left out.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(path.name + ".part")
-        self._file: IO[str] | None = None
-
-    def add(self, origin: Origin, reasons: list[str], row: str) -> None:
-        """Write one row; ``row`` is its text as the file has it."""
-        if self._file is None:
-            self._file = open(self._part, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        entry = {"file": origin.file, "line": origin.line, "reasons": reasons, "row": row}
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-    def finish(self) -> None:
-        """Put the file in its place; a file of an earlier run never stays behind."""
-        if self._file is None:
-            self._path.unlink(missing_ok=True)
-        else:
-            self._file.close()
-            self._part.replace(self._path)
-            self._file = None
-
-    def close(self) -> None:
-        """Remove what was not finished."""
-        if self._file is not None:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
 
 
 class _Thinner:
@@ -319,15 +285,13 @@ class Surveyor:
             return tokens, 0, []
         fault = Fault(
             "truncated",
-            "longer than `data.max_length` (or than the model takes): its end is cut off",
+            f"{TOO_LONG}: its end is cut off",
             row.origin,
             severity="warning",
             fix="raise `data.max_length`, split long rows, or refuse them with `data.truncate: false`",
         )
         if not self._data.truncate:
-            message = "longer than `data.max_length` (or than the model takes)"
-            fix = "raise `data.max_length`, shorten or drop the row, or allow `data.truncate`"
-            fault = replace(fault, code="too-long", severity="error", message=message, fix=fix)
+            fault = replace(fault, code="too-long", severity="error", message=TOO_LONG, fix=TOO_LONG_FIX)
         return tokens, rendered.cut_tokens, [fault]
 
     def _leave_out(self, origin: Origin, faults: list[Fault], raw: str) -> None:
