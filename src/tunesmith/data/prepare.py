@@ -37,6 +37,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.shots import few_shot, too_few
 from tunesmith.data.splits import NOWHERE, TRAIN, Assignment, stratify
 from tunesmith.data.survey import Rules, Survey, Surveyor, iterate_choices
+from tunesmith.data.twins import Twins
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
@@ -123,14 +124,16 @@ def prepare(
         on_event: Told about guessed columns, progress and every warning.
         render: As for :func:`check`.
         rules: As for :func:`check`.
-        dropped_to: With ``data.drop_bad``: rows left out are written to this JSONL file with reason and origin.
+        dropped_to: With ``data.drop_bad`` or ``data.duplicates: drop``: rows left out are written to this JSONL file
+            with reason and origin.
         stop_on_errors: Raise if there are errors; else rows with errors are missing from the result.
         scratch: Folder for temporary files, about as large as the data; default: the system's.
 
     Raises:
         DataError: The first error with its place, and how many more there are.
     """
-    dropped = DroppedRows(dropped_to) if recipe.data.drop_bad and dropped_to is not None else None
+    drops = recipe.data.drop_bad or recipe.data.duplicates == "drop"
+    dropped = DroppedRows(dropped_to) if drops and dropped_to is not None else None
     spool = RowSpool(scratch)
     survey = Survey(Ledger(scratch), Findings(drop_bad=recipe.data.drop_bad), spool=spool, dropped=dropped)
     try:
@@ -182,10 +185,13 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
     given: Given = {"train": data.train, "validation": data.validation, "test": data.test}
     has_labels = TASKS[recipe.task].answer == "label"
     names = survey.labels.names if has_labels else [""]
-    repeats = find_repeats(ledger)
-    judge_repeats(findings, ledger, repeats, has_labels=has_labels)
+    twins = Twins(ledger.num_rows) if data.duplicates == "drop" else None
+    repeats = find_repeats(ledger, twins)
+    judge_repeats(findings, ledger, repeats, has_labels=has_labels, twins=twins)
     near = survey.near.pairs()
-    judge_near(findings, ledger, near)
+    if twins is not None and TASKS[recipe.task].answer == "likelihood":
+        twins.mark_near(near)
+    judge_near(findings, ledger, near, dropped=twins.near if twins else 0)
     assignment = Assignment(
         validation=data.validation if isinstance(data.validation, float) else 0.0,
         test=data.test if isinstance(data.test, float) else 0.0,
@@ -193,6 +199,7 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         ties=_ties(findings, near, ledger) if data.group_by is None else {},
         left_out=_left_out(repeats) if data.drop_bad else {},
         max_rows=data.max_rows,
+        twins=twins,
     )
     stratify(assignment, ledger, names)
     if data.group_by is not None:
@@ -259,9 +266,10 @@ def _left_out(repeats: Repeats) -> dict[int, np.ndarray]:
 
 
 def _rows_left_out(survey: Survey, counts: Tally) -> dict[str, int]:
-    """Reason -> rows: errors of their own, ``data.max_rows``, and the rest (leaks and unseen labels)."""
-    used, limit = int(counts.rows.sum()), counts.beyond_limit
-    reasons = {"errors": survey.num_left_out, "max_rows": limit, "leaks": survey.ledger.num_rows - used - limit}
+    """Reason -> rows: errors of their own, duplicates, ``data.max_rows``, and the rest (leaks and unseen labels)."""
+    unused = survey.ledger.num_rows - int(counts.rows.sum())
+    chosen = {"duplicates": counts.repeated, "max_rows": counts.beyond_limit}
+    reasons = {"errors": survey.num_left_out, **chosen, "leaks": unused - sum(chosen.values())}
     return {reason: rows for reason, rows in reasons.items() if rows}
 
 
@@ -291,7 +299,7 @@ def _announce(report: CheckReport, dropped_to: Path | None, on_event: Listener) 
 
 
 def _write_late_drops(survey: Survey, assignment: Assignment) -> None:
-    """Write rows that only the view of the whole set condemned: leaks and unseen labels."""
+    """Write rows that only the view of the whole set condemned: leaks, unseen labels and duplicates."""
     assert survey.spool is not None and survey.dropped is not None
     for first, chunk, sides in assignment.sides(survey.ledger):
         for place in np.flatnonzero(sides == NOWHERE).tolist():
@@ -318,11 +326,22 @@ def _collect(survey: Survey, assignment: Assignment) -> tuple[list[Sequence[Row]
                 here[name] = rows[name]
             places[side].append(here)
             digests[side].update(rows["content"].tobytes())
+            reasons += _repeated(survey.ledger, assignment.twins, first + place)
     small = survey.spool.num_bytes <= IN_MEMORY_BYTES
     content = survey.spool.finish()
     files = survey.ledger.files
     sides_rows = [RowFile(content, np.concatenate([np.empty(0, PLACE), *found]), files) for found in places]
     fingerprint = hashlib.blake2b(b"".join(digest.digest() for digest in digests), digest_size=16).hexdigest()
+def _repeated(ledger: Ledger, twins: Twins | None, position: int) -> list[str]:
+    """Why a row is left out that repeats another."""
+    partner = None if twins is None else twins.of(position)
+    if partner is None:
+        return []
+    same = ledger.entry(position)["input"] == ledger.entry(partner)["input"]
+    what = "duplicate: it repeats" if same else "near-duplicate: it is nearly the same as"
+    return [f"{what} {ledger.origin(partner)}"]
+
+
     return [list(rows) if small else rows for rows in sides_rows], fingerprint
 
 

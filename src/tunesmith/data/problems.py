@@ -189,7 +189,7 @@ class CheckReport:
         problems: Errors first.
         rows: Split -> rows that will be used.
         rows_read: Part of the recipe (``train``, ...) -> records found in its files, good or bad.
-        rows_left_out: Reason -> rows not used (``errors``, ``leaks``, ``max_rows``).
+        rows_left_out: Reason -> rows not used (``errors``, ``duplicates``, ``max_rows``, ``leaks``).
         classes: Split -> label -> rows; empty for tasks without labels. Where a row may have any number of labels: part
             of the recipe -> label -> how often it occurs.
         lengths: Split -> ``characters`` or ``tokens`` -> ``count``, ``mean``, ``min``, ``p50`` ... ``max``.
