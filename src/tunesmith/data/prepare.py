@@ -223,7 +223,7 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         classes=class_balance(names, counts) if has_labels else row_label_balance(survey),
         lengths=length_statistics(counts),
         columns=list(iterate_choices(survey)),
-        notes=_notes(survey, near) + of_pairs,
+        notes=_notes(survey, near, data.read_rows) + of_pairs,
     )
     return report, assignment, counts
 
@@ -273,8 +273,9 @@ def _rows_left_out(survey: Survey, counts: Tally) -> dict[str, int]:
     return {reason: rows for reason, rows in reasons.items() if rows}
 
 
-def _notes(survey: Survey, near: NearPairs) -> list[str]:
-    notes = [
+def _notes(survey: Survey, near: NearPairs, read_rows: int | None) -> list[str]:
+    notes = _limits(survey.unfinished, read_rows) + _no_text(survey)
+    notes += [
         f"near duplicates were sought among {kept:,} of {seen:,} different inputs of the {part} data, chosen by content"
         for part, (kept, seen) in near.sampled.items()
     ]
@@ -284,6 +285,23 @@ def _notes(survey: Survey, near: NearPairs) -> list[str]:
         if rows < survey.rows_read[part] - survey.num_left_out
     ]
     return notes
+
+
+def _limits(unfinished: Sequence[str], read_rows: int | None) -> list[str]:
+    """Which sources were not read to their end."""
+    if not unfinished:
+        return []
+    others = f" and of each of {len(unfinished) - 1:,} other sources" if len(unfinished) > 1 else ""
+    return [f"read the first {read_rows:,} rows of {unfinished[0]}{others}, there may be more (`data.read_rows`)"]
+
+
+def _no_text(survey: Survey) -> list[str]:
+    """What was left out of pages, in one line for all of them."""
+    if not survey.no_text:
+        return []
+    counts = ", ".join(f"{count:,} of <{element}>" for element, count in survey.no_text.most_common())
+    pages = "1 HTML page" if survey.pages == 1 else f"{survey.pages:,} HTML pages"
+    return [f"characters left out of {pages}, as no text: {counts}"]
 
 
 def _announce(report: CheckReport, dropped_to: Path | None, on_event: Listener) -> None:
@@ -308,9 +326,20 @@ def _write_late_drops(survey: Survey, assignment: Assignment) -> None:
             unseen = entry["part"] != TRAIN and int(entry["label"]) in assignment.left_out_labels
             reasons = ["leakage: the input is in a later part too"] if leaks else []
             reasons += ["unseen-label: the training data never show this label"] if unseen else []
+            reasons += _repeated(survey.ledger, assignment.twins, first + place)
             if reasons:
                 row = survey.spool.read(int(entry["offset"]), int(entry["size"]))
                 survey.dropped.add(survey.ledger.origin(first + place), reasons, row.decode())
+
+
+def _repeated(ledger: Ledger, twins: Twins | None, position: int) -> list[str]:
+    """Why a row is left out that repeats another."""
+    partner = None if twins is None else twins.of(position)
+    if partner is None:
+        return []
+    same = ledger.entry(position)["input"] == ledger.entry(partner)["input"]
+    what = "duplicate: it repeats" if same else "near-duplicate: it is nearly the same as"
+    return [f"{what} {ledger.origin(partner)}"]
 
 
 def _collect(survey: Survey, assignment: Assignment) -> tuple[list[Sequence[Row]], str]:
@@ -326,22 +355,11 @@ def _collect(survey: Survey, assignment: Assignment) -> tuple[list[Sequence[Row]
                 here[name] = rows[name]
             places[side].append(here)
             digests[side].update(rows["content"].tobytes())
-            reasons += _repeated(survey.ledger, assignment.twins, first + place)
     small = survey.spool.num_bytes <= IN_MEMORY_BYTES
     content = survey.spool.finish()
     files = survey.ledger.files
     sides_rows = [RowFile(content, np.concatenate([np.empty(0, PLACE), *found]), files) for found in places]
     fingerprint = hashlib.blake2b(b"".join(digest.digest() for digest in digests), digest_size=16).hexdigest()
-def _repeated(ledger: Ledger, twins: Twins | None, position: int) -> list[str]:
-    """Why a row is left out that repeats another."""
-    partner = None if twins is None else twins.of(position)
-    if partner is None:
-        return []
-    same = ledger.entry(position)["input"] == ledger.entry(partner)["input"]
-    what = "duplicate: it repeats" if same else "near-duplicate: it is nearly the same as"
-    return [f"{what} {ledger.origin(partner)}"]
-
-
     return [list(rows) if small else rows for rows in sides_rows], fingerprint
 
 

@@ -44,6 +44,17 @@ class Fault:
     whole_file: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut(Fault):
+    """What was left out of a page because it is no text, as it should be: a note of the check, none of its problems.
+
+    Attributes:
+        characters: Element -> characters of it, white space aside.
+    """
+
+    characters: Mapping[str, int] = field(default_factory=dict)
+
+
 def kind_of(message: str) -> str:
     """What faults that differ in their numbers alone have in common: their ``group``."""
     return re.sub(r"\d+", "#", message)

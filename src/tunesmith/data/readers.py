@@ -28,8 +28,14 @@ class Record:
     origin: Origin
 
 
-def read(source: Source, encoding: str) -> Iterator[Record | Fault]:
-    """Records of a source in order, and faults where something could not be read."""
+def read(source: Source, encoding: str, rows: int | None = None) -> Iterator[Record | Fault]:
+    """Records of a source in order, and faults where something could not be read.
+
+    Args:
+        source: A file or a hub data set.
+        encoding: Of texts.
+        rows: Stop behind so many rows, good or bad; nothing more of the source is read then.
+    """
     readers: dict[str, Callable[[Source, str], Iterator[Record | Fault]]] = {
         "jsonl": _read_jsonl,
         "json": _read_json,
@@ -43,7 +49,16 @@ def read(source: Source, encoding: str) -> Iterator[Record | Fault]:
         "passages": _read_passages,
         "hub": _read_hub,
     }
-    return readers[source.format](source, encoding)
+    items = readers[source.format](source, encoding)
+    return items if rows is None else _first(items, rows)
+
+
+def _first(items: Iterator[Record | Fault], rows: int) -> Iterator[Record | Fault]:
+    for item in items:
+        yield item
+        rows -= isinstance(item, Record) or item.severity == "error"
+        if not rows:
+            return
 
 
 def _numbered_lines(source: Source, encoding: str) -> Iterator[tuple[Origin, str] | Fault]:
@@ -353,6 +368,16 @@ def _read_hub(source: Source, encoding: str) -> Iterator[Record | Fault]:
 
 def _hub_features(schema: Any) -> dict[str, Any]:
     """The features that the hub's library writes into a Parquet file; empty if another program wrote it."""
+def _undecoded(rows: Any) -> Any:
+    """A hub data set with its pictures as the hub has them, which is as Parquet files hold them."""
+    import datasets
+
+    for column, feature in (getattr(rows, "features", None) or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     import datasets

@@ -19,11 +19,11 @@ from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.near_duplicates import NearIndex
 from tunesmith.data.pair_checks import PairBook
 from tunesmith.data.pictures import READS_TEXT, names_picture
-from tunesmith.data.problems import Fault, Findings
+from tunesmith.data.problems import Fault, Findings, LeftOut
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
 from tunesmith.data.rows import CONTENT, Origin, Row
-from tunesmith.data.sources import Source, find_sources
+from tunesmith.data.sources import ONE_ROW, Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
 from tunesmith.recipe import Recipe
@@ -58,6 +58,9 @@ class Survey:
         choices: The columns chosen, and for how many files which is the first.
         said: What the task said of how sources are read.
         rows_read: Part -> records met.
+        unfinished: Sources of which no more than ``data.read_rows`` were read: there may be more in them.
+        no_text: Element of pages -> characters of it that were left out as no text.
+        pages: How many pages had such.
         num_left_out: Rows left out because of errors of their own.
         rendered: Part -> rows rendered.
     """
@@ -74,6 +77,9 @@ class Survey:
     choices: dict[Choice, list[Any]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     rows_read: dict[str, int] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+    no_text: Counter[str] = field(default_factory=Counter)
+    pages: int = 0
     num_left_out: int = 0
     rendered: dict[str, int] = field(default_factory=dict)
 
@@ -156,7 +162,7 @@ class Surveyor:
                 self._read(source, PARTS.index(part), thinner)
 
     def _read(self, source: Source, part: int, thinner: _Thinner) -> None:
-        items = read(source, self._data.encoding)
+        items = self._items(source)
         ahead = list(itertools.islice(items, _LOOK_AHEAD))
         columns = list(dict.fromkeys(c for item in ahead if isinstance(item, Record) for c in item.values))
         if not columns and not ahead:
@@ -183,6 +189,20 @@ class Surveyor:
                 self._fault(item, part)
             elif isinstance(choice, Choice):
                 self._record(item, choice, reading, part, thinner)
+
+    def _items(self, source: Source) -> Iterator[Record | Fault]:
+        """Records and faults of a source, as many as are wanted; what was left out of pages is added up."""
+        survey, wanted = self._survey, self._data.read_rows
+        rows = 0
+        for item in read(source, self._data.encoding, wanted):
+            if isinstance(item, LeftOut):
+                survey.no_text.update(item.characters)
+                survey.pages += 1
+                continue
+            rows += isinstance(item, Record) or item.severity == "error"
+            yield item
+        if rows == wanted and source.format not in ONE_ROW:
+            survey.unfinished.append(source.name)
 
     def _judge_names(self, sample: list[Row], choice: Choice) -> None:
         """Say so if a field of text holds nothing but names of pictures."""
