@@ -18,6 +18,7 @@ from tunesmith.data.rows import Origin
 from tunesmith.data.sources import Source
 
 _PARQUET_BATCH = 1024
+_BYTES_BATCH = 32  # rows at a time where they hold pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +296,8 @@ def _read_parquet(source: Source, encoding: str) -> Iterator[Record | Fault]:
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
             named = _naming(_hub_features(file.schema_arrow))
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
+            holds_bytes = any("binary" in str(kind) for kind in file.schema_arrow.types)
+            for batch in file.iter_batches(batch_size=_BYTES_BATCH if holds_bytes else _PARQUET_BATCH):
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(named(values), Origin(source.name, number))
@@ -360,14 +362,12 @@ def _read_hub(source: Source, encoding: str) -> Iterator[Record | Fault]:
     """A hub data set, streamed; the line of a record is the number of its row."""
     from tunesmith import catalog
 
-    rows = catalog.hub_dataset(source.name.removeprefix("hub:"))
+    rows = _undecoded(catalog.hub_dataset(source.name.removeprefix("hub:")))
     named = _naming(getattr(rows, "features", None) or {})
     for number, values in enumerate(itertools.chain(rows), 1):
         yield _record(named(dict(values)), Origin(source.name, number))
 
 
-def _hub_features(schema: Any) -> dict[str, Any]:
-    """The features that the hub's library writes into a Parquet file; empty if another program wrote it."""
 def _undecoded(rows: Any) -> Any:
     """A hub data set with its pictures as the hub has them, which is as Parquet files hold them."""
     import datasets
@@ -378,6 +378,8 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
+def _hub_features(schema: Any) -> dict[str, Any]:
+    """The features that the hub's library writes into a Parquet file; empty if another program wrote it."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     import datasets
