@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import disk, recipe_file, runs
-from tunesmith.errors import DataError, UsageError
+from tunesmith import recipe_file, runs
+from tunesmith.errors import UsageError
 from tunesmith.events import Listener
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
@@ -18,13 +17,21 @@ if TYPE_CHECKING:
     from tunesmith.models.adapter_set import AdapterSet
     from tunesmith.planning import Plan
 
+ROW_FILES = {"train": "rows.jsonl", "validation": "rows-validation.jsonl", "test": "rows-test.jsonl"}
+"""Where the rows of each part that were given in memory lie in the run's folder: there a resume finds them."""
+
+_ONE_VALUE = (type(None), str, int, float)  # nothing, a share or a name: as a recipe has them
+
 
 def tune(
-    data: Any,
+    data: Any = None,
+    /,
     *,
     task: str,
     model: str,
     method: str = "supervised",
+    validation: Any = None,
+    test: Any = None,
     run_dir: str | Path | None = None,
     on_event: Listener | None = None,
     **keys: Any,
@@ -33,25 +40,34 @@ def tune(
 
     Args:
         data: A file, a folder, ``hub:name`` or a catalog name, a list of these; or rows in memory: a list of
-            dictionaries, a pandas DataFrame, a ``datasets.Dataset``.
+            dictionaries, a pandas DataFrame, a ``datasets.Dataset``, anything that gives one dictionary a row.
         task: As in a recipe.
         model: As in a recipe.
         method: As in a recipe.
+        validation: Data to make choices on: a share of `data`, or names or rows as there. Default: as in a recipe.
+        test: Data to measure on, in the same forms.
         run_dir: The run's folder; default: a new one below ``runs/``.
         on_event: Told everything that happens; default: a progress bar.
-        **keys: Further keys of a recipe: ``training={"epochs": 1}``, ``evaluate=...``, ``data`` without ``train``.
+        **keys: Further keys of a recipe: ``training={"epochs": 1}``, ``evaluate=...``; ``data={"columns": ...}`` has
+            those of the data besides the above. Without a first argument `data` may also be what that would be.
 
     Raises:
         TunesmithError: What is wrong, where, and how to mend it.
     """
     from tunesmith import pipeline, progress
+    from tunesmith.data import in_memory
 
-    tree = {"task": task, "model": model, "method": method, **keys}
-    chosen = recipe_file.parse(tree | {"data": {"train": []} | dict(keys.get("data", {}))})
+    further = keys.pop("data", {})
+    if data is None and not isinstance(further, Mapping):
+        data, further = further, {}
+    given = _data_keys(data, validation, test, dict(further))
+    rows = {part: value for part, value in given.items() if isinstance(value, Iterator)}
+    named = given | {part: [ROW_FILES[part]] for part in rows}
+    chosen = recipe_file.parse({"task": task, "model": model, "method": method, **keys, "data": named})
     folder = Path(run_dir) if run_dir is not None else runs.new_run_folder(chosen)
     runs.refuse_occupied(folder)  # before rows in memory are written over those of the run that is there
-    train = _files(data, folder)
-    chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update={"train": train})})
+    files = {part: [str(in_memory.write_rows(value, folder / ROW_FILES[part]))] for part, value in rows.items()}
+    chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update=files)})
     if on_event is not None:
         return pipeline.run(chosen, run_dir=folder, on_event=on_event)
     with progress.shown() as shown:
@@ -124,40 +140,20 @@ def compare(*paths: str | Path | Run) -> RunComparison:
     return RunComparison(*compare_runs(opened), compare_forgetting(opened))
 
 
-def _files(data: Any, folder: Path) -> list[str]:
-    """Names of sources; rows in memory are written into the run's folder, where a resume finds them."""
-    if isinstance(data, str | Path):
-        return [str(data)]
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a pandas DataFrame
-        data = data.to_dict(orient="records")
-    values = list(data)
-    if values and all(isinstance(value, str | Path) for value in values):
-        return [str(value) for value in values]
-    path = folder / "rows.jsonl"
-    disk.write_text(path, "".join(_line(value, number) for number, value in enumerate(_mappings(values), 1)))
-    return [str(path)]
+def _data_keys(train: Any, validation: Any, test: Any, further: dict[str, Any]) -> dict[str, Any]:
+    """The keys of ``data``: names, shares, and where rows were given an iterator over them.
 
+    Raises:
+        UsageError: A part is given twice.
+    """
+    from tunesmith.data.in_memory import names_or_rows
 
-def _mappings(values: Iterable[Any]) -> Iterable[Mapping[str, Any]]:
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, Mapping):
-            raise DataError(
-                f"the row is no dictionary, but of the type `{type(value).__name__}`",
-                where=f"row {number}",
-                fix='give rows such as {"text": ..., "label": ...}',
-            )
-        yield value
-
-
-def _line(row: Mapping[str, Any], number: int) -> str:
-    try:
-        return json.dumps(dict(row), ensure_ascii=False, default=_plain) + "\n"
-    except TypeError as error:
-        raise DataError(f"row {number} cannot be written as JSON: {error}", where=f"row {number}") from error
-
-
-def _plain(value: Any) -> Any:
-    """NumPy numbers and arrays as plain ones."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"a {type(value).__name__} is not plain data")
+    parts = {"train": train, "validation": validation, "test": test}
+    told = {part: value for part, value in parts.items() if value is not None}
+    twice = next((part for part in told if part in further), None)
+    if twice is not None:
+        fix = "leave `train` out of `data`" if twice == "train" else f"give it by `{twice}=`, or in `data`"
+        raise UsageError(f"the {twice} data are given twice", where=f"data.{twice}", fix=fix)
+    given = {**further, **told}
+    names = {part: names_or_rows(given[part]) for part in parts if not isinstance(given.get(part), _ONE_VALUE)}
+    return given | names

@@ -127,8 +127,7 @@ def _beside(dropped_to: Path, recipe: Recipe, view: Recipe) -> Path:
 
 def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:
     """A stage's rows as the model will see them, but for the label, which a check does not know yet."""
-    from tunesmith.data.render import Rendered, encode_text
-    from tunesmith.data.renderers import row_renderer
+    from tunesmith.data.renderers import check_renderer
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import load_config, load_tokenizer, longest_example, natural_form
     from tunesmith.tasks import TASKS
@@ -139,33 +138,11 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
     if folder is None:
         on_event(_not_here(recipe.model))
         return None
-    task, config, tokenizer = TASKS[recipe.task], load_config(folder), load_tokenizer(folder)
+    config = load_config(folder)
     max_length = longest_example(folder, config, recipe.data.max_length)
-    if task.answer == "text":
+    if TASKS[recipe.task].answer == "text":
         answer_form(recipe, recipe.stages[-1], config)  # no row can be right for a model that cannot write
-    if task.answer in ("spans", "labels", "score") or (task.answer == "label" and natural_form(config) == "classify"):
-
-        def without_label(row: Row) -> Rendered:
-            input_ids, cut = encode_text(tokenizer, task.input_text(row), max_length)
-            return Rendered(input_ids=input_ids, cut_tokens=cut)
-
-        return without_label
-    if task.answer == "likelihood":  # a document is cut into blocks: of whatever length, nothing is lost
-
-        def whole(row: Row) -> Rendered:
-            tokens = tokenizer(task.input_text(row), add_special_tokens=False, verbose=False)["input_ids"]
-            return Rendered(input_ids=list(tokens))
-
-        return whole
-    return row_renderer(
-        tokenizer,
-        task,
-        form=natural_form(config),
-        labels=None,
-        max_length=max_length,
-        system_prompt=recipe.system_prompt,
-        loss_on=recipe.data.loss_on,
-    )
+    return check_renderer(recipe, load_tokenizer(folder), natural=natural_form(config), max_length=max_length)
 
 
 def _not_here(model: str) -> Notice:

@@ -106,7 +106,9 @@ def _show_judge_reinforce(recipe: Recipe) -> list[Stage]:
 
 def _told(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says of its data that holds for other files as well."""
-    return recipe.data.model_dump(include={"encoding", "seed", "max_length"}, exclude_unset=True)
+    return recipe.data.model_dump(
+        include={"encoding", "seed", "max_length", "read_rows", "duplicates"}, exclude_unset=True
+    )
 
 
 def _unless_said(recipe: Recipe, own: dict[str, Any]) -> Training:

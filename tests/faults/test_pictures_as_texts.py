@@ -49,8 +49,6 @@ def test_pictures_inside_a_table_are_one_error(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     [problem] = found(tmp_path / "a.parquet")
     assert (problem.severity, problem.count) == ("error", 30) and "holds a picture" in problem.message
-    [problem] = found(tmp_path / "a.parquet", "image-classification", columns={"image": "text"})
-    assert "the path of one" in problem.message and "save the pictures as files" in (problem.fix or "")
 
 
 def test_a_table_of_pictures_names_the_task_for_them(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,21 @@ from hypothesis import strategies as st
 from tunesmith.data import duplicates, near_duplicates
 from tunesmith.data.duplicates import find_repeats
 from tunesmith.data.ledger import Ledger, hash64, normalised
-from tunesmith.data.near_duplicates import PERMUTATIONS, SHINGLE, THRESHOLD, NearIndex, clusters, signatures
+from tunesmith.data.near_duplicates import (
+    PERMUTATIONS,
+    SHINGLE,
+    THRESHOLD,
+    NearIndex,
+    NearPairs,
+    clusters,
+    signatures,
+)
+from tunesmith.data.prepare import check, prepare
 from tunesmith.data.rows import Origin, content_key
+from tunesmith.data.twins import Twins
+from tunesmith.events import Notice
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import parse
 
 
 def shingles(text: str) -> set[str]:
@@ -134,3 +150,105 @@ def test_hash_is_that_of_row_keys() -> None:
 
 def test_normalised_text() -> None:
     assert normalised("  Straße\n ISN'T\u00a0cafe\u0301 ") == "strasse isn't caf\u00e9"
+
+
+def marked(rows: list[tuple[int, int, int]], at_once: int) -> list[int | None]:
+    before, duplicates._ROWS_AT_ONCE = duplicates._ROWS_AT_ONCE, at_once
+    ledger, twins = filled(rows), Twins(len(rows))
+    try:
+        find_repeats(ledger, twins)
+    finally:
+        duplicates._ROWS_AT_ONCE = before
+    assert twins.leave(0, len(rows)).tolist() == [twins.of(n) is not None for n in range(len(rows))]
+    assert twins.exact == sum(twins.leave(0, len(rows)))
+    return [twins.of(n) for n in range(len(rows))]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2), st.integers(0, 2)), max_size=40),
+    st.sampled_from([7, 10**6]),
+)
+def test_each_row_but_the_first_of_a_group_knows_its_twin(rows: list[tuple[int, int, int]], at_once: int) -> None:
+    expected = []
+    for n, row in enumerate(rows):
+        first = rows.index(row)
+        expected.append(first if first < n and row[2] == 0 else None)
+    assert marked(rows, at_once) == expected
+
+
+def test_near_twins_leave_rows_of_which_no_two_are_near() -> None:
+    pairs = [(0, 1), (1, 2), (3, 4), (0, 5), (4, 5), (6, 7)]  # 2 is near to 1 alone, which goes
+    pairs.sort(key=lambda pair: pair[::-1])
+    positions = np.array(pairs)
+    parts = np.zeros_like(positions)
+    parts[pairs.index((6, 7))] = (0, 1)  # of the validation data
+    twins = Twins(8)
+    twins.mark_near(NearPairs(positions, positions.astype(np.uint64), parts, {}))
+    assert [twins.of(n) for n in range(8)] == [None, 0, None, None, 3, 0, None, None]
+    assert twins.near == 3
+
+
+def corpus(folder: Path, texts: list[str]) -> str:
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return str(path)
+
+
+def with_duplicates(train: str, task: str = "language-modeling", **data: Any) -> Recipe:
+    tree = {"train": train, "validation": 0.0, "test": 0.0, "duplicates": "drop", **data}
+    return parse({"task": task, "model": "none", "data": tree})
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    """30 texts, of which the first comes back twice, once in capitals, and the second nearly."""
+    generator = random.Random(4)
+    different = [" ".join(words(generator, 40)) for _ in range(30)]
+    return [*different, different[0].upper(), different[0], different[1] + " and more"]
+
+
+def test_one_of_each_group_is_left_and_the_others_are_kept_in_a_file(tmp_path: Path, texts: list[str]) -> None:
+    recipe, heard = with_duplicates(corpus(tmp_path, texts)), list[Any]()
+    data = prepare(recipe, dropped_to=tmp_path / "dropped.jsonl", on_event=heard.append)
+    assert [row.origin.line for row in data.train] == list(range(1, 31))
+    lines = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    file = recipe.data.train[0]
+    assert [(line["line"], line["reasons"]) for line in lines] == [
+        (31, [f"duplicate: it repeats {file}:1"]),
+        (32, [f"duplicate: it repeats {file}:1"]),
+        (33, [f"near-duplicate: it is nearly the same as {file}:2"]),
+    ]
+    assert json.loads(lines[1]["row"]) == {"text": texts[0]}
+    said = [event.message for event in heard if isinstance(event, Notice)]
+    assert f"3 rows are not used (duplicates), written to {tmp_path / 'dropped.jsonl'}" in said
+
+
+def test_a_check_shows_what_would_be_left_out(tmp_path: Path, texts: list[str]) -> None:
+    path = corpus(tmp_path, texts)
+    report = check(with_duplicates(path))
+    assert report.rows_left_out == {"duplicates": 3} and report.rows["train"] == 30
+    problems = {problem.code: problem for problem in report.problems}
+    assert problems["duplicate"].dropped == 2 and problems["near-duplicate"].dropped == 1
+    kept = check(with_duplicates(path, duplicates="keep"))
+    assert not kept.rows_left_out and kept.rows["train"] == 33
+    fixes = [problem.fix for problem in kept.problems if problem.code == "duplicate"]
+    assert "`data.duplicates: drop`" in str(fixes)
+
+
+def test_other_tasks_lose_equal_rows_alone_and_other_parts_none(tmp_path: Path, texts: list[str]) -> None:
+    rows = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate([*texts, texts[1]])]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = prepare(with_duplicates(str(path), "text-classification"))
+    assert [row.origin.line for row in data.train] == [*range(1, 31), 32, 33], "line 32 has another label"
+    other = tmp_path / "test.jsonl"
+    other.write_text('{"text": "seen twice", "label": "a"}\n' * 2, encoding="utf-8")
+    assert len(prepare(with_duplicates(str(path), "text-classification", test=[str(other)])).test) == 2
+
+
+def test_max_rows_are_chosen_among_the_rows_that_are_left(tmp_path: Path, texts: list[str]) -> None:
+    report = check(with_duplicates(corpus(tmp_path, texts), max_rows=30))
+    assert report.rows["train"] == 30 and report.rows_left_out == {"duplicates": 3}
+    report = check(with_duplicates(corpus(tmp_path, texts), max_rows=25))
+    assert report.rows["train"] == 25 and report.rows_left_out == {"duplicates": 3, "max_rows": 5}

@@ -258,3 +258,31 @@ def test_same_result_in_another_process(tmp_path: Path) -> None:
     )
     there = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
     assert there.stdout.strip() == here.fingerprint
+
+
+def test_memory_does_not_grow_with_duplicates_that_are_dropped(tmp_path: Path) -> None:
+    """Which rows repeat others is noted on disk: of 200,000 rows 196,000 do."""
+    base = [json.dumps(row) + "\n" for row in rows(4000)]
+    script = MEASURE.replace('"data": {', '"data": {"duplicates": "drop", ')
+    script = (
+        "from tunesmith.data import duplicates\nduplicates._ROWS_AT_ONCE = 20_000  # full with either file\n" + script
+    )
+    own = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024"  # not that of the parent
+    script = script.replace("resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024", own)
+    used = {}
+    for copies in (5, 50):
+        path = tmp_path / f"{copies}.jsonl"
+        with path.open("w") as file:
+            for _ in range(copies):
+                file.writelines(base)
+        command = [sys.executable, "-c", script, str(path)]
+        read, used[copies] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert read == copies * len(base)
+    assert used[50] - used[5] < 12, used  # MB
+
+
+def test_stretches_of_which_no_row_is_used_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger is walked in chunks; of most of them `max_rows` takes nothing."""
+    monkeypatch.setattr("tunesmith.data.ledger._CHUNK_ROWS", 50)
+    report = check(recipe(write(tmp_path / "a.jsonl", rows(1000)), max_rows=10))
+    assert sum(report.rows.values()) == 10 and report.rows_left_out == {"max_rows": 990}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data.json_stream import BadValue, JsonStream
+from tunesmith.data.prepare import check, prepare
 from tunesmith.data.problems import Fault
 from tunesmith.data.readers import Record, read
 from tunesmith.data.sources import Source, find_sources
 from tunesmith.errors import DataError, ResourceError
+from tunesmith.evaluation.general import general_rows
 from tunesmith.events import Event, Notice
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import parse
 
 ROWS = [
     {"text": "plain", "label": "a"},
@@ -234,3 +239,66 @@ def test_json_stream_refuses_what_is_cut(value: Any, size: int, data: st.DataObj
     stream = JsonStream(text[n : n + size] for n in range(0, len(text), size))
     with pytest.raises(BadValue):
         stream.value()
+
+
+def recipe(*train: str, task: str = "text-classification", **data: Any) -> Recipe:
+    return parse(
+        {"task": task, "model": "none", "data": {"train": list(train), "validation": 0.0, "test": 0.0, **data}}
+    )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.parquet", "a.txt"])
+def test_only_the_first_rows_are_read_and_that_is_said(name: str, tmp_path: Path) -> None:
+    import pandas
+
+    path, frame = (
+        tmp_path / name,
+        pandas.DataFrame({"text": [f"text {n}" for n in range(150)], "label": ["a", "b"] * 75}),
+    )
+    how: dict[str, Callable[[], Any]] = {
+        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        ".json": lambda: frame.to_json(path, orient="records"),
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".parquet": lambda: frame.to_parquet(path),
+        ".txt": lambda: path.write_text("\n".join(frame["text"])),
+    }
+    how[path.suffix]()
+    named = {"columns": {"label": "text"}} if name == "a.txt" else {}
+    report = check(recipe(str(path), read_rows=120, **named))
+    assert report.rows_read == {"train": 120} and report.rows["train"] == 120
+    assert f"read the first 120 rows of {path}, there may be more (`data.read_rows`)" in report.notes
+    whole = check(recipe(str(path), read_rows=1000, **named))
+    assert whole.rows_read == {"train": 150} and not [note for note in whole.notes if "read_rows" in note]
+
+
+def test_bad_rows_are_rows_that_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": "b"}\nno json\n{"text": "c", "label": "d"}\nnone either\n')
+    report = check(recipe(str(path), read_rows=3))
+    assert report.rows_read == {"train": 3} and [problem.count for problem in report.errors] == [1]
+
+
+def test_an_endless_stream_is_read_no_further_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def endless() -> Iterator[dict[str, str]]:
+        for number in itertools.count():
+            given.append(number)
+            yield {"text": f"document {number}", "label": "ab"[number % 2]}
+
+    monkeypatch.setattr("tunesmith.catalog.hub_dataset", lambda name: endless())
+    heard: list[Any] = []
+    data = prepare(recipe("hub:web/corpus", read_rows=500, max_rows=50), on_event=heard.append)
+    assert len(data.train) == 50 and given[-1] == 499
+    said = [event.message for event in heard if isinstance(event, Notice)]
+    assert "read the first 500 rows of hub:web/corpus, there may be more (`data.read_rows`)" in said
+    assert any("450 rows are not used (max_rows)" in line for line in said)
+    assert len(general_rows("hub:web/corpus")) == 50 and given[-1] == 999
+
+
+def test_several_sources_are_said_in_one_line(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n')
+    notes = check(recipe(str(tmp_path), read_rows=1)).notes
+    [note] = [note for note in notes if "read_rows" in note]
+    assert f"{tmp_path / 'a.jsonl'} and of each of 2 other sources" in note

@@ -8,9 +8,10 @@ from typing import Any
 
 from tiny import rows_of
 from tunesmith.data.render import Render
-from tunesmith.data.renderers import row_renderer
+from tunesmith.data.renderers import recipe_renderer, row_renderer
 from tunesmith.data.shown import Piece, ShownExample, shortened, show_rows
 from tunesmith.models.load import load_tokenizer
+from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
 
 TURNS = [
@@ -64,3 +65,29 @@ def test_a_label_is_what_is_learned(tiny_bert: Path) -> None:
 def test_the_middle_of_a_long_text_is_left_out_aloud() -> None:
     assert shortened("a" * 10, 10) == "a" * 10
     assert shortened("a" * 50 + "b" * 50, 10) == "aaaaa … (90 characters not shown) … bbbbb"
+
+
+def masked(folder: Path, **training: Any) -> ShownExample:
+    tokenizer, task = load_tokenizer(folder), TASKS["language-modeling"]
+    tree = {"task": "language-modeling", "model": "m", "method": "self-supervised", "training": training}
+    recipe = parse(tree | {"data": {"train": "corpus.txt"}}).resolved()
+    render = recipe_renderer(recipe, tokenizer, form="mask", labels=None, max_length=64)
+    row = {"text": "the film was good and the plot was bad " * 5}
+    [example] = show_rows(rows_of([row]), 1, render, tokenizer, task)
+    assert show_rows(rows_of([row]), 1, render, tokenizer, task) == [example], "the same draw each time"
+    return example
+
+
+def test_masked_words_are_shown_as_the_model_is_fed_them(tiny_bert: Path) -> None:
+    """Of a block 15 % are hidden and learned, most of them behind the mask; the rest is only read."""
+    example = masked(tiny_bert)
+    learned = [piece for piece in example.pieces if piece.weight]
+    assert example.learned_tokens == round(0.15 * (example.tokens - 2))
+    assert any("[MASK]" in piece.text for piece in learned)
+    assert not any("[MASK]" in piece.text for piece in example.pieces if not piece.weight)
+    assert f"{example.learned_tokens} of them learned" in example.summary
+
+
+def test_the_draw_hides_the_share_that_the_recipe_says(tiny_bert: Path) -> None:
+    example = masked(tiny_bert, mask_share=0.5)
+    assert example.learned_tokens == round(0.5 * (example.tokens - 2))

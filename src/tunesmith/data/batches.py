@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunesmith.data.dropped import sieved
 from tunesmith.data.render import Rendered
 from tunesmith.data.rows import Origin, Row
 from tunesmith.events import Listener, Notice, Progress, nobody
@@ -198,14 +199,23 @@ def write_tokens(
     folder: Path,
     *,
     what: str = "rendering",
+    dropped_to: Path | None = None,
     on_event: Listener = nobody,
 ) -> TokenFile:
     """Render rows into a :class:`TokenFile`. Examples that had to be cut are counted and announced.
 
+    Args:
+        rows: What to render.
+        render: Raises :class:`DataError` for a row from which nothing can be learned as the recipe wants it.
+        folder: Filled.
+        what: For the progress bar.
+        dropped_to: File for such rows (``data.drop_bad``), whose number is announced; ``None``: they are an error.
+        on_event: Told progress, what was cut and what was left out.
+
     Raises:
         DataError: As ``render`` does, with the row's place.
     """
-    return write_examples(rows, ((n, render(row)) for n, row in enumerate(rows)), folder, what=what, on_event=on_event)
+    return write_examples(rows, sieved(rows, render, dropped_to, what, on_event), folder, what=what, on_event=on_event)
 
 
 def write_examples(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.data.columns import Choice
 from tunesmith.data.conversations import REMEDIES
-from tunesmith.data.pictures import READS_TEXT, holds_picture
+from tunesmith.data.pictures import READS_TEXT, embedded, holds_picture
 from tunesmith.data.problems import Fault, kind_of
 from tunesmith.data.readers import Record
 from tunesmith.data.rows import Origin, Row
@@ -73,6 +73,9 @@ def _take(fields: dict[str, Any], field: Field, value: Any, origin: Origin) -> F
         value = _label(value)
     if field.kind in ("text", "label", "picture") or (field.kind == "turns" and not isinstance(value, list)):
         if not isinstance(value, str):
+            if field.kind == "picture" and embedded(value) is not None:
+                fields[field.name] = value
+                return None
             if holds_picture(value):
                 return _picture(field, origin)
             fix = "join the list into one text" if isinstance(value, list) else "write it as text"
@@ -88,7 +91,10 @@ def _take(fields: dict[str, Any], field: Field, value: Any, origin: Origin) -> F
 def _picture(field: Field, origin: Origin) -> Fault:
     wanted, fix = "text", READS_TEXT
     if field.kind == "picture":
-        wanted, fix = "the path of one", "save the pictures as files: in folders, `label/picture.jpg`, or named there"
+        wanted, fix = (
+            "its path or its bytes",
+            "save the pictures as files, in folders `label/picture.jpg` or named there",
+        )
     message = f"`{field.name}` holds a picture, where {wanted} is wanted"
     return Fault("image-content", message, origin, fix=fix, group=field.name)
 
@@ -120,4 +126,9 @@ def _replacement(field: Field, origin: Origin) -> Fault:
 
 def raw_text(record: Record) -> str:
     """The record as JSON text, for the file of rows left out."""
-    return json.dumps(record.values, ensure_ascii=False, default=repr)
+    return json.dumps(record.values, ensure_ascii=False, default=_shortened)
+
+
+def _shortened(value: Any) -> str:
+    """What JSON cannot hold, in words."""
+    return f"<{len(value):,} bytes>" if isinstance(value, bytes) else repr(value)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.batches import TokenFile, write_examples
+from tunesmith.data.dropped import sieved
 from tunesmith.data.render import Rendered
 from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.tasks.base import Task
 
@@ -20,9 +22,21 @@ Blocks = Callable[[Row], list[Rendered]]
 
 
 def block_renderer(tokenizer: Any, task: Task, *, masked: bool, max_length: int) -> Blocks:
-    """Turns a row into its blocks: for a model that fills in masked tokens, or for one that writes on."""
+    """Turns a row into its blocks: for a model that fills in masked tokens, or for one that writes on.
+
+    The returned function raises :class:`DataError` for a document of which nothing can be learned.
+    """
     cut = masked_blocks if masked else causal_blocks
-    return lambda row: cut(tokenizer, task.input_text(row), max_length)
+
+    def blocks(row: Row) -> list[Rendered]:
+        found = cut(tokenizer, task.input_text(row), max_length)
+        if not any(any(block.loss_weights or ()) for block in found):
+            raise DataError(
+                "the tokenizer leaves nothing of this text to learn", where=str(row.origin), fix="remove it"
+            )
+        return found
+
+    return blocks
 
 
 def causal_blocks(tokenizer: Any, text: str, max_length: int) -> list[Rendered]:
@@ -115,6 +129,7 @@ def write_documents(
     *,
     pack_to: int | None = None,
     what: str = "rendering",
+    dropped_to: Path | None = None,
     on_event: Listener = nobody,
 ) -> TokenFile:
     """Write the blocks of documents as examples; says how many documents were longer than a block.
@@ -125,15 +140,18 @@ def write_documents(
         folder: Filled.
         pack_to: Put several blocks into rows of this many tokens (causal blocks only).
         what: For the progress bar.
+        dropped_to: As for :func:`~tunesmith.data.batches.write_tokens`.
         on_event: Told progress and cuts.
+
+    Raises:
+        DataError: As ``render`` does, with the row's place.
     """
     long: list[str] = []
 
     def blocks() -> Iterator[tuple[int, Rendered]]:
-        for number, row in enumerate(rows):
-            found = render(row)
+        for number, found in sieved(rows, render, dropped_to, what, on_event):
             if len(found) > 1:
-                long.append(str(row.origin))
+                long.append(str(rows[number].origin))
             yield from ((number, block) for block in found)
 
     examples = blocks() if pack_to is None else packed(blocks(), pack_to)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tunesmith.data.ledger import PARTS, Ledger
 from tunesmith.data.problems import PLACES
+from tunesmith.data.twins import Twins
 
 _ROWS_AT_ONCE = 500_000
 
@@ -54,11 +55,15 @@ class Repeats:
     leaked_inputs: dict[tuple[int, int], NDArray[np.uint64]] = field(default_factory=dict)
 
 
-def find_repeats(ledger: Ledger) -> Repeats:
+def find_repeats(ledger: Ledger, twins: Twins | None = None) -> Repeats:
     """Compare all rows by the hashes of input and target.
 
     Works through the ledger in slices of the hashes' range, each small enough for memory, so that rows with the same
     input always meet in one slice.
+
+    Args:
+        ledger: All rows.
+        twins: Told of each training row that repeats another, if they are to be left out.
     """
     repeats = Repeats()
     slices = max(1, -(-ledger.num_rows // _ROWS_AT_ONCE))
@@ -66,7 +71,7 @@ def find_repeats(ledger: Ledger) -> Repeats:
         keys = _slice(ledger, number, slices)
         keys = keys[np.lexsort((keys["position"], keys["part"], keys["input"]))]
         if len(keys):
-            _compare_within_parts(keys, repeats)
+            _compare_within_parts(keys, repeats, twins)
             _compare_between_parts(keys, repeats)
     return repeats
 
@@ -83,7 +88,7 @@ def _slice(ledger: Ledger, number: int, slices: int) -> NDArray[np.void]:
     return np.concatenate(found) if found else np.empty(0, _KEY)
 
 
-def _compare_within_parts(keys: NDArray[np.void], repeats: Repeats) -> None:
+def _compare_within_parts(keys: NDArray[np.void], repeats: Repeats, twins: Twins | None) -> None:
     """Keys come sorted by input, part, position; the first row of each (input, part) is what the others repeat."""
     same = (keys["input"][1:] == keys["input"][:-1]) & (keys["part"][1:] == keys["part"][:-1])
     if not same.any():
@@ -97,7 +102,10 @@ def _compare_within_parts(keys: NDArray[np.void], repeats: Repeats) -> None:
     equal = (run[1:] == run[:-1]) & (ordered["target"][1:] == ordered["target"][:-1])
     begin = np.maximum.accumulate(np.where(np.concatenate([[True], ~equal]), np.arange(len(keys)), 0))
     again = np.concatenate([[False], equal])
-    repeats.duplicates.add(ordered["position"][again], ordered["position"][begin][again])
+    positions, partners = ordered["position"][again], ordered["position"][begin][again]
+    repeats.duplicates.add(positions, partners)
+    if twins is not None:
+        twins.mark(positions, partners, ordered["part"][again])
 
 
 def _compare_between_parts(keys: NDArray[np.void], repeats: Repeats) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
 from tunesmith.data.json_stream import LONGEST_RECORD
 from tunesmith.data.lines import READ_ERRORS, DecodeFault, open_bytes, read_chunks, read_lines, unreadable
-from tunesmith.data.problems import Fault
+from tunesmith.data.problems import Fault, LeftOut
 from tunesmith.data.rows import Origin
 from tunesmith.data.sources import Source, kind_of_document
 from tunesmith.errors import ResourceError
@@ -103,7 +104,7 @@ def _plain_paragraphs(source: Source, encoding: str) -> Iterator[Paragraph | Fau
 
 
 def _html_paragraphs(source: Source, encoding: str) -> Iterator[Paragraph | Fault]:
-    """Text between block elements; scripts, styles and navigation are no text, and one left open is reported."""
+    """Text between block elements; scripts, styles and navigation are no text: counted, and reported if left open."""
     reader = _HtmlText()
     try:
         for chunk in read_chunks(source, encoding):
@@ -115,6 +116,9 @@ def _html_paragraphs(source: Source, encoding: str) -> Iterator[Paragraph | Faul
     reader.close()
     reader.end_block()
     yield from reader.take()
+    if reader.left_out:
+        origin = Origin(source.name, 1)
+        yield LeftOut("no-text", "elements that are no text", origin, severity="warning", characters=reader.left_out)
     if reader.unread:
         tag, line = reader.unread[0]
         message = f"<{tag}> is never closed, so the rest of the page was left out"
@@ -129,6 +133,7 @@ class _HtmlText(HTMLParser):
         self._start = 1
         self._done: list[Paragraph] = []
         self.unread: list[tuple[str, int]] = []  # elements that are no text, with the line where each begins
+        self.left_out: Counter[str] = Counter()  # outermost such element -> characters in it
         self._preformatted = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -148,6 +153,8 @@ class _HtmlText(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.unread:
+            characters = len("".join(data.split()))
+            self.left_out.update({self.unread[0][0]: characters} if characters else {})
             return
         if not self._held:
             self._start = self.getpos()[0]

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from tunesmith.data.rows import Row
 from tunesmith.tasks.base import Shortens, Task
 
+TOO_LONG = "longer than `data.max_length` (or than the model takes)"
+TOO_LONG_FIX = "raise `data.max_length`, shorten or drop the row, or allow `data.truncate`"
+"""What is said of a row that would lose its end, and may not (``data.truncate: false``)."""
+
 
 def fit(task: Task, row: Row, length_of: Callable[[Row], int], limit: int) -> tuple[Row, int]:
     """Shorten a row until it has at most ``limit`` tokens; at most a few tokens are cut more than need be.

@@ -18,6 +18,7 @@ from tunesmith.data.problems import PLACES, Findings
 from tunesmith.data.rows import Origin
 from tunesmith.data.splits import NOWHERE, TRAIN, Assignment
 from tunesmith.data.survey import Survey
+from tunesmith.data.twins import Twins
 
 FEW_IN_CLASS = 8
 """A class with fewer training rows is reported: here few-shot methods begin (SetFit, arXiv 2209.11055)."""
@@ -29,6 +30,9 @@ point and are a warning (banking77, a public benchmark, has 7 such rows among 3,
 FEW_TRAINING_ROWS = 20
 FEW_TEST_ROWS = 50
 _LOPSIDED = 0.9
+_COUNT_DOUBLE = (
+    "they count double in training, unless `data.duplicates: drop` leaves one of each; the split keeps them on one side"
+)
 _NAMES_SHOWN = 10
 
 
@@ -74,6 +78,7 @@ class Tally:
         tokens: The same in tokens, of the rows that were rendered.
         cut: On each side, rows and tokens that truncation touches.
         beyond_limit: Training rows that ``data.max_rows`` leaves out.
+        repeated: Training rows that ``data.duplicates`` leaves out, but for those that leak as well.
     """
 
     rows: NDArray[np.int64]
@@ -83,6 +88,7 @@ class Tally:
     tokens: list[Lengths] = field(default_factory=lambda: [Lengths() for _ in PARTS])
     cut: NDArray[np.int64] = field(default_factory=lambda: np.zeros((len(PARTS), 2), np.int64))
     beyond_limit: int = 0
+    repeated: int = 0
 
 
 def tally(ledger: Ledger, assignment: Assignment, num_labels: int) -> Tally:
@@ -91,8 +97,12 @@ def tally(ledger: Ledger, assignment: Assignment, num_labels: int) -> Tally:
     result = Tally(np.zeros(len(PARTS), np.int64), np.zeros(shape, np.int64), np.full(shape, -1))
     leaked = assignment.left_out.get(TRAIN, np.empty(0, np.uint64))
     for first, chunk, sides in assignment.sides(ledger):
-        unused = chunk[(sides == NOWHERE) & (chunk["part"] == TRAIN)]
-        result.beyond_limit += int((~np.isin(unused["input"], leaked)).sum())
+        unused = (sides == NOWHERE) & (chunk["part"] == TRAIN) & ~np.isin(chunk["input"], leaked)
+        if assignment.twins is not None:
+            repeated = unused & assignment.twins.leave(first, len(chunk))
+            result.repeated += int(repeated.sum())
+            unused &= ~repeated
+        result.beyond_limit += int(unused.sum())
         for side in range(len(PARTS)):
             places = np.flatnonzero(sides == side)
             rows = chunk[places]
@@ -107,8 +117,18 @@ def tally(ledger: Ledger, assignment: Assignment, num_labels: int) -> Tally:
     return result
 
 
-def judge_repeats(findings: Findings, ledger: Ledger, repeats: Repeats, *, has_labels: bool) -> None:
-    """Report duplicates, contradictions and exact leaks."""
+def judge_repeats(
+    findings: Findings, ledger: Ledger, repeats: Repeats, *, has_labels: bool, twins: Twins | None = None
+) -> None:
+    """Report duplicates, contradictions and exact leaks.
+
+    Args:
+        findings: Where to report them.
+        ledger: All rows.
+        repeats: What was found.
+        has_labels: Whether each row has one label.
+        twins: The duplicates that are left out, if they are.
+    """
     rows_of_part = rows_by_part(ledger)
     _pairs(
         findings,
@@ -116,7 +136,8 @@ def judge_repeats(findings: Findings, ledger: Ledger, repeats: Repeats, *, has_l
         repeats.duplicates,
         "duplicate",
         "rows repeat an earlier row (input and target; case and spaces aside)",
-        "they count double in training; the split keeps them on one side",
+        _COUNT_DOUBLE if twins is None else None,
+        dropped=twins.exact if twins is not None else 0,
     )
     if has_labels:
         _pairs(
@@ -157,27 +178,44 @@ def _pairs(
     severity: Any = "warning",
     group: str = "",
     in_rows: bool = False,
+    dropped: int = 0,
 ) -> None:
     if not pairs.count:
         return
     row, partner = (ledger.origin(position) for position in pairs.first[0])
     places = [ledger.origin(position) for position, _ in pairs.first]
     message = f"{what} (first: {row} and {partner})"
-    findings.add_many(code, severity, message, places, pairs.count, fix=fix, group=group, in_rows=in_rows)
+    findings.add_many(
+        code, severity, message, places, pairs.count, fix=fix, group=group, in_rows=in_rows, dropped=dropped
+    )
 
 
-def judge_near(findings: Findings, ledger: Ledger, near: NearPairs) -> None:
-    """Report near duplicates inside a part and across parts."""
+def judge_near(findings: Findings, ledger: Ledger, near: NearPairs, *, dropped: int = 0) -> None:
+    """Report near duplicates inside a part and across parts.
+
+    Args:
+        findings: Where to report them.
+        ledger: All rows.
+        near: What was found.
+        dropped: How many are left out.
+    """
     same = near.parts[:, 0] == near.parts[:, 1]
-    for mask, code, what, fix in (
-        (same, "near-duplicate", "rows are nearly the same as an earlier one", "the split keeps them on one side"),
-        (~same, "near-leakage", "rows are nearly the same as one of another part", "look at them: results may flatter"),
+    kept = "the split keeps them on one side"
+    for mask, code, what, fix, gone in (
+        (same, "near-duplicate", "rows are nearly the same as an earlier one", kept, dropped),
+        (
+            ~same,
+            "near-leakage",
+            "rows are nearly the same as one of another part",
+            "look at them: results may flatter",
+            0,
+        ),
     ):
         positions = near.positions[mask]
         rows, where = np.unique(positions[:, 1], return_index=True)
         found = Pairs()
         found.add(rows, positions[where, 0])
-        _pairs(findings, ledger, found, code, what, fix)
+        _pairs(findings, ledger, found, code, what, fix, dropped=gone)
 
 
 Given = Mapping[str, float | Sequence[str]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,26 +56,57 @@ def located(name: str, file: Path) -> Path:
     return beside if not path.is_file() and beside.is_file() else path
 
 
-def read_picture(path: Path) -> Image:
+def read_picture(source: Path | bytes) -> Image:
     """A picture in RGB, turned as its camera noted; of a moving one the first frame.
+
+    Args:
+        source: A file, or the content of one.
 
     Raises:
         DataError: It is missing, no picture, broken off or too large; the path is the place.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    where = str(source) if isinstance(source, Path) else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
                 if picture.width * picture.height > LARGEST_PIXELS:
-                    raise DataError(f"the picture has {picture.width} x {picture.height} pixels", where=str(path))
+                    raise DataError(f"the picture has {picture.width} x {picture.height} pixels", where=where)
                 return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        known = str(error).replace(repr(str(path)), "").strip(" :")
+        known = str(error).replace(repr(where), "").strip(" :")
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else known
         fix = "save the picture again, or leave it out"
-        raise DataError(f"cannot be read as a picture: {reason}", where=str(path), fix=fix) from error
+        raise DataError(f"cannot be read as a picture: {reason}", where=where, fix=fix) from error
+
+
+def embedded(value: Any) -> bytes | str | None:
+    """The content of a picture that a row holds itself, or its path: bytes, or what the hub's library stores.
+
+    That is a structure of ``bytes`` and ``path``, of which one may be missing. ``None``: the value is neither.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+        return value if isinstance(value, bytes | str) else None
+    return value if isinstance(value, bytes) else None
+
+
+def unpacked(content: bytes) -> Path:
+    """A file with a picture that a table holds: in the cache folder, by its content.
+
+    Raises:
+        ResourceError: The disk is full.
+    """
+    from tunesmith import disk
+    from tunesmith.catalog import cache
+
+    name = hashlib.blake2b(content, digest_size=16).hexdigest()
+    path = cache.root() / "pictures" / name[:2] / name
+    if not path.is_file():
+        disk.write_bytes(path, content)
+    return path
 
 
 def digest(path: Path) -> str:

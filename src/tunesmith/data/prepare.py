@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from tunesmith.data.dropped import DroppedRows
 from tunesmith.data.duplicates import Repeats, find_repeats
 from tunesmith.data.judge import (
     Given,
@@ -35,7 +36,8 @@ from tunesmith.data.row_file import PLACE, RowFile, RowSpool
 from tunesmith.data.rows import Row
 from tunesmith.data.shots import few_shot, too_few
 from tunesmith.data.splits import NOWHERE, TRAIN, Assignment, stratify
-from tunesmith.data.survey import DroppedRows, Rules, Survey, Surveyor, iterate_choices
+from tunesmith.data.survey import Rules, Survey, Surveyor, iterate_choices
+from tunesmith.data.twins import Twins
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
@@ -122,14 +124,16 @@ def prepare(
         on_event: Told about guessed columns, progress and every warning.
         render: As for :func:`check`.
         rules: As for :func:`check`.
-        dropped_to: With ``data.drop_bad``: rows left out are written to this JSONL file with reason and origin.
+        dropped_to: With ``data.drop_bad`` or ``data.duplicates: drop``: rows left out are written to this JSONL file
+            with reason and origin.
         stop_on_errors: Raise if there are errors; else rows with errors are missing from the result.
         scratch: Folder for temporary files, about as large as the data; default: the system's.
 
     Raises:
         DataError: The first error with its place, and how many more there are.
     """
-    dropped = DroppedRows(dropped_to) if recipe.data.drop_bad and dropped_to is not None else None
+    drops = recipe.data.drop_bad or recipe.data.duplicates == "drop"
+    dropped = DroppedRows(dropped_to) if drops and dropped_to is not None else None
     spool = RowSpool(scratch)
     survey = Survey(Ledger(scratch), Findings(drop_bad=recipe.data.drop_bad), spool=spool, dropped=dropped)
     try:
@@ -181,10 +185,13 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
     given: Given = {"train": data.train, "validation": data.validation, "test": data.test}
     has_labels = TASKS[recipe.task].answer == "label"
     names = survey.labels.names if has_labels else [""]
-    repeats = find_repeats(ledger)
-    judge_repeats(findings, ledger, repeats, has_labels=has_labels)
+    twins = Twins(ledger.num_rows) if data.duplicates == "drop" else None
+    repeats = find_repeats(ledger, twins)
+    judge_repeats(findings, ledger, repeats, has_labels=has_labels, twins=twins)
     near = survey.near.pairs()
-    judge_near(findings, ledger, near)
+    if twins is not None and TASKS[recipe.task].answer == "likelihood":
+        twins.mark_near(near)
+    judge_near(findings, ledger, near, dropped=twins.near if twins else 0)
     assignment = Assignment(
         validation=data.validation if isinstance(data.validation, float) else 0.0,
         test=data.test if isinstance(data.test, float) else 0.0,
@@ -192,6 +199,7 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         ties=_ties(findings, near, ledger) if data.group_by is None else {},
         left_out=_left_out(repeats) if data.drop_bad else {},
         max_rows=data.max_rows,
+        twins=twins,
     )
     stratify(assignment, ledger, names)
     if data.group_by is not None:
@@ -215,7 +223,7 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
         classes=class_balance(names, counts) if has_labels else row_label_balance(survey),
         lengths=length_statistics(counts),
         columns=list(iterate_choices(survey)),
-        notes=_notes(survey, near) + of_pairs,
+        notes=_notes(survey, near, data.read_rows) + of_pairs,
     )
     return report, assignment, counts
 
@@ -258,14 +266,16 @@ def _left_out(repeats: Repeats) -> dict[int, np.ndarray]:
 
 
 def _rows_left_out(survey: Survey, counts: Tally) -> dict[str, int]:
-    """Reason -> rows: errors of their own, ``data.max_rows``, and the rest (leaks and unseen labels)."""
-    used, limit = int(counts.rows.sum()), counts.beyond_limit
-    reasons = {"errors": survey.num_left_out, "max_rows": limit, "leaks": survey.ledger.num_rows - used - limit}
+    """Reason -> rows: errors of their own, duplicates, ``data.max_rows``, and the rest (leaks and unseen labels)."""
+    unused = survey.ledger.num_rows - int(counts.rows.sum())
+    chosen = {"duplicates": counts.repeated, "max_rows": counts.beyond_limit}
+    reasons = {"errors": survey.num_left_out, **chosen, "leaks": unused - sum(chosen.values())}
     return {reason: rows for reason, rows in reasons.items() if rows}
 
 
-def _notes(survey: Survey, near: NearPairs) -> list[str]:
-    notes = [
+def _notes(survey: Survey, near: NearPairs, read_rows: int | None) -> list[str]:
+    notes = _limits(survey.unfinished, read_rows) + _no_text(survey)
+    notes += [
         f"near duplicates were sought among {kept:,} of {seen:,} different inputs of the {part} data, chosen by content"
         for part, (kept, seen) in near.sampled.items()
     ]
@@ -275,6 +285,23 @@ def _notes(survey: Survey, near: NearPairs) -> list[str]:
         if rows < survey.rows_read[part] - survey.num_left_out
     ]
     return notes
+
+
+def _limits(unfinished: Sequence[str], read_rows: int | None) -> list[str]:
+    """Which sources were not read to their end."""
+    if not unfinished:
+        return []
+    others = f" and of each of {len(unfinished) - 1:,} other sources" if len(unfinished) > 1 else ""
+    return [f"read the first {read_rows:,} rows of {unfinished[0]}{others}, there may be more (`data.read_rows`)"]
+
+
+def _no_text(survey: Survey) -> list[str]:
+    """What was left out of pages, in one line for all of them."""
+    if not survey.no_text:
+        return []
+    counts = ", ".join(f"{count:,} of <{element}>" for element, count in survey.no_text.most_common())
+    pages = "1 HTML page" if survey.pages == 1 else f"{survey.pages:,} HTML pages"
+    return [f"characters left out of {pages}, as no text: {counts}"]
 
 
 def _announce(report: CheckReport, dropped_to: Path | None, on_event: Listener) -> None:
@@ -290,7 +317,7 @@ def _announce(report: CheckReport, dropped_to: Path | None, on_event: Listener) 
 
 
 def _write_late_drops(survey: Survey, assignment: Assignment) -> None:
-    """Write rows that only the view of the whole set condemned: leaks and unseen labels."""
+    """Write rows that only the view of the whole set condemned: leaks, unseen labels and duplicates."""
     assert survey.spool is not None and survey.dropped is not None
     for first, chunk, sides in assignment.sides(survey.ledger):
         for place in np.flatnonzero(sides == NOWHERE).tolist():
@@ -299,9 +326,20 @@ def _write_late_drops(survey: Survey, assignment: Assignment) -> None:
             unseen = entry["part"] != TRAIN and int(entry["label"]) in assignment.left_out_labels
             reasons = ["leakage: the input is in a later part too"] if leaks else []
             reasons += ["unseen-label: the training data never show this label"] if unseen else []
+            reasons += _repeated(survey.ledger, assignment.twins, first + place)
             if reasons:
                 row = survey.spool.read(int(entry["offset"]), int(entry["size"]))
                 survey.dropped.add(survey.ledger.origin(first + place), reasons, row.decode())
+
+
+def _repeated(ledger: Ledger, twins: Twins | None, position: int) -> list[str]:
+    """Why a row is left out that repeats another."""
+    partner = None if twins is None else twins.of(position)
+    if partner is None:
+        return []
+    same = ledger.entry(position)["input"] == ledger.entry(partner)["input"]
+    what = "duplicate: it repeats" if same else "near-duplicate: it is nearly the same as"
+    return [f"{what} {ledger.origin(partner)}"]
 
 
 def _collect(survey: Survey, assignment: Assignment) -> tuple[list[Sequence[Row]], str]:

@@ -44,6 +44,17 @@ class Fault:
     whole_file: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut(Fault):
+    """What was left out of a page because it is no text, as it should be: a note of the check, none of its problems.
+
+    Attributes:
+        characters: Element -> characters of it, white space aside.
+    """
+
+    characters: Mapping[str, int] = field(default_factory=dict)
+
+
 def kind_of(message: str) -> str:
     """What faults that differ in their numbers alone have in common: their ``group``."""
     return re.sub(r"\d+", "#", message)
@@ -189,7 +200,7 @@ class CheckReport:
         problems: Errors first.
         rows: Split -> rows that will be used.
         rows_read: Part of the recipe (``train``, ...) -> records found in its files, good or bad.
-        rows_left_out: Reason -> rows not used (``errors``, ``leaks``, ``max_rows``).
+        rows_left_out: Reason -> rows not used (``errors``, ``duplicates``, ``max_rows``, ``leaks``).
         classes: Split -> label -> rows; empty for tasks without labels. Where a row may have any number of labels: part
             of the recipe -> label -> how often it occurs.
         lengths: Split -> ``characters`` or ``tokens`` -> ``count``, ``mean``, ``min``, ``p50`` ... ``max``.

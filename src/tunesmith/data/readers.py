@@ -17,6 +17,7 @@ from tunesmith.data.rows import Origin
 from tunesmith.data.sources import Source
 
 _PARQUET_BATCH = 1024
+_BYTES_BATCH = 32  # rows at a time where they hold pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,14 @@ class Record:
     origin: Origin
 
 
-def read(source: Source, encoding: str) -> Iterator[Record | Fault]:
-    """Records of a source in order, and faults where something could not be read."""
+def read(source: Source, encoding: str, rows: int | None = None) -> Iterator[Record | Fault]:
+    """Records of a source in order, and faults where something could not be read.
+
+    Args:
+        source: A file or a hub data set.
+        encoding: Of texts.
+        rows: Stop behind so many rows, good or bad; nothing more of the source is read then.
+    """
     readers: dict[str, Callable[[Source, str], Iterator[Record | Fault]]] = {
         "jsonl": _read_jsonl,
         "json": _read_json,
@@ -42,7 +49,16 @@ def read(source: Source, encoding: str) -> Iterator[Record | Fault]:
         "passages": _read_passages,
         "hub": _read_hub,
     }
-    return readers[source.format](source, encoding)
+    items = readers[source.format](source, encoding)
+    return items if rows is None else _first(items, rows)
+
+
+def _first(items: Iterator[Record | Fault], rows: int) -> Iterator[Record | Fault]:
+    for item in items:
+        yield item
+        rows -= isinstance(item, Record) or item.severity == "error"
+        if not rows:
+            return
 
 
 def _numbered_lines(source: Source, encoding: str) -> Iterator[tuple[Origin, str] | Fault]:
@@ -279,7 +295,8 @@ def _read_parquet(source: Source, encoding: str) -> Iterator[Record | Fault]:
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
             named = _naming(_hub_features(file.schema_arrow))
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
+            holds_bytes = any("binary" in str(kind) for kind in file.schema_arrow.types)
+            for batch in file.iter_batches(batch_size=_BYTES_BATCH if holds_bytes else _PARQUET_BATCH):
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(named(values), Origin(source.name, number))
@@ -348,10 +365,20 @@ def _read_hub(source: Source, encoding: str) -> Iterator[Record | Fault]:
     """
     from tunesmith import catalog
 
-    data = catalog.hub_dataset(source.name.removeprefix("hub:"))
+    data = _undecoded(catalog.hub_dataset(source.name.removeprefix("hub:")))
     named = _naming(getattr(data, "features", None) or {})
     for number, values in enumerate(catalog.hub_rows(data, source.name), 1):
         yield _record(named(values), Origin(source.name, number))
+
+
+def _undecoded(rows: Any) -> Any:
+    """A hub data set with its pictures as the hub has them, which is as Parquet files hold them."""
+    import datasets
+
+    for column, feature in (getattr(rows, "features", None) or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
 
 
 def _hub_features(schema: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunesmith.data import templates
-from tunesmith.data.fitting import fit
+from tunesmith.data.fitting import TOO_LONG, TOO_LONG_FIX, fit
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.settings import LossOn
 from tunesmith.errors import DataError
@@ -89,6 +89,22 @@ def conversation_renderer(
         return renderer.length(task.conversation(row, labels, system_prompt), tools=row.fields.get("tools"))
 
     return render
+
+
+def uncut(render: Render) -> Render:
+    """The same rendering, which refuses rows that would lose their end (``data.truncate: false``).
+
+    The returned function raises :class:`DataError` for such a row.
+    """
+
+    def whole(row: Row) -> Rendered:
+        rendered = render(row)
+        if rendered.cut_tokens:
+            what = f"{TOO_LONG}; tokens too many: {rendered.cut_tokens:,}"
+            raise DataError(what, where=str(row.origin), fix=TOO_LONG_FIX)
+        return rendered
+
+    return whole
 
 
 def only_last_learned(messages: Sequence[Message]) -> list[Message]:

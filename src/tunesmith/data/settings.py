@@ -56,7 +56,22 @@ class Data(Part):
         default=None,
         description="A column whose rows of one value stay on one side of every split: an author, a patient, a tool.",
     )
-    max_rows: int | None = Field(default=None, ge=1, description="Use at most this many rows of the training data.")
+    read_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="Read only the first so many rows of each file or hub data set (said aloud): for streams too long "
+        "to be read to their end.",
+    )
+    max_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="Use at most this many rows of the training data, chosen by content among all that are read.",
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="`drop`: of equal training rows (input and target; case and spaces aside) only the first is used, "
+        "and of documents of `language-modeling` that are nearly equal too. The others go to `dropped.jsonl`.",
+    )
     shots: int | None = Field(
         default=None,
         ge=1,

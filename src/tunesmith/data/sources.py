@@ -37,6 +37,8 @@ DOCUMENTS = {
     ".pdf": "pdf",
 }
 """What a task that learns from documents reads besides tables, and how."""
+ONE_ROW = ("document", "picture")
+"""Formats in which a file is one row."""
 WHOLE_FILES = 20
 """With fewer documents than this in a folder, a file is cut into passages: else there is nothing to hold back."""
 _NAMED_WHEN_IGNORED = 5

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.ledger import Entries, Ledger, mixed
+from tunesmith.data.twins import Twins
 
 TRAIN, VALIDATION, TEST, NOWHERE = 0, 1, 2, 3
 
@@ -39,6 +40,7 @@ class Assignment:
         left_out: Part -> hashes of inputs that are not used (leaks, with ``data.drop_bad``).
         left_out_labels: Numbers of labels that are not used outside training (unseen ones, with ``data.drop_bad``).
         max_rows: ``data.max_rows``.
+        twins: Training rows that are not used because they repeat others (``data.duplicates: drop``).
     """
 
     validation: float = 0.0
@@ -49,6 +51,7 @@ class Assignment:
     left_out: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
     left_out_labels: Sequence[int] = ()
     max_rows: int | None = None
+    twins: Twins | None = None
 
     def sides(self, ledger: Ledger) -> Iterator[tuple[int, Entries, NDArray[np.int64]]]:
         """Walk through all rows: position of the first of a chunk, its entries, and their sides."""
@@ -57,6 +60,8 @@ class Assignment:
             sides = chunk["part"].astype(np.int64)
             for part, inputs in self.left_out.items():
                 sides[(chunk["part"] == part) & np.isin(chunk["input"], inputs)] = NOWHERE
+            if self.twins is not None:
+                sides[self.twins.leave(first, len(chunk))] = NOWHERE
             pool = sides == TRAIN
             if limit is not None:
                 pool = limit.cut(chunk, pool)
@@ -86,8 +91,11 @@ class Assignment:
         if self.max_rows is None:
             return None
         smallest = np.empty(0, np.uint64)
-        for _, chunk in ledger.chunks():
-            usable = chunk[chunk["part"] == TRAIN]
+        for first, chunk in ledger.chunks():
+            stays = chunk["part"] == TRAIN
+            if self.twins is not None:
+                stays &= ~self.twins.leave(first, len(chunk))
+            usable = chunk[stays]
             usable = usable[~np.isin(usable["input"], self.left_out.get(TRAIN, np.empty(0, np.uint64)))]
             smallest = np.concatenate([smallest, _rank(usable, self.seed)])
             if len(smallest) > self.max_rows:
@@ -164,6 +172,8 @@ def _correct(assignment: Assignment, ledger: Ledger, batch: Sequence[int]) -> No
     found: dict[int, list[NDArray[np.uint64]]] = {number: [] for number in batch}
     for _, chunk, sides in assignment.sides(ledger):
         pool = chunk[(chunk["part"] == TRAIN) & (sides != NOWHERE) & np.isin(chunk["label"], batch)]
+        if not len(pool):  # nothing of this chunk is used
+            continue
         order = np.argsort(pool["label"], kind="stable")
         numbers, starts = np.unique(pool["label"][order], return_index=True)
         for number, inputs in zip(numbers, np.split(pool["group"][order], starts[1:]), strict=True):

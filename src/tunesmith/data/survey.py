@@ -8,21 +8,22 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.checks import check_record, has_error, mapped, raw_text
 from tunesmith.data.columns import Choice, choose_columns
+from tunesmith.data.dropped import DroppedRows
+from tunesmith.data.fitting import TOO_LONG, TOO_LONG_FIX
 from tunesmith.data.labels import LabelBook
 from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.near_duplicates import NearIndex
 from tunesmith.data.pair_checks import PairBook
 from tunesmith.data.pictures import READS_TEXT, names_picture
-from tunesmith.data.problems import Fault, Findings
+from tunesmith.data.problems import Fault, Findings, LeftOut
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
 from tunesmith.data.rows import CONTENT, Origin, Row
-from tunesmith.data.sources import Source, find_sources
+from tunesmith.data.sources import ONE_ROW, Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
 from tunesmith.recipe import Recipe
@@ -57,6 +58,9 @@ class Survey:
         choices: The columns chosen, and for how many files which is the first.
         said: What the task said of how sources are read.
         rows_read: Part -> records met.
+        unfinished: Sources of which no more than ``data.read_rows`` were read: there may be more in them.
+        no_text: Element of pages -> characters of it that were left out as no text.
+        pages: How many pages had such.
         num_left_out: Rows left out because of errors of their own.
         rendered: Part -> rows rendered.
     """
@@ -73,47 +77,15 @@ class Survey:
     choices: dict[Choice, list[Any]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     rows_read: dict[str, int] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+    no_text: Counter[str] = field(default_factory=Counter)
+    pages: int = 0
     num_left_out: int = 0
     rendered: dict[str, int] = field(default_factory=dict)
 
 
 Rules = Callable[[Record], tuple[Record, list[Fault]]]
 """What somebody else asks of a record: the record as the task shall read it, and what is wrong with it."""
-
-
-class DroppedRows:
-    """Writes rows left out, with reason and origin, to a JSONL file that appears when it is complete.
-
-    Args:
-        path: The file; it is not made if no row is left out.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(path.name + ".part")
-        self._file: IO[str] | None = None
-
-    def add(self, origin: Origin, reasons: list[str], row: str) -> None:
-        """Write one row; ``row`` is its text as the file has it."""
-        if self._file is None:
-            self._file = open(self._part, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        entry = {"file": origin.file, "line": origin.line, "reasons": reasons, "row": row}
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-    def finish(self) -> None:
-        """Put the file in its place; a file of an earlier run never stays behind."""
-        if self._file is None:
-            self._path.unlink(missing_ok=True)
-        else:
-            self._file.close()
-            self._part.replace(self._path)
-            self._file = None
-
-    def close(self) -> None:
-        """Remove what was not finished."""
-        if self._file is not None:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
 
 
 class _Thinner:
@@ -190,7 +162,7 @@ class Surveyor:
                 self._read(source, PARTS.index(part), thinner)
 
     def _read(self, source: Source, part: int, thinner: _Thinner) -> None:
-        items = read(source, self._data.encoding)
+        items = self._items(source)
         ahead = list(itertools.islice(items, _LOOK_AHEAD))
         columns = list(dict.fromkeys(c for item in ahead if isinstance(item, Record) for c in item.values))
         if not columns and not ahead:
@@ -217,6 +189,20 @@ class Surveyor:
                 self._fault(item, part)
             elif isinstance(choice, Choice):
                 self._record(item, choice, reading, part, thinner)
+
+    def _items(self, source: Source) -> Iterator[Record | Fault]:
+        """Records and faults of a source, as many as are wanted; what was left out of pages is added up."""
+        survey, wanted = self._survey, self._data.read_rows
+        rows = 0
+        for item in read(source, self._data.encoding, wanted):
+            if isinstance(item, LeftOut):
+                survey.no_text.update(item.characters)
+                survey.pages += 1
+                continue
+            rows += isinstance(item, Record) or item.severity == "error"
+            yield item
+        if rows == wanted and source.format not in ONE_ROW:
+            survey.unfinished.append(source.name)
 
     def _judge_names(self, sample: list[Row], choice: Choice) -> None:
         """Say so if a field of text holds nothing but names of pictures."""
@@ -319,15 +305,13 @@ class Surveyor:
             return tokens, 0, []
         fault = Fault(
             "truncated",
-            "longer than `data.max_length` (or than the model takes): its end is cut off",
+            f"{TOO_LONG}: its end is cut off",
             row.origin,
             severity="warning",
             fix="raise `data.max_length`, split long rows, or refuse them with `data.truncate: false`",
         )
         if not self._data.truncate:
-            message = "longer than `data.max_length` (or than the model takes)"
-            fix = "raise `data.max_length`, shorten or drop the row, or allow `data.truncate`"
-            fault = replace(fault, code="too-long", severity="error", message=message, fix=fix)
+            fault = replace(fault, code="too-long", severity="error", message=TOO_LONG, fix=TOO_LONG_FIX)
         return tokens, rendered.cut_tokens, [fault]
 
     def _leave_out(self, origin: Origin, faults: list[Fault], raw: str) -> None:

@@ -120,6 +120,6 @@ def _records(recipe: Recipe, wanted: Set[Origin]) -> Iterator[Record]:
     for part in (data.train, data.validation, data.test):
         specs = part if isinstance(part, list) else []
         for source in find_sources(specs, file_format=data.format, key="data", text_task=recipe.task):
-            for item in read(source, data.encoding):
+            for item in read(source, data.encoding, data.read_rows):
                 if isinstance(item, Record) and item.origin in wanted:
                     yield item

@@ -67,6 +67,9 @@ class Objective(Protocol):
     reads_prompts: bool = False
     """Whether it wants the prompts alone, because the model writes the answers that it learns from."""
 
+    joins_rows: bool = False
+    """Whether an example is made of several rows, so that a row which cannot be rendered must be sorted out before."""
+
     compiles: bool = True
     """Whether the model's layers may be compiled while it is learned by this."""
 

@@ -32,6 +32,7 @@ class Contrastive(Objective):
 
     name = "contrastive"
     skips_frozen = False
+    joins_rows = True
 
     def __init__(self, settings: Training) -> None:
         self.size, self.rounds = settings.contrastive.group_size, settings.contrastive.rounds

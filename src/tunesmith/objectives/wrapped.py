@@ -25,6 +25,7 @@ class Wrapped(Objective):
         self.reads_prompts = inner.reads_prompts
         self.compiles = inner.compiles
         self.skips_frozen = inner.skips_frozen
+        self.joins_rows = inner.joins_rows
 
     def prepare(self, batch: Batch, sampler: Any) -> Batch:
         """As the inner one."""

@@ -19,8 +19,13 @@ SAMPLE_ROWS = 512
 
 
 def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: Form, training: Training) -> Sample:
-    """Render rows at even distances and take them for the whole."""
+    """Render rows at even distances and take them for the whole.
+
+    Raises:
+        DataError: Nothing can be learned from one of them, and such rows are not left out.
+    """
     from tunesmith.data.documents import block_renderer
+    from tunesmith.data.dropped import each_rendered
     from tunesmith.data.renderers import recipe_renderer
     from tunesmith.models.load import load_tokenizer, longest_example
     from tunesmith.tasks import TASKS
@@ -29,12 +34,13 @@ def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: 
     max_length = longest_example(folder, config, recipe.data.max_length)
     task = TASKS[recipe.task]
     rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
+    leave_out = (lambda row, error: None) if recipe.data.drop_bad else None  # the rendering for training tells them
     if task.answer == "likelihood":
         blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
-        rendered = [block for row in rows for block in blocks(row)]
+        rendered = [block for _, found in each_rendered(rows, blocks, leave_out) for block in found]
     else:
         render = recipe_renderer(recipe, tokenizer, form=form, labels=data.labels, max_length=max_length)
-        rendered = [render(row) for row in rows]
+        rendered = [example for _, example in each_rendered(rows, render, leave_out)]
     lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
     weighted = sum(sum(w > 0 for w in example.loss_weights or []) for example in rendered)
     asked = training.mask_share if form == "mask" else 1.0

@@ -23,7 +23,9 @@ class ImageClassification:
     what = "give each picture one label out of a fixed set"
     forms: tuple[tuple[Field, ...], ...] = (
         (
-            Field("image", "path of the picture", ("path", "file", "filename", "image_path", "picture"), "picture"),
+            Field(
+                "image", "the picture, or its path", ("path", "file", "filename", "image_path", "picture"), "picture"
+            ),
             Field("label", "its label", ("category", "class", "target"), "label"),
         ),
     )
@@ -63,14 +65,21 @@ class ImageClassification:
 
 
 def _found(row: Row) -> tuple[Row, list[Fault]]:
-    path = pictures.located(str(row.fields["image"]), Path(row.origin.file))
+    image = row.fields["image"]
+    given = image if isinstance(image, str) else pictures.embedded(image)
+    path = Path() if isinstance(given, bytes) else pictures.located(str(given), Path(row.origin.file))
     try:
-        if not path.is_file():
+        if isinstance(given, bytes):
+            pictures.read_picture(given)
+            path = pictures.unpacked(given)
+        elif not path.is_file():
             raise DataError("named, but not there", fix="paths count from the file's folder, or from here")
-        pictures.read_picture(path)
+        else:
+            pictures.read_picture(path)
         return Row({**row.fields, "image": str(path), CONTENT: pictures.digest(path)}, row.origin), []
     except DataError as error:
-        named = error.what if str(path) in (str(row.origin), row.origin.file) else f"{error.what} ({path})"
+        told = isinstance(given, bytes) or str(path) in (str(row.origin), row.origin.file)
+        named = error.what if told else f"{error.what} ({path})"
         drop = "; `data.drop_bad: true` leaves such pictures out of the training"
         fix = (error.fix or "leave it out") + ("" if row.origin.file == "input" else drop)
         return row, [Fault("unreadable-picture", named, row.origin, fix=fix, group=error.what)]

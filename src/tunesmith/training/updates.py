@@ -14,6 +14,7 @@ from tunesmith import disk, objectives, rewards
 from tunesmith.compression import fake_quantization
 from tunesmith.data.batches import TokenFile, write_tokens
 from tunesmith.data.documents import block_renderer, write_documents
+from tunesmith.data.dropped import sieved
 from tunesmith.data.picture_file import PictureFile
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
@@ -94,7 +95,7 @@ def train(work: Work, tell: Listener) -> Trained:
     disk.write_json(work.place / "training.json", settings.model_dump(mode="json"))
     model = _model(work, form, objective_name, settings, dtype, device, tell)
     plain = _objective(work, objective_name, settings)
-    render = functools.partial(_rendered, work.tokens, tell)
+    render = functools.partial(_rendered, work, tell)
     train_rows = render(model, recipe, data, plain, data.train, "train")
     validation_rows = render(model, recipe, data, plain, data.validation, "validation")
     if isinstance(stage.parameters, LoRA) and stage.parameters.init == "eva":
@@ -199,7 +200,7 @@ def _recompute(model: Model) -> None:
 
 
 def _rendered(
-    tokens: Path,
+    work: Work,
     tell: Listener,
     model: Model,
     recipe: Recipe,
@@ -208,21 +209,29 @@ def _rendered(
     rows: Sequence[Row],
     name: str,
 ) -> TokenFile:
-    """Some of the data's rows as the model's tokens in ``tokens/name``; pictures as they are."""
+    """Some of the data's rows as the model's tokens in ``tokens/name``; pictures as they are.
+
+    Raises:
+        DataError: Nothing can be learned from a row, or it is cut and must not be, unless such rows are left out.
+    """
     if isinstance(model.network, ImageClassifier):
         settings = recipe.stages[0].training
         assert settings is not None, "the recipe is resolved"
         return PictureFile(rows, data.labels or [], model.network.prepare, augment=settings.augment, seed=settings.seed)
-    folder, what, task = tokens / name, f"rendering {name}", TASKS[recipe.task]
+    folder, what, task = work.tokens / name, f"rendering {name}", TASKS[recipe.task]
+    dropped_to = work.place / f"dropped-{name}.jsonl" if recipe.data.drop_bad else None
     if task.answer == "likelihood":
         blocks = block_renderer(model.tokenizer, task, masked=model.form == "mask", max_length=model.max_length)
         pack_to = model.max_length if recipe.data.packing and model.form == "generate" else None
-        return write_documents(rows, blocks, folder, pack_to=pack_to, what=what, on_event=tell)
+        return write_documents(rows, blocks, folder, pack_to=pack_to, what=what, dropped_to=dropped_to, on_event=tell)
     render = model_renderer(recipe, model, data.labels)
     if objective.reads_prompts:
         rendering = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
         render = prompt_renderer(rendering, task, recipe.system_prompt)
-    return write_tokens(*objective.examples_of(rows, render), folder, what=what, on_event=tell)
+    if objective.joins_rows:
+        rows, dropped_to = [rows[n] for n, _ in sieved(rows, render, dropped_to, what, tell)], None
+    examples = objective.examples_of(rows, render)
+    return write_tokens(*examples, folder, what=what, dropped_to=dropped_to, on_event=tell)
 
 
 def _facts(model: Model, result: StageResult) -> dict[str, Any]:
