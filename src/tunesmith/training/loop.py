@@ -84,7 +84,7 @@ class Trainer:
         objective: What is minimised.
         train: Examples to learn from.
         validation: Examples to choose the best checkpoint by; ``None`` keeps the last one.
-        settings: All defaults filled in.
+        settings: All defaults filled in: see :func:`tunesmith.training.defaults.with_defaults`.
         folder: The stage's folder; checkpoints go below it.
         identity: What must be the same for a resume: data, recipe, versions.
         name: The stage's name.
@@ -104,6 +104,7 @@ class Trainer:
         name: str = "tune",
         on_event: Listener = nobody,
     ) -> None:
+        assert settings.learning_rate is not None and settings.micro_tokens is not None, "`with_defaults` fills them in"
         self.model = model
         self.objective = objective
         self.train = train
@@ -113,10 +114,10 @@ class Trainer:
         self.identity = identity or {}
         self.name = name
         self.on_event = on_event
-        self.position = Position(micro_tokens=settings.micro_tokens or 4096)
+        self.position = Position(micro_tokens=settings.micro_tokens)
         self.optimizer = MasterAdamW(model.trainable(), settings, layerwise.rates(model, settings), model.undecayed)
         self.steps = total_steps(train.lengths, settings)
-        self.schedule = Schedule(settings.learning_rate or 1e-4, self.steps, settings.warmup, settings.schedule)
+        self.schedule = Schedule(settings.learning_rate, self.steps, settings.warmup, settings.schedule)
         self._kept_step = -1  # the step whose checkpoint this process wrote or read: it need not be written again
         self._epoch_batches: tuple[int, list[np.ndarray]] | None = None
         self._first_updates = layerwise.first_updates(model, settings, len(self._batches(0)))
@@ -244,7 +245,7 @@ class Trainer:
         total, weight, tokens = 0.0, 0.0, 0
         metrics: dict[str, float] = {}
         for micro in pieces(self.model, data, rows, self.position.micro_tokens):
-            batch = self.objective.prepare(self._batch(data, micro), None)
+            batch = self._batch(data, micro)
             loss = self.objective.loss(self.model, batch)
             loss.total.backward()
             self.optimizer.accumulate()
