@@ -14,9 +14,10 @@ from tunesmith.data.renderers import model_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
 from tunesmith.evaluation import answering, charts, comparison, distillation, judge_stages, pairs, reinforcement, report
-from tunesmith.evaluation.baselines import run_baselines
+from tunesmith.evaluation.baselines import Conditions, run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.general import measure_general, measure_general_after
+from tunesmith.evaluation.held_out import rows_to_measure
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, evaluated, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from tunesmith.training.outcome import Trained
 
 TRAINING_ROWS_SHOWN = 3
-
-WRITTEN_LIMIT = 200
-"""Test rows on which written answers are measured unless the recipe says otherwise: writing is slow."""
 
 
 @dataclass(frozen=True)
@@ -191,19 +189,9 @@ def _others(trial: _Trial) -> _Others:
     larger = [
         (b.model, catalog.model_folder(b.model, on_event=trial.tell)) for b in wanted if b.kind == "larger" and b.model
     ]
-    systems = list(
-        run_baselines(
-            wanted,
-            (base_title(recipe), trial.base),
-            larger,
-            trial.data,
-            rows,
-            setting,
-            recipe.evaluate,
-            choose_dtype(recipe.precision, device),
-            device,
-        )
-    )
+    dtype = choose_dtype(recipe.precision, device)
+    conditions = Conditions(wanted, trial.data, rows, setting, recipe.evaluate, dtype, device)
+    systems = list(run_baselines(conditions, (base_title(recipe), trial.base), larger))
     origin = lesson = None
     if setting.judges is not None:
         origin = reinforcement.measure_origin(recipe, trial.base, trial.made, trial.trained.model, rows, right, setting)
@@ -278,21 +266,6 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     write_model_card(folder / "model", summary, licence_of(recipe))
     disk.write_json(folder / "summary.json", summary)
     return verdict
-
-
-def rows_to_measure(recipe: Recipe, data: PreparedData, tell: Listener) -> list[Row]:
-    """The rows to measure on: the test rows, or as many as the limit allows, chosen by their content."""
-    rows: Sequence[Row] = data.test
-    part = "test"
-    if not len(rows):
-        rows, part = data.validation, "validation"
-        message = "there are no test rows: measuring on the validation rows, on which the checkpoint was chosen"
-        tell(Notice(level="warning", message=message, fix="give `data.test` a share or a file"))
-    limit = recipe.evaluate.limit or (WRITTEN_LIMIT if TASKS[recipe.task].answer in ("text", "open") else None)
-    if limit is None or len(rows) <= limit:
-        return list(rows)
-    tell(Notice(level="info", message=f"measuring on {limit} of {len(rows)} {part} rows (`evaluate.limit`)"))
-    return sorted(rows, key=lambda row: row.key)[:limit]
 
 
 def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[ShownExample]:

@@ -13,9 +13,10 @@ from tunesmith import disk, rewards
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.evaluation import answering, comparison, evaluate, in_context, pair_metrics, report
+from tunesmith.evaluation import answering, comparison, in_context, pair_metrics, report
 from tunesmith.evaluation.baselines import DEFAULT_SHOTS
 from tunesmith.evaluation.comparison import System
+from tunesmith.evaluation.held_out import rows_to_measure
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.results import Results, summarise, write_results
@@ -203,7 +204,7 @@ def measure_hosted(
 ) -> str:
     """The same measurement and report as of a local run, of the tuned model and its rivals at the provider."""
     task, settings = TASKS[recipe.task], recipe.evaluate
-    rows = evaluate.rows_to_measure(recipe, data, tell)
+    rows = rows_to_measure(recipe, data, tell)
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
     setting = answering.Setting(
         task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
