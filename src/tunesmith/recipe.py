@@ -191,10 +191,10 @@ class Recipe(Part):
         from tunesmith.methods import fill_in
         from tunesmith.refusals import refusals
 
-        for problem in refusals(self):
-            raise ValueError(problem)
-        for problem in refusals(fill_in(self)):  # what the method chooses excludes things too
-            raise ValueError(problem)
+        for refusal in refusals(self):
+            raise refusal
+        for refusal in refusals(fill_in(self)):  # what the method chooses excludes things too
+            raise refusal
         return self
 
     def resolved(self) -> Recipe:
