@@ -29,6 +29,7 @@ __all__ = [
     "hub_dataset",
     "is_cached",
     "model_folder",
+    "model_here",
     "terms_text",
 ]
 
@@ -116,6 +117,14 @@ def model_folder(name: str, *, accept_licence: bool = False, on_event: Listener 
     if hub.is_id(name):
         return hub.model_folder(name, on_event)
     raise _unknown(name, "model")
+
+
+def model_here(name: str) -> Path | None:
+    """The model's folder, if it can be read without fetching or converting anything."""
+    if Path(name).expanduser().is_dir():
+        return model_folder(name)
+    entry = ENTRIES.get(name)
+    return get(name) if entry is not None and entry.kind == "model" and is_cached(name) else None
 
 
 def data_files(name: str, *, on_event: Listener = nobody) -> list[Path] | None:

@@ -30,7 +30,7 @@ Augmentation = Literal["flip", "crop"]
 
 
 class Training(Part):
-    """Step 4: how the loop runs. Fields left at `null` take the default of the method, shown by `recipe show`."""
+    """Step 4: how the loop runs. What is `null` depends on parameters, model and data: `recipe show` says how."""
 
     epochs: float = Field(default=3.0, gt=0, description="Passes over the training data.")
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many updates, whatever `epochs`.")
