@@ -253,7 +253,7 @@ def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedD
 @contextlib.contextmanager
 def _only_process(folder: Path) -> Iterator[None]:
     """Two processes must not write one run."""
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock = filelock.FileLock(folder / runs.LOCK, timeout=1)  # somebody may be looking whether it is held
     try:
         with lock:
             yield
