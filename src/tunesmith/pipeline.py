@@ -144,14 +144,13 @@ def _walk(
     resumed: bool,
     data: Sequence[PreparedData] | None = None,
 ) -> Run:
-    started = time.time()
     log = EventLog(folder)
     tell = _both(log, on_event)
     with _only_process(folder), _told_of_failure(tell, folder), _terminated_like_interrupted():
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
         if recipe.method == "hosted":
             verdict = _hosted(folder, recipe, tell)
-            tell(RunFinished(verdict=verdict, seconds=time.time() - started))
+            tell(RunFinished(verdict=verdict, seconds=runs.worked_seconds(folder, until=time.time())))
             return Run(folder)
         from tunesmith.models.cutting import base_folder
 
@@ -180,7 +179,7 @@ def _walk(
             from tunesmith.compression.quantize import quantize
 
             quantize(Run(folder), recipe.quantize, on_event=tell)
-        tell(RunFinished(verdict=verdict, seconds=time.time() - started))
+        tell(RunFinished(verdict=verdict, seconds=runs.worked_seconds(folder, until=time.time())))
     return Run(folder)
 
 

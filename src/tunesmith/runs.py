@@ -135,6 +135,29 @@ def is_at_work(folder: Path) -> bool:
         return True
 
 
+def worked_seconds(folder: Path, until: float | None = None) -> float:
+    """What all processes that worked on a run took, by the times of their events.
+
+    A process begins with ``run_started``. It ends with its last word; one that was killed ends with its last event.
+
+    Args:
+        folder: The run's.
+        until: When the process that is at work now ends; default: with its last event so far.
+    """
+    spans: list[tuple[float, float]] = []
+    at_work = False
+    for event in read_events(folder):
+        if event["type"] == "run_started":
+            spans.append((event["time"], event["time"]))
+            at_work = True
+        elif at_work:
+            spans[-1] = (spans[-1][0], event["time"])
+            at_work = event["type"] not in LAST_WORDS
+    if at_work and until is not None:
+        spans[-1] = (spans[-1][0], until)
+    return sum(max(0.0, end - start) for start, end in spans)  # somebody may have set the clock back
+
+
 class Run:
     """A run on disk. Nothing is loaded before it is asked for.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -107,6 +108,18 @@ def test_the_status_is_read_from_the_end(words: int, folder: Path, monkeypatch: 
     real = json.loads
     monkeypatch.setattr(json, "loads", lambda line: (read.append(line), real(line))[1])
     assert Run(folder).status == "finished" and len(read) == 3
+
+
+def test_a_run_took_what_all_its_processes_took(folder: Path) -> None:
+    """One that was killed counts until its last event, one at work until now; what comes after the end does not."""
+    log = EventLog(folder)
+    assert runs.worked_seconds(folder, until=99.0) == 0.0
+    for event in (replace(STARTED, time=10.0), replace(step(1), time=14.0), replace(STARTED, time=100.0)):
+        log(event)
+    assert (runs.worked_seconds(folder), runs.worked_seconds(folder, until=107.0)) == (4.0, 11.0)
+    for event in (replace(FINISHED, time=105.0), replace(step(2), time=900.0)):
+        log(event)
+    assert runs.worked_seconds(folder) == runs.worked_seconds(folder, until=999.0) == 9.0
 
 
 def test_an_unfinished_run_says_how_to_finish_it(folder: Path) -> None:

@@ -22,7 +22,7 @@ from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, evaluated, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
-from tunesmith.evaluation.results import Results, curves, summarise, write_results
+from tunesmith.evaluation.results import Results, curves, summarise, time_taken, write_results
 from tunesmith.evaluation.rewarded import judges_of
 from tunesmith.evaluation.sequence import measure_sequence, models_in_turn
 from tunesmith.evaluation.sequence import section as sequence_section
@@ -147,7 +147,8 @@ def evaluate_run(
     comparisons = comparison.compare(tuned, rivals, right, settings)
     verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
     sections = _sections(trial, tuned, others)
-    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    training = 0.0 if remade else trained.seconds  # a remade model was trained in the run that it was made from
+    seconds = time_taken(folder, training, time.time() - started)
     results = Results(rows, right, tuned, others.systems, comparisons, verdict, seconds)
     learned_from = _learned_from(recipe, data, trained.model)
     summary = write_results(folder, recipe, data, trained, results, sections, learned_from)
@@ -262,7 +263,8 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     """All rows were for training: there is a model, and nothing to say about how good it is."""
     verdict = "Not measured: the recipe keeps no rows for it."
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
-    summary = summarise(folder, recipe, trained, verdict, trained.seconds, {}, {})
+    seconds = sum(time_taken(folder, trained.seconds, 0.0).values())
+    summary = summarise(folder, recipe, trained, verdict, seconds, {}, {})
     write_model_card(folder / "model", summary, licence_of(recipe))
     disk.write_json(folder / "summary.json", summary)
     return verdict

@@ -161,7 +161,7 @@ class Trainer:
             reason=reason,
             seconds=position.seconds,
             tokens=position.tokens,
-            peak_memory_bytes=self._memory.bytes(),
+            peak_memory_bytes=self._peak_memory(),
         )
         self.on_event(
             StageFinished(
@@ -357,6 +357,7 @@ class Trainer:
     def _save(self) -> None:
         if self.position.step == self._kept_step:
             return
+        self.position.peak_memory_bytes = self._peak_memory()
         saved = checkpoint.save(
             self.checkpoints,
             self.position.step,
@@ -374,6 +375,10 @@ class Trainer:
         self._kept_step = saved.step
         size = checkpoint.size(saved.path)
         self.on_event(CheckpointSaved(stage=self.name, step=saved.step, path=str(saved.path), bytes=size))
+
+    def _peak_memory(self) -> int:
+        """The most memory of this process, and of those that it goes on from."""
+        return max(self.position.peak_memory_bytes, self._memory.bytes())
 
     def _restore(self) -> None:
         found, skipped = checkpoint.newest(self.checkpoints)
