@@ -271,7 +271,14 @@ def parameters_page() -> str:
         "# Kinds of parameters\n",
         NOTE,
         "The values of `parameters.kind`. `tunesmith methods --parameters` prints this table.\n",
-        row("kind", "what trains", "when it is right", "source", "rate: with a head, writing text", "rate from"),
+        row(
+            "kind",
+            "what trains",
+            "when it is right",
+            "source",
+            "rate: with a head, of a decoder, of an encoder-decoder",
+            "rate from",
+        ),
         row("---", "---", "---", "---", "---", "---"),
     ]
     for name, kind in KINDS.items():

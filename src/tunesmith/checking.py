@@ -63,6 +63,7 @@ def check_and_show(
         NotFoundError: The model is not on this machine, and without its tokenizer nobody can say what it sees.
         DataError: As :func:`check` does.
     """
+    from tunesmith import catalog
     from tunesmith.data import prepare
     from tunesmith.data.renderers import recipe_renderer
     from tunesmith.data.shown import show_rows
@@ -73,7 +74,7 @@ def check_and_show(
     if recipe.task == "image-classification":
         raise UsageError("a model sees pictures, which this cannot print", where="task", fix="look at the files")
     recipe = _resolved(recipe, dropped_to)
-    folder = _here(recipe.model)
+    folder = catalog.model_here(recipe.model)
     if folder is None:
         missing = _not_here(recipe.model)
         raise NotFoundError(f"{recipe.model} is not on this machine, so its tokens cannot be shown", fix=missing.fix)
@@ -127,6 +128,7 @@ def _beside(dropped_to: Path, recipe: Recipe, view: Recipe) -> Path:
 
 def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] | None:
     """A stage's rows as the model will see them, but for the label, which a check does not know yet."""
+    from tunesmith import catalog
     from tunesmith.data.renderers import check_renderer
     from tunesmith.models.forms import answer_form
     from tunesmith.models.load import load_config, load_tokenizer, longest_example, natural_form
@@ -134,7 +136,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
 
     if recipe.task == "image-classification":
         return None
-    folder = _here(recipe.model)
+    folder = catalog.model_here(recipe.model)
     if folder is None:
         on_event(_not_here(recipe.model))
         return None
@@ -161,16 +163,3 @@ def _not_here(model: str) -> Notice:
         where="model",
         fix=f"the catalog has: {', '.join(names)}; a hub id has the form owner/name",
     )
-
-
-def _here(model: str) -> Path | None:
-    """The model's folder, if it can be read without fetching or converting anything."""
-    from tunesmith import catalog
-
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return catalog.model_folder(model)
-    cached = any(entry.name == model and entry.kind == "model" for entry in catalog.entries()) and catalog.is_cached(
-        model
-    )
-    return catalog.model_folder(model) if cached else None

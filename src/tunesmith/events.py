@@ -144,7 +144,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
-    """The run is complete."""
+    """The run is complete; ``seconds`` are those of all processes that worked on it."""
 
     verdict: str
     seconds: float

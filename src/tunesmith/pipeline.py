@@ -144,14 +144,13 @@ def _walk(
     resumed: bool,
     data: Sequence[PreparedData] | None = None,
 ) -> Run:
-    started = time.time()
     log = EventLog(folder)
     tell = _both(log, on_event)
     with _only_process(folder), _told_of_failure(tell, folder), _terminated_like_interrupted():
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
         if recipe.method == "hosted":
             verdict = _hosted(folder, recipe, tell)
-            tell(RunFinished(verdict=verdict, seconds=time.time() - started))
+            tell(RunFinished(verdict=verdict, seconds=runs.worked_seconds(folder, until=time.time())))
             return Run(folder)
         _require_terms(recipe)
         from tunesmith.models.cutting import base_folder
@@ -181,7 +180,7 @@ def _walk(
             from tunesmith.compression.quantize import quantize
 
             quantize(Run(folder), recipe.quantize, on_event=tell)
-        tell(RunFinished(verdict=verdict, seconds=time.time() - started))
+        tell(RunFinished(verdict=verdict, seconds=runs.worked_seconds(folder, until=time.time())))
     return Run(folder)
 
 
@@ -263,7 +262,7 @@ def _plan(folder: Path, recipe: Recipe, base: Path, prepared: Sequence[PreparedD
 @contextlib.contextmanager
 def _only_process(folder: Path) -> Iterator[None]:
     """Two processes must not write one run."""
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock = filelock.FileLock(folder / runs.LOCK, timeout=1)  # somebody may be looking whether it is held
     try:
         with lock:
             yield

@@ -191,10 +191,10 @@ class Recipe(Part):
         from tunesmith.methods import fill_in
         from tunesmith.refusals import refusals
 
-        for problem in refusals(self):
-            raise ValueError(problem)
-        for problem in refusals(fill_in(self)):  # what the method chooses excludes things too
-            raise ValueError(problem)
+        for refusal in refusals(self):
+            raise refusal
+        for refusal in refusals(fill_in(self)):  # what the method chooses excludes things too
+            raise refusal
         return self
 
     def resolved(self) -> Recipe:
@@ -213,9 +213,13 @@ class Recipe(Part):
         """Whether the last stage of a resolved recipe does: its answers are then measured by their reward."""
         return bool(self.stages) and self.stages[-1].objective in ("ppo", "grpo")
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML that :func:`tunesmith.recipe_file.load` reads back to an equal recipe."""
-        fields = self.model_dump(mode="json", exclude_none=True)
+    def to_yaml(self, *, nulls: bool = False) -> str:
+        """The recipe as YAML that :func:`tunesmith.recipe_file.load` reads back to an equal recipe.
+
+        Args:
+            nulls: With the keys that are ``null``.
+        """
+        fields = self.model_dump(mode="json", exclude_none=not nulls)
         text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         return text
 

@@ -15,6 +15,7 @@ from tunesmith import strict_yaml
 from tunesmith.errors import RecipeError
 from tunesmith.parameters.settings import kinds_with
 from tunesmith.recipe import Recipe
+from tunesmith.strict import Refusal
 
 DATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _NO_YAML = ("*", "&", "!", "%", "@", "`")
@@ -84,7 +85,7 @@ def parse(
         return Recipe.model_validate(tree)
     except ValidationError as error:
         given = [tuple(item.partition("=")[0].strip().split(".")) for item in overrides or []]
-        raise _as_recipe_error(error, source, lines or {}, given) from None
+        raise _as_recipe_error(error, tree, source, lines or {}, given) from None
 
 
 def override(tree: dict[str, Any], item: str) -> dict[str, Any]:
@@ -159,15 +160,26 @@ def line_numbers(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tup
 
 def _as_recipe_error(
     error: ValidationError,
+    tree: dict[str, Any],
     source: str | None,
     lines: dict[tuple[str, ...], int],
     given: Sequence[tuple[str, ...]] = (),
 ) -> RecipeError:
-    """The first of pydantic's complaints; ``given`` has the paths of the overrides, which no line of the file holds."""
+    """The first of pydantic's complaints.
+
+    Args:
+        error: All of them.
+        tree: What was held against the recipe's declaration.
+        source: Name of the file.
+        lines: Of the file's keys.
+        given: Paths of the overrides, which no line of the file holds.
+    """
     problems = error.errors(include_url=False)
     # A mistyped key often makes its neighbour "missing" too: report the unknown key first.
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    path = _written(problem["loc"])
+    refusal = problem.get("ctx", {}).get("error")
+    about = refusal.key if isinstance(refusal, Refusal) else ""
+    path = _as_written(about, tree) if about else _written(problem["loc"])
     if problem["type"] == "union_tag_invalid":
         path = (*path, "kind")
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
@@ -179,6 +191,9 @@ def _as_recipe_error(
     others = list(dict.fromkeys(".".join(_written(p["loc"])) for p in problems if p is not problem))
     others = [other for other in others if other != key]
     more = f" (and {len(others)} more: {', '.join(f'`{other}`' for other in others)})" if others else ""
+    if isinstance(refusal, Refusal):
+        place = f"`{key}`: " if key and not about else ""  # a rule names its keys itself
+        return RecipeError(f"{place}{refusal.what}{more}", where=where, fix=refusal.fix)
     if problem["type"] == "extra_forbidden":
         return RecipeError(f"unknown key `{key}`{more}", where=where, fix=_known_keys(tuple(map(str, problem["loc"]))))
     if problem["type"] == "union_tag_not_found":
@@ -199,6 +214,29 @@ def _written(loc: Sequence[str | int]) -> tuple[str, ...]:
             kept.append(step)
         tag = step == "parameters" and not tag
     return tuple(kept)
+
+
+def _as_written(key: str, tree: dict[str, Any]) -> tuple[str, ...]:
+    """Path of the key that a rule is about: in the stage, or at the top, whence the stage has it."""
+    own = tuple(key.split("."))
+    shared = own[2:] if own[0] == "stages" else own
+    for path in (own, shared):
+        if path and _stands(tree, path):
+            return path
+    return shared or own
+
+
+def _stands(tree: Any, path: tuple[str, ...]) -> bool:
+    """Whether a recipe has a key, or a short form in its place, such as ``lora`` for ``{kind: lora}``."""
+    for step in path:
+        if isinstance(tree, str):
+            return True
+        if isinstance(tree, list):
+            tree = dict(zip(map(str, range(len(tree))), tree, strict=True))
+        if not isinstance(tree, dict) or step not in tree:
+            return False
+        tree = tree[step]
+    return True
 
 
 def _no_kind(key: str, more: str, where: str | None, given: Any) -> RecipeError:
@@ -225,15 +263,14 @@ def _known_keys(path: tuple[str, ...]) -> str:
 
 
 def _wrong_value(key: str, more: str, where: str | None, problem: Any) -> RecipeError:
-    """A value of the wrong kind or size, or a rule's own message, which may have a remedy behind ``: use``."""
-    message, _, remedy = problem["msg"].removeprefix("Value error, ").partition(": use ")
+    """A value of the wrong kind or size, in the words of pydantic."""
+    message, fix = problem["msg"].removeprefix("Value error, "), None
     if message.startswith("Input should be") and isinstance(problem["input"], str | int | float):
-        remedy = remedy or message.removeprefix("Input should be ").replace("a valid", "a")
+        wanted = message.removeprefix("Input should be ").replace("a valid", "a")
+        fix = f"use a number {wanted}" if wanted.startswith(("greater", "less")) else f"use {wanted}"
         message = f"{problem['input']!r}, but it {message.removeprefix('Input ')}"
     text = f"`{key}`: {message}{more}" if key else f"{message}{more}"
-    if remedy.startswith(("greater", "less")):
-        remedy = f"a number {remedy}"
-    return RecipeError(text, where=where, fix=f"use {remedy}" if remedy else None)
+    return RecipeError(text, where=where, fix=fix)
 
 
 def _wrong_choice(key: str, more: str, where: str | None, problem: Any) -> RecipeError:

@@ -8,6 +8,7 @@ Files are written whole or not at all; logs only grow.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import time
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 DEFAULT_ROOT = Path("runs")
 EVALUATIONS = "evaluations"  # folder in a run's folder: what `tunesmith eval --data` measured, each in a folder below
 QUANTIZED = "quantized"  # the same of `tunesmith quantize`: each a run of its own
+LOCK = ".lock"  # file in a run's folder that the process holds which works on it
+LAST_WORDS = ("run_finished", "run_failed")
+"""Types of the events with which a process ends its work on a run."""
 
 
 def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
@@ -89,6 +93,71 @@ def read_events(folder: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
+def _last_word(folder: Path) -> dict[str, Any] | None:
+    """The event with which the last process ended its work on a run; ``None`` if it has not, or was killed."""
+    path = folder / "events.jsonl"
+    for line in _lines_from_the_end(path) if path.is_file() else ():
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:  # cut by a kill
+            continue
+        if event["type"] in LAST_WORDS:
+            return event
+        if event["type"] in ("run_started", "step"):  # after its last word a run may be measured, but not tuned
+            return None
+    return None
+
+
+def _lines_from_the_end(path: Path, block: int = 1 << 16) -> Iterator[bytes]:
+    """The lines of a file, the last one first."""
+    with path.open("rb") as file:
+        position, rest = file.seek(0, os.SEEK_END), b""
+        while position > 0:
+            size = min(block, position)
+            position -= size
+            file.seek(position)
+            rest, *whole = (file.read(size) + rest).split(b"\n")
+            yield from reversed(whole)
+        yield rest
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process works on a run at this moment: it holds the lock. Where that cannot be tried, it may be."""
+    import filelock
+
+    lock = folder / LOCK
+    if not lock.is_file():
+        return False
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            return False
+    except OSError:  # held by a process, or not ours to try
+        return True
+
+
+def worked_seconds(folder: Path, until: float | None = None) -> float:
+    """What all processes that worked on a run took, by the times of their events.
+
+    A process begins with ``run_started``. It ends with its last word; one that was killed ends with its last event.
+
+    Args:
+        folder: The run's.
+        until: When the process that is at work now ends; default: with its last event so far.
+    """
+    spans: list[tuple[float, float]] = []
+    at_work = False
+    for event in read_events(folder):
+        if event["type"] == "run_started":
+            spans.append((event["time"], event["time"]))
+            at_work = True
+        elif at_work:
+            spans[-1] = (spans[-1][0], event["time"])
+            at_work = event["type"] not in LAST_WORDS
+    if at_work and until is not None:
+        spans[-1] = (spans[-1][0], until)
+    return sum(max(0.0, end - start) for start, end in spans)  # somebody may have set the clock back
+
+
 class Run:
     """A run on disk. Nothing is loaded before it is asked for.
 
@@ -128,16 +197,16 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``finished``, ``interrupted``, ``failed``, ``started``: the last word of its events."""
-        status = "started"
-        for event in read_events(self.path):
-            if event["type"] == "run_started":
-                status = "started"
-            elif event["type"] == "run_finished":
-                status = "finished"
-            elif event["type"] == "run_failed":
-                status = "interrupted" if event["interrupted"] else "failed"
-        return status
+        """``finished``, ``interrupted`` or ``failed`` by the last word of its events.
+
+        Without one ``started`` while a process is at work, and ``stopped`` where none is any more: it was killed.
+        """
+        word = _last_word(self.path)
+        if word is None:
+            return "started" if is_at_work(self.path) else "stopped"
+        if word["type"] == "run_finished":
+            return "finished"
+        return "interrupted" if word["interrupted"] else "failed"
 
     @property
     def metrics(self) -> dict[str, Interval]:
@@ -168,11 +237,9 @@ class Run:
         """
         summary = self._summary()
         if not summary:
-            raise UsageError(
-                f"the run is not finished ({self.status})",
-                where=str(self.path),
-                fix=f"tunesmith resume {self.path}",
-            )
+            status = self.status
+            fix = "wait for the process that works on it" if status == "started" else f"tunesmith resume {self.path}"
+            raise UsageError(f"the run is not finished ({status})", where=str(self.path), fix=fix)
         return summary
 
     def report(self) -> Path:

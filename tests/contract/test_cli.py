@@ -18,8 +18,8 @@ import yaml
 from tunesmith.cli import failures, main, predicting
 from tunesmith.cli.recipe_flags import FLAGS, RecipeChoices, describe
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
-from tunesmith.recipe import Recipe
-from tunesmith.recipe_file import load, parse
+from tunesmith.recipe import Recipe, Training
+from tunesmith.recipe_file import line_numbers, load, parse
 
 HEAVY = ("torch", "transformers", "sklearn", "pandas", "matplotlib", "datasets", "peft", "scipy")
 RECIPE = "task: text-classification\nmodel: minilm-l6\ndata: {train: reviews.csv}\n"
@@ -112,9 +112,58 @@ def test_a_flag_is_explained_by_its_key(key: str) -> None:
 
 def test_what_recipe_show_prints_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "r.yaml"
-    file.write_text(RECIPE, encoding="utf-8")
+    file.write_text(RECIPE.replace("minilm-l6", "not-here"), encoding="utf-8")
     assert main.run(["recipe", "show", str(file)]) == 0
-    assert parse(yaml.safe_load(capsys.readouterr().out)) == load(file).resolved()
+    shown = capsys.readouterr().out
+    assert parse(yaml.safe_load(shown)) == load(file).resolved()
+    assert set(Training.model_fields) <= set(yaml.safe_load(shown)["stages"][0]["training"]), "nulls too"
+    rate = comments(shown)["stages", "0", "training", "learning_rate"]
+    rates, _, why = rate.partition("; ")
+    assert rates == "by the model: 5e-05 with a head, 2e-05 for a decoder, 0.0001 for an encoder-decoder"
+    assert why == "not-here is not on this machine"
+
+
+def test_recipe_show_fills_in_what_the_model_decides(
+    tiny_encoder: Path, tiny_t5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "r.yaml"
+    tree = {"task": "text-classification", "model": str(tiny_encoder), "data": {"train": "a.csv"}}
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    assert main.run(["recipe", "show", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["stages"][0]["training"]["learning_rate"] == 5e-5
+    stage = {keys[-1]: said for keys, said in comments(shown).items() if keys[0] == "stages"}
+    assert stage == {
+        "objective": "by the task and the model: classify",
+        "batch_size": "by the training rows: one in 20 of them, at least 4, at most 32",
+        "micro_tokens": "4096 on a processor, 16384 on a GPU",
+    }
+    parse(yaml.safe_load(shown))
+    flags = ("--task", "summarization", "--model", str(tiny_t5), "--method", "full", "--train", "a.jsonl")
+    assert shown_recipe(capsys, *flags)["stages"][0]["training"]["learning_rate"] == 1e-4
+
+
+def test_recipe_show_says_why_the_model_decides_nothing(tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--task", "text-generation", "--model", str(tiny_encoder), "--train", "a.jsonl")
+    assert main.run(["recipe", "show", *flags]) == 0
+    assert "it cannot write text" in comments(capsys.readouterr().out)["stages", "0", "training", "learning_rate"]
+
+
+def test_recipe_show_of_a_fit_has_no_rate(tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--task", "text-classification", "--model", str(tiny_encoder), "--train", "a.csv", "--method", "features")
+    assert main.run(["recipe", "show", *flags]) == 0
+    assert comments(capsys.readouterr().out)["stages", "0", "training", "learning_rate"] == "not used"
+
+
+def comments(shown: str) -> dict[tuple[str, ...], str]:
+    """Path of each key -> the comment on its line."""
+    lines = shown.splitlines()
+    numbers = line_numbers(yaml.compose(shown, Loader=yaml.SafeLoader))
+    return {
+        keys: lines[number - 1].partition("  # ")[2]
+        for keys, number in numbers.items()
+        if "  # " in lines[number - 1] and not keys[-1].isdigit()
+    }
 
 
 def test_the_schema_is_the_recipes_own(capsys: pytest.CaptureFixture[str]) -> None:

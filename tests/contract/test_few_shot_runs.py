@@ -45,6 +45,7 @@ def test_examples_in_the_prompt_go_with_the_model(tiny_decoder: Path, reviews: P
     shown = {"kind": "in-context", "examples": 4}
     run = tune(tiny_decoder, reviews, tmp_path / "run", parameters=shown)
     assert run.summary()["trainable_parameters"] == 0
+    assert run.summary()["peak_memory_bytes"] > 0
     assert (run.model_folder / "in_context.json").is_file()
     answers = tunesmith.load(run.path).predict(["a lovely film great"])
     uncalibrated = tune(tiny_decoder, reviews, tmp_path / "other", parameters={**shown, "calibrate": False})
@@ -68,7 +69,10 @@ def test_the_time_of_tuning_is_that_of_both_stages(tiny_encoder: Path, reviews: 
 
     run = tune(tiny_encoder, reviews, tmp_path / "run", evaluate={"baselines": ["majority"], "resamples": 200})
     [contrast] = [event for event in read_events(run.path) if event["type"] == "stage_finished"]
-    assert run.summary()["tuning_seconds"] > contrast["seconds"] > 0
+    summary = run.summary()
+    assert summary["tuning_seconds"] > contrast["seconds"] > 0
+    assert summary["tokens"] == contrast["tokens"] > 0
+    assert summary["peak_memory_bytes"] >= contrast["peak_memory_bytes"] > 0
 
 
 def test_one_example_of_each_label_is_enough_to_finish(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:

@@ -164,8 +164,9 @@ def test_pictures_for_a_task_of_text_are_one_error(task: str, tmp_path: Path) ->
 
 
 def test_few_shot_on_pictures_names_what_learns_from_pictures(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="`method: few-shot` is for texts: pictures are learned from by"):
+    with pytest.raises(RecipeError, match="`method: few-shot` is for texts") as caught:
         parse({"task": "image-classification", "model": "m", "method": "few-shot"})
+    assert "`method: features`" in str(caught.value.fix)
 
 
 def test_the_same_picture_under_two_labels_is_found(model: Path, tmp_path: Path) -> None:

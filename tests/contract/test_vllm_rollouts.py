@@ -34,6 +34,7 @@ TRAINING: dict[str, Any] = {
     "rewards": [RewardSource(kind="exact")],  # replaced below
     "rollouts": {"max_new_tokens": 6, "temperature": 1e-4, "validation_prompts": 4, "engine": "vllm"},
     "learning_rate": 0.05,
+    "micro_tokens": 4096,
     "batch_size": 8,
     "max_steps": 3,
     "eval_steps": 3,

@@ -126,7 +126,7 @@ def bytes_of(run: Path) -> dict[str, Any]:
     """Hashes of everything that training left: the model, and the last checkpoint with its optimizer and generators."""
     last = max((run / "stages" / "1-tune" / "checkpoints").glob("step-*"))
     trainer = json.loads((last / "trainer.json").read_text())
-    for name in ("seconds",):  # a clock, not a result
+    for name in ("seconds", "peak_memory_bytes"):  # measurements, not results
         trainer["position"].pop(name)
     model = {path.name: tiny.sha256s(path.parent)[path.name] for path in sorted((run / "model").rglob("*.safetensors"))}
     return {"step": last.name, "checkpoint": tiny.sha256s(last), "model": model, "trainer": trainer}

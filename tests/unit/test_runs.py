@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 
 from tunesmith import disk, runs
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
-from tunesmith.events import Notice, Progress, RunFailed, RunFinished, RunStarted, Step
+from tunesmith.events import Notice, Phase, Progress, RunFailed, RunFinished, RunStarted, Step
 from tunesmith.recipe import Recipe
 from tunesmith.runs import EventLog, Run, StoredAnswer, read_events
 
@@ -63,18 +66,60 @@ def test_a_whole_log_is_only_appended_to(folder: Path) -> None:
 
 def test_the_status_is_the_last_word(folder: Path) -> None:
     run, log = Run(folder), EventLog(folder)
-    assert run.status == "started"
+    assert run.status == "stopped"
     error: dict[str, str | None] = {"code": "data", "what": "bad", "where": None, "fix": None}
     for event, status in (
-        (STARTED, "started"),
+        (STARTED, "stopped"),
         (RunFailed(error=error), "failed"),
-        (STARTED, "started"),
+        (STARTED, "stopped"),
         (RunFailed(error=error, interrupted=True), "interrupted"),
-        (STARTED, "started"),
+        (STARTED, "stopped"),
+        (step(1), "stopped"),
         (FINISHED, "finished"),
+        (Phase(step="evaluate", message="measured again, on other rows"), "finished"),
     ):
         log(event)
         assert run.status == status
+
+
+def test_a_run_is_started_while_a_process_holds_its_lock(folder: Path) -> None:
+    """And stopped as soon as that is gone, however it went."""
+    EventLog(folder)(STARTED)
+    with filelock.FileLock(folder / runs.LOCK):
+        assert Run(folder).status == "started"
+        with pytest.raises(UsageError, match=r"not finished \(started\)") as caught:
+            Run(folder).summary()
+        assert caught.value.fix == "wait for the process that works on it"
+    assert Run(folder).status == "stopped"
+    with pytest.raises(UsageError, match=r"not finished \(stopped\)") as caught:
+        Run(folder).summary()
+    assert caught.value.fix == f"tunesmith resume {folder}"
+
+
+@pytest.mark.parametrize("words", [10, 5_000])
+def test_the_status_is_read_from_the_end(words: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the last line was cut, or is longer than what is read at once."""
+    log = EventLog(folder)
+    for event in (STARTED, *map(step, range(1000)), FINISHED, Notice(level="info", message="word " * words)):
+        log(event)
+    with (folder / "events.jsonl").open("ab") as file:
+        file.write(b'{"type": "noti')
+    read: list[str] = []
+    real = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: (read.append(line), real(line))[1])
+    assert Run(folder).status == "finished" and len(read) == 3
+
+
+def test_a_run_took_what_all_its_processes_took(folder: Path) -> None:
+    """One that was killed counts until its last event, one at work until now; what comes after the end does not."""
+    log = EventLog(folder)
+    assert runs.worked_seconds(folder, until=99.0) == 0.0
+    for event in (replace(STARTED, time=10.0), replace(step(1), time=14.0), replace(STARTED, time=100.0)):
+        log(event)
+    assert (runs.worked_seconds(folder), runs.worked_seconds(folder, until=107.0)) == (4.0, 11.0)
+    for event in (replace(FINISHED, time=105.0), replace(step(2), time=900.0)):
+        log(event)
+    assert runs.worked_seconds(folder) == runs.worked_seconds(folder, until=999.0) == 9.0
 
 
 def test_an_unfinished_run_says_how_to_finish_it(folder: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from conftest import labelled_rows
-from tunesmith import tune
+from tunesmith import pipeline, tune
 from tunesmith.data.rows import Origin, Row
 from tunesmith.evaluation.answering import encode_rows
 from tunesmith.models import inference
 from tunesmith.models.saving import load_artefact
-from tunesmith.runs import read_events
+from tunesmith.recipe import Recipe
+from tunesmith.recipe_file import parse
+from tunesmith.runs import Run, read_events
 from tunesmith.tasks import TASKS
 
 
@@ -41,3 +45,56 @@ def test_full_training_starts_from_the_head_of_a_fit(tiny_encoder: Path, tmp_pat
         found.append(inference.class_probabilities(model, encode_rows(model, asked, TASKS["text-classification"])))
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
     assert [event["stage"] for event in read_events(both.path) if event["type"] == "stage_started"] == ["tune"]
+    assert both.summary()["tuning_seconds"] > 0 and fit.summary()["peak_memory_bytes"] > 0
+    [updated] = [event for event in read_events(both.path) if event["type"] == "stage_finished"]
+    assert both.summary()["peak_memory_bytes"] >= updated["peak_memory_bytes"]
+
+
+def test_the_figures_are_of_all_stages_and_of_all_processes(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    """Killed after its training and gone on with: nothing is trained again, and nothing is forgotten that it took."""
+    run = pipeline.run(two_stages(tiny_encoder, reviews), run_dir=tmp_path / "run")
+    events, before = list(read_events(run.path)), run.summary()
+    ended = [event for event in events if event["type"] == "stage_finished"]
+    assert [event["stage"] for event in ended] == ["one", "two"]
+    assert before["tokens"] == sum(event["tokens"] for event in ended)
+    assert before["tuning_seconds"] == pytest.approx(sum(event["seconds"] for event in ended))
+    assert before["tokens_per_second"] == pytest.approx(before["tokens"] / before["tuning_seconds"])
+    assert before["peak_memory_bytes"] == max(event["peak_memory_bytes"] for event in ended)
+    assert within(events, before["seconds"])
+    assert before["seconds"] > before["tuning_seconds"]
+
+    kill(run)
+    after = pipeline.resume(run.path).summary()
+    assert (after["tokens"], after["tuning_seconds"]) == (before["tokens"], before["tuning_seconds"])
+    assert after["peak_memory_bytes"] >= before["peak_memory_bytes"]
+    killed, resumed = events[:-1], list(read_events(run.path))[len(events) - 1 :]
+    assert within(resumed, after["seconds"] - (killed[-1]["time"] - killed[0]["time"]))
+
+
+def within(events: list[dict[str, Any]], seconds: float) -> bool:
+    """Whether that is the time of a process until it wrote its figures: after it measured, and before it ended."""
+    measured = max(event["time"] for event in events if event["type"] == "evaluated")
+    return bool(measured <= events[0]["time"] + seconds + 1e-6 <= events[-1]["time"])
+
+
+def two_stages(model: Path, data: Path) -> Recipe:
+    return parse(
+        {
+            "task": "text-classification",
+            "model": str(model),
+            "method": "full",
+            "data": {"train": str(data)},
+            "training": {"max_steps": 3, "batch_size": 8},
+            "stages": [{"name": "one"}, {"name": "two", "training": {"max_steps": 2, "batch_size": 4}}],
+            "evaluate": {"baselines": [], "resamples": 100},
+        }
+    )
+
+
+def kill(run: Run) -> None:
+    """Leave what a kill just before the last word would have left."""
+    (run.path / "summary.json").unlink()
+    log = run.path / "events.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert '"run_finished"' in lines[-1]
+    log.write_text("".join(lines[:-1]), encoding="utf-8")

@@ -29,6 +29,7 @@ __all__ = [
     "hub_rows",
     "is_cached",
     "model_folder",
+    "model_here",
     "reference_of",
     "remove",
     "require_terms",
@@ -121,6 +122,14 @@ def model_folder(
     if hub.is_id(name):
         return hub.model_folder(name, on_event, revision=revision)
     raise _unknown(name, "model")
+
+
+def model_here(name: str) -> Path | None:
+    """The model's folder, if it can be read without fetching or converting anything."""
+    if Path(name).expanduser().is_dir():
+        return model_folder(name)
+    entry = ENTRIES.get(name)
+    return get(name) if entry is not None and entry.kind == "model" and is_cached(name) else None
 
 
 def reference_of(folder: Path) -> tuple[str | None, str | None]:

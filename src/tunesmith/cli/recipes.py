@@ -93,12 +93,19 @@ def _present(tree: dict[str, Any], key: str) -> bool:
 @app.command("show")
 @takes_recipe
 def show(choices: RecipeChoices, *, as_json: Json = False) -> None:
-    """Print the recipe with its method's choices and every default spelled out."""
-    recipe = choices.recipe().resolved()
+    """Print the recipe with its method's choices and every default spelled out.
+
+    What a run alone can fill in, such as a batch size that depends on the number of rows, is `null`, with a comment
+    that says what decides it. The learning rate depends on the model: it is shown if the model is on this machine.
+    """
+    recipe = choices.recipe()  # before the other imports: a mistyped key answers at once
+    from tunesmith.spelled_out import spelled_out
+
+    shown = spelled_out(recipe)
     if as_json:
-        print_json(recipe.model_dump(mode="json"))
+        print_json(shown.recipe.model_dump(mode="json"))
     else:
-        print(recipe.to_yaml(), end="")
+        print(shown.to_yaml(), end="")
 
 
 @app.command("schema")

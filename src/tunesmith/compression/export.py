@@ -16,6 +16,7 @@ from tunesmith.errors import ResourceError, UsageError
 from tunesmith.evaluation import answering
 from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.evaluate import licence_of
+from tunesmith.evaluation.held_out import held_out, some_rows
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.events import Listener, Notice, Phase, nobody
 from tunesmith.models.model import Model
@@ -120,7 +121,7 @@ def _refuse_impossible(opened: Run, to: Format, notes: ArtefactNotes) -> None:
 def _texts(recipe: Recipe, model: Model, rows: int, on_event: Listener) -> list[list[int]]:
     """Tokens of some rows that were not trained on, as the model is given them."""
     data = prepare(recipe.of_stage(recipe.stages[-1]) if recipe.stages else recipe, on_event=nobody)
-    chosen = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:rows]
+    chosen = some_rows(held_out(data, on_event) or data.train, rows)
     setting = Setting(TASKS[recipe.task], data.labels, recipe.system_prompt, recipe.evaluate.generation, 0, on_event)
     return answering.inputs(model, chosen, setting)
 

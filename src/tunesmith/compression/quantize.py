@@ -23,7 +23,8 @@ from tunesmith.errors import DataError, UsageError
 from tunesmith.evaluation import answering
 from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.comparison import Comparison, System
-from tunesmith.evaluation.evaluate import Remade, evaluate_run, rows_to_measure
+from tunesmith.evaluation.evaluate import Remade, evaluate_run
+from tunesmith.evaluation.held_out import held_out, rows_to_measure, some_rows
 from tunesmith.evaluation.metrics import measure, truth
 from tunesmith.events import Listener, Notice, Phase, RunFinished, RunStarted, nobody
 from tunesmith.models.image_classifier import ImageClassifier
@@ -40,6 +41,8 @@ from tunesmith.training.outcome import Trained
 QUANTIZED = runs.QUANTIZED
 FP8_CAPABILITY = (8, 9)
 """NVIDIA's compute capability from which on tensor cores multiply 8-bit floats (Ada, Hopper)."""
+SPEED_ROWS = 8
+"""Rows that speed is measured on."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,7 @@ def _make_narrow(work: Work) -> Plan:
 def _search(work: Work, sensitivities: dict[str, float], form: Format, budget: float) -> Found:
     """Which layers are to be left alone, by rows that are not the test rows."""
     rows = list(work.data.validation) or list(work.calibration)
-    limited = sorted(rows, key=lambda row: row.key)[: max(work.choice.rows * 4, 200)]
+    limited = some_rows(rows, max(work.choice.rows * 4, 200))
     task = work.setting.task
     right = truth(task, [task.reference(row) for row in limited], work.data.labels, work.recipe.evaluate)
     return sensitivity.search(
@@ -295,7 +298,7 @@ def _calibration_rows(recipe: Recipe, choice: Quantize, data: PreparedData, mode
         rows = found.train
     if len(rows) < choice.rows:
         tell(Notice(level="info", message=f"calibrating on {len(rows)} rows: there are no more"))
-    return sorted(rows, key=lambda row: row.key)[: choice.rows]
+    return some_rows(rows, choice.rows)
 
 
 def _measure(work: Work, remade: Model, plan: Plan) -> dict[str, Any]:
@@ -305,7 +308,7 @@ def _measure(work: Work, remade: Model, plan: Plan) -> dict[str, Any]:
     if original.dtype == torch.float32:
         narrow = copy.deepcopy(original.network).to(torch.bfloat16)
         models["original in bf16"] = replace(original, network=narrow, packable_length=0)
-    rows = sorted([*data.test] or [*data.validation] or [*data.train], key=lambda row: row.key)[:8]
+    rows = some_rows(held_out(data, nobody) or data.train, SPEED_ROWS)
     speeds = speed.measure_in_turns(models, answering.inputs(original, rows, work.setting))
     files = work.model_folder.rglob("*")
     return {

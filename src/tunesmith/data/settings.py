@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from tunesmith.strict import Part
+from tunesmith.strict import Part, Refusal
 
 LossOn = Literal["every-answer", "last-answer"]
 
@@ -120,5 +120,5 @@ class Data(Part):
     @classmethod
     def _share_in_range(cls, value: float | list[str]) -> float | list[str]:
         if isinstance(value, float) and not 0.0 <= value <= 0.5:
-            raise ValueError(f"a share must lie between 0 and 0.5, not {value}")
+            raise Refusal(f"a share must lie between 0 and 0.5, not {value}", fix="lower it, or name files")
         return value

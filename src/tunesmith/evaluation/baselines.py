@@ -42,26 +42,31 @@ Untuned = tuple[str, Path]
 
 
 @dataclass(frozen=True)
-class Field:
+class Conditions:
     """What all baselines of a run have in common.
 
     Attributes:
         wanted: From the recipe.
-        kinds: Which kinds are among them, of those that fit the task.
         data: Training rows for shots, shares and features; validation rows for choices.
         rows: The test rows.
         setting: What all systems share.
+        settings: How they are measured.
         dtype: For loading models.
         device: For loading models.
     """
 
     wanted: Sequence[Baseline]
-    kinds: set[str]
     data: PreparedData
     rows: Sequence[Row]
     setting: Setting
+    settings: Evaluate
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def kinds(self) -> set[str]:
+        """Which kinds are wanted."""
+        return {baseline.kind for baseline in self.wanted}
 
     @property
     def shots(self) -> int:
@@ -69,120 +74,104 @@ class Field:
         return next((b.shots for b in self.wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
 
 
-def run_baselines(
-    wanted: Sequence[Baseline],
-    base: Untuned,
-    larger: Sequence[Untuned],
-    data: PreparedData,
-    rows: Sequence[Row],
-    setting: Setting,
-    settings: Evaluate,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Iterator[System]:
+def run_baselines(given: Conditions, base: Untuned, larger: Sequence[Untuned]) -> Iterator[System]:
     """Measure each baseline that fits the task.
 
     Args:
-        wanted: From the recipe.
+        given: What they have in common.
         base: The untuned base model.
         larger: Larger ones; their systems' names begin with theirs.
-        data: Training rows for shots, shares and features; validation rows for choices.
-        rows: The test rows.
-        setting: What all systems share.
-        settings: Intervals.
-        dtype: For loading models.
-        device: For loading models.
     """
-    field = Field(wanted, {baseline.kind for baseline in wanted}, data, rows, setting, dtype, device)
-    right = truth(setting.task, [setting.task.reference(row) for row in rows], setting.labels, settings)
-    for name, title, what, outputs, parameters in _measured(base, larger, field):
+    setting, settings = given.setting, given.settings
+    right = truth(setting.task, [setting.task.reference(row) for row in given.rows], setting.labels, settings)
+    for name, title, what, outputs, parameters in _measured(base, larger, given):
         metrics = measure(outputs, right, settings)
         setting.on_event(evaluated(name, outputs, metrics))
         yield System(name, title, what, outputs, metrics, parameters=parameters, is_ceiling=name == "oracle")
 
 
-def _measured(base: Untuned, larger: Sequence[Untuned], field: Field) -> Iterator[Found]:
-    answer = field.setting.task.answer
+def _measured(base: Untuned, larger: Sequence[Untuned], given: Conditions) -> Iterator[Found]:
+    answer = given.setting.task.answer
     if answer in ("pair", "thumb"):
-        yield from (_pairs if answer == "pair" else _thumbs)(base, field)
+        yield from (_pairs if answer == "pair" else _thumbs)(base, given)
         return
     of_model = _likelihoods if answer == "likelihood" else _answers
     if answer != "likelihood":
-        yield from _without_model(field)
-    yield from of_model(*base, field)
-    asked = replace(field, kinds={"base", "few-shot"})
+        yield from _without_model(given)
+    yield from of_model(*base, given)
+    asked = [Baseline(kind="base"), Baseline(kind="few-shot", shots=given.shots)]
     for name, folder in larger:
-        for key, title, what, outputs, parameters in of_model(name, folder, asked):
+        for key, title, what, outputs, parameters in of_model(name, folder, replace(given, wanted=asked)):
             yield f"{name}-{key}", title, what, outputs, parameters
 
 
-def _pairs(base: Untuned, field: Field) -> Iterator[Found]:
-    yield from pairs.baselines(field.kinds, _load(*base, field), field.data.train, field.rows, field.setting)
+def _pairs(base: Untuned, given: Conditions) -> Iterator[Found]:
+    yield from pairs.baselines(given.kinds, _load(*base, given), given.data.train, given.rows, given.setting)
 
 
-def _thumbs(base: Untuned, field: Field) -> Iterator[Found]:
-    untuned = _load(*base, field)
-    if untuned is not None and "base" in field.kinds:
-        outputs = answering.answer(untuned, field.rows, field.setting)
+def _thumbs(base: Untuned, given: Conditions) -> Iterator[Found]:
+    untuned = _load(*base, given)
+    if untuned is not None and "base" in given.kinds:
+        outputs = answering.answer(untuned, given.rows, given.setting)
         what = "how much likelier the untuned model finds liked answers"
         yield "base", f"{base[0]}, untuned", what, outputs, untuned.total_parameters
 
 
-def _without_model(field: Field) -> Iterator[Found]:
+def _without_model(given: Conditions) -> Iterator[Found]:
     """What needs no model: sentences of the document, the commonest answer, a dictionary."""
-    task, rows, train = field.setting.task, field.rows, field.data.train
-    if isinstance(task, Summarization) and "lead" in field.kinds:
-        count = next((b.sentences for b in field.wanted if b.kind == "lead" and b.sentences), 1)
+    task, rows, train = given.setting.task, given.rows, given.data.train
+    if isinstance(task, Summarization) and "lead" in given.kinds:
+        count = next((b.sentences for b in given.wanted if b.kind == "lead" and b.sentences), 1)
         what = f"the first {f'{count} sentences' if count > 1 else 'sentence'} of the document"
         yield "lead", f"Lead-{count}", what, extractive.lead(rows, task, count), 0
-    if isinstance(task, Summarization) and "oracle" in field.kinds:
+    if isinstance(task, Summarization) and "oracle" in given.kinds:
         what = "a ceiling, not a rival: the document's own sentences, chosen with the right answer in sight"
         yield "oracle", "Best extract", what, extractive.oracle(rows, task, "rouge1"), 0
-    if "majority" in field.kinds and task.answer in _ALWAYS:
-        yield "majority", *_ALWAYS[task.answer], answering.majority(train, rows, field.setting), 0
-    if "majority" in field.kinds and task.answer == "spans":
+    if "majority" in given.kinds and task.answer in _ALWAYS:
+        yield "majority", *_ALWAYS[task.answer], answering.majority(train, rows, given.setting), 0
+    if "majority" in given.kinds and task.answer == "spans":
         what = "gives each word the tag that it most often has in the training data"
         yield "dictionary", "Dictionary", what, by_dictionary(train, rows), 0
 
 
-def _answers(name: str, folder: Path, field: Field) -> Iterator[Found]:
+def _answers(name: str, folder: Path, given: Conditions) -> Iterator[Found]:
     """An untuned model: asked without examples, with some, and its frozen features."""
-    tell, answer = field.setting.on_event, field.setting.task.answer
-    if field.setting.task.name == "image-classification":
-        if "features" in field.kinds:
-            yield _picture_features(name, folder, field)
+    tell, answer = given.setting.on_event, given.setting.task.answer
+    if given.setting.task.name == "image-classification":
+        if "features" in given.kinds:
+            yield _picture_features(name, folder, given)
         return
-    if not field.kinds & {"base", "few-shot", "features"}:
+    if not given.kinds & {"base", "few-shot", "features"}:
         return
     tell(Phase(step="evaluate", message=f"baselines of {name}"))
     writes = natural_form(load_config(folder)) != "classify"
     model = None
     if answer in ("spans", "labels", "score") and not writes:
         tell(Notice(level="info", message=f"{name} cannot write: no baseline of it without training"))
-    elif (model := _load(name, folder, field)) is None:
+    elif (model := _load(name, folder, given)) is None:
         tell(Notice(level="info", message=f"{name} has no sentence vectors: no zero-shot baseline of it"))
     else:
-        for key, title, what, outputs in (_prompted if writes else _embedded)(model, field):
+        for key, title, what, outputs in (_prompted if writes else _embedded)(model, given):
             yield key, title, what, outputs, model.total_parameters
-    if "features" in field.kinds and answer in _ALWAYS:
-        yield _features(name, folder, model, field)
+    if "features" in given.kinds and answer in _ALWAYS:
+        yield _features(name, folder, model, given)
 
 
-def _likelihoods(name: str, folder: Path, field: Field) -> Iterator[Found]:
+def _likelihoods(name: str, folder: Path, given: Conditions) -> Iterator[Found]:
     """How likely untuned models find documents: one that knows but the frequencies of tokens, and the base model."""
     form: Form = "generate" if natural_form(load_config(folder)) == "generate" else "mask"
-    model = load_model(folder, name=name, form=form, dtype=field.dtype, device=field.device)
-    if "majority" in field.kinds:
+    model = load_model(folder, name=name, form=form, dtype=given.dtype, device=given.device)
+    if "majority" in given.kinds:
         what = "guesses by how frequent each token is in the training documents, whatever stands around it"
-        yield "majority", "Token frequencies", what, unigram(model, field.data.train, field.rows, field.setting.task), 0
-    if "base" not in field.kinds:
+        yield "majority", "Token frequencies", what, unigram(model, given.data.train, given.rows, given.setting.task), 0
+    if "base" not in given.kinds:
         return
     if form == "mask" and model.head_names:
         message = f"{name} has no head that predicts words, so there is nothing to measure before tuning"
-        field.setting.on_event(Notice(level="info", message=message))
+        given.setting.on_event(Notice(level="info", message=message))
         return
-    field.setting.on_event(Phase(step="evaluate", message=f"{name} before tuning"))
-    outputs = score_documents(model, field.rows, field.setting.task, field.setting.on_event)
+    given.setting.on_event(Phase(step="evaluate", message=f"{name} before tuning"))
+    outputs = score_documents(model, given.rows, given.setting.task, given.setting.on_event)
     yield "base", f"{name}, untuned", "the model before tuning, on the same documents", outputs, model.total_parameters
 
 
@@ -194,16 +183,16 @@ _ALWAYS: dict[Answer, tuple[str, str]] = {
 """Title and description of the system that answers all rows alike."""
 
 
-def _features(name: str, folder: Path, model: Model | None, field: Field) -> Found:
+def _features(name: str, folder: Path, model: Model | None, given: Conditions) -> Found:
     """A classical fit on the frozen model's vectors; thresholds of several labels are tuned like the tuned model's."""
-    data, rows, setting = field.data, field.rows, field.setting
+    data, rows, setting = given.data, given.rows, given.setting
     frozen = model or load_model(
         folder,
         name=name,
         form="classify",
         labels=setting.labels,
-        dtype=field.dtype,
-        device=field.device,
+        dtype=given.dtype,
+        device=given.device,
         pooling=pooling_of(folder) or "mean",
     )
     head = answering.fit_features(frozen, data.train, data.validation, setting)
@@ -216,34 +205,34 @@ def _features(name: str, folder: Path, model: Model | None, field: Field) -> Fou
     return "features", f"{name}, frozen features", what, outputs, frozen.total_parameters
 
 
-def _picture_features(name: str, folder: Path, field: Field) -> Found:
+def _picture_features(name: str, folder: Path, given: Conditions) -> Found:
     """The same for pictures."""
-    data, setting = field.data, field.setting
-    network = load_vision(folder, name=name, labels=setting.labels or [], device=field.device)
+    data, setting = given.data, given.setting
+    network = load_vision(folder, name=name, labels=setting.labels or [], device=given.device)
     frozen = Model(network, None, "classify", name, folder, 0, setting.labels)
     answering.fit_features(frozen, data.train, data.validation, setting).copy_to(network)
     what = "logistic regression on the untuned model's vectors, fitted on the same training pictures"
-    outputs = answering.answer(frozen, field.rows, setting)
+    outputs = answering.answer(frozen, given.rows, setting)
     return "features", f"{name}, frozen features", what, outputs, frozen.total_parameters
 
 
 Asked = Iterator[tuple[str, str, str, Outputs]]
 
 
-def _load(name: str, folder: Path, field: Field) -> Model | None:
+def _load(name: str, folder: Path, given: Conditions) -> Model | None:
     """The untuned model in its own form; ``None`` for an encoder that was never taught to compare texts."""
     natural = natural_form(load_config(folder))
     if natural != "classify":
-        return load_model(folder, name=name, form=natural, dtype=field.dtype, device=field.device)
+        return load_model(folder, name=name, form=natural, dtype=given.dtype, device=given.device)
     if pooling_of(folder) is None:
         return None
-    labels = field.setting.labels
-    return load_model(folder, name=name, form="classify", labels=labels, dtype=field.dtype, device=field.device)
+    labels = given.setting.labels
+    return load_model(folder, name=name, form="classify", labels=labels, dtype=given.dtype, device=given.device)
 
 
-def _prompted(model: Model, field: Field) -> Asked:
+def _prompted(model: Model, given: Conditions) -> Asked:
     """A generating model, asked in words."""
-    kinds, k, data, rows, setting = field.kinds, field.shots, field.data, field.rows, field.setting
+    kinds, k, data, rows, setting = given.kinds, given.shots, given.data, given.rows, given.setting
     how = "the likeliest label by the model's own likelihood" if setting.task.answer == "label" else "greedy answers"
     if "base" in kinds:
         what = f"the untuned model, asked without examples; {how}"
@@ -268,9 +257,9 @@ def _prompted(model: Model, field: Field) -> Asked:
         )
 
 
-def _embedded(model: Model, field: Field) -> Asked:
+def _embedded(model: Model, given: Conditions) -> Asked:
     """A sentence encoder, asked by distance."""
-    kinds, k, data, rows, setting = field.kinds, field.shots, field.data, field.rows, field.setting
+    kinds, k, data, rows, setting = given.kinds, given.shots, given.data, given.rows, given.setting
     if "base" in kinds:
         what = "the untuned encoder: the label whose name lies nearest to the text"
         yield "base", f"{model.name}, 0 shots", what, answering.by_label_similarity(model, rows, setting)

@@ -20,7 +20,7 @@ from tunesmith.evaluation.intervals import Interval, bootstrap_difference, perce
 from tunesmith.evaluation.metrics import METRICS, evaluated, measure, statistics
 from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.report import Section, format_size
-from tunesmith.evaluation.stage_gains import trained_otherwise
+from tunesmith.evaluation.retraining import trained_otherwise
 from tunesmith.events import Listener, Notice, Phase, nobody
 from tunesmith.models.cutting import base_title
 from tunesmith.models.model import Model

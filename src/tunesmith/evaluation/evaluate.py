@@ -14,14 +14,15 @@ from tunesmith.data.renderers import model_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
 from tunesmith.evaluation import answering, charts, comparison, distillation, judge_stages, pairs, reinforcement, report
-from tunesmith.evaluation.baselines import run_baselines
+from tunesmith.evaluation.baselines import Conditions, run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.general import measure_general, measure_general_after
+from tunesmith.evaluation.held_out import rows_to_measure
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, evaluated, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.evaluation.outputs import Truth
-from tunesmith.evaluation.results import Results, curves, summarise, write_results
+from tunesmith.evaluation.results import Results, curves, summarise, time_taken, write_results
 from tunesmith.evaluation.rewarded import judges_of
 from tunesmith.evaluation.sequence import measure_sequence, models_in_turn
 from tunesmith.evaluation.sequence import section as sequence_section
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from tunesmith.training.outcome import Trained
 
 TRAINING_ROWS_SHOWN = 3
-
-WRITTEN_LIMIT = 200
-"""Test rows on which written answers are measured unless the recipe says otherwise: writing is slow."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,8 @@ def evaluate_run(
     comparisons = comparison.compare(tuned, rivals, right, settings)
     verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
     sections = _sections(trial, tuned, others)
-    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    training = 0.0 if remade else trained.seconds  # a remade model was trained in the run that it was made from
+    seconds = time_taken(folder, training, time.time() - started)
     results = Results(rows, right, tuned, others.systems, comparisons, verdict, seconds)
     learned_from = _learned_from(recipe, data, trained.model)
     summary = write_results(folder, recipe, data, trained, results, sections, learned_from)
@@ -191,19 +190,9 @@ def _others(trial: _Trial) -> _Others:
     larger = [
         (b.model, catalog.model_folder(b.model, on_event=trial.tell)) for b in wanted if b.kind == "larger" and b.model
     ]
-    systems = list(
-        run_baselines(
-            wanted,
-            (base_title(recipe), trial.base),
-            larger,
-            trial.data,
-            rows,
-            setting,
-            recipe.evaluate,
-            choose_dtype(recipe.precision, device),
-            device,
-        )
-    )
+    dtype = choose_dtype(recipe.precision, device)
+    conditions = Conditions(wanted, trial.data, rows, setting, recipe.evaluate, dtype, device)
+    systems = list(run_baselines(conditions, (base_title(recipe), trial.base), larger))
     origin = lesson = None
     if setting.judges is not None:
         origin = reinforcement.measure_origin(recipe, trial.base, trial.made, trial.trained.model, rows, right, setting)
@@ -274,25 +263,11 @@ def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: List
     """All rows were for training: there is a model, and nothing to say about how good it is."""
     verdict = "Not measured: the recipe keeps no rows for it."
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
-    summary = summarise(folder, recipe, trained, verdict, trained.seconds, {}, {})
+    seconds = sum(time_taken(folder, trained.seconds, 0.0).values())
+    summary = summarise(folder, recipe, trained, verdict, seconds, {}, {})
     write_model_card(folder / "model", summary, licence_of(recipe))
     disk.write_json(folder / "summary.json", summary)
     return verdict
-
-
-def rows_to_measure(recipe: Recipe, data: PreparedData, tell: Listener) -> list[Row]:
-    """The rows to measure on: the test rows, or as many as the limit allows, chosen by their content."""
-    rows: Sequence[Row] = data.test
-    part = "test"
-    if not len(rows):
-        rows, part = data.validation, "validation"
-        message = "there are no test rows: measuring on the validation rows, on which the checkpoint was chosen"
-        tell(Notice(level="warning", message=message, fix="give `data.test` a share or a file"))
-    limit = recipe.evaluate.limit or (WRITTEN_LIMIT if TASKS[recipe.task].answer in ("text", "open") else None)
-    if limit is None or len(rows) <= limit:
-        return list(rows)
-    tell(Notice(level="info", message=f"measuring on {limit} of {len(rows)} {part} rows (`evaluate.limit`)"))
-    return sorted(rows, key=lambda row: row.key)[:limit]
 
 
 def _learned_from(recipe: Recipe, data: PreparedData, model: Model) -> list[ShownExample]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tunesmith.data.prepare import PreparedData
 from tunesmith.evaluation import answering, pairs
 from tunesmith.evaluation.answering import Setting
+from tunesmith.evaluation.held_out import held_out
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, measure
 from tunesmith.evaluation.outputs import Truth
@@ -64,8 +65,10 @@ def stage_judges(
     found = []
     for stage, data in list(zip(recipe.stages, stages, strict=False))[:-1]:
         view = recipe.of_stage(stage)
-        task, rows = TASKS[view.task], list(data.test) or list(data.validation)
-        if task.answer != "pair" or stage.objective != "reward" or not rows:
+        task = TASKS[view.task]
+        if task.answer != "pair" or stage.objective != "reward":
+            continue
+        if not (rows := held_out(data, tell, stage=stage.name)):
             continue
         tell(Phase(step="evaluate", message=f"stage {stage.name}: {len(rows)} held-out pairs"))
         model, _ = load_artefact(made[stage.name], device=default_device())

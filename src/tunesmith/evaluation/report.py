@@ -79,10 +79,11 @@ class Cost:
     """What the run took.
 
     Attributes:
-        seconds: Wall-clock time of each part, in order, e.g. ``{"data": 1.2, "tune": 300.0, "evaluate": 40.0}``.
-        tokens: Real tokens trained on (no padding), over all epochs.
-        tokens_per_second: The same over the time of tuning.
-        peak_memory_bytes: Largest resident memory (or device memory, on a GPU).
+        seconds: Wall-clock time of each part, e.g. ``{"rest": 9.5, "tune": 300.0, "evaluate": 40.0}``; their sum
+            is that of the whole run.
+        tokens: Real tokens trained on (no padding), over all epochs and stages.
+        tokens_per_second: The same over the time of training.
+        peak_memory_bytes: Largest resident memory (or device memory, on a GPU) in the training of any stage.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)

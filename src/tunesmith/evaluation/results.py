@@ -36,7 +36,7 @@ class Results:
         others: All systems that it stands beside.
         comparisons: With those of them that could be had instead.
         verdict: In one sentence.
-        seconds: Step -> wall-clock time.
+        seconds: Part -> wall-clock time, as :func:`time_taken` gives it.
     """
 
     rows: Sequence[Row]
@@ -78,6 +78,18 @@ def write_results(
         folder, recipe, trained, results.verdict, sum(results.seconds.values()), results.tuned.metrics, baselines
     )
     return summary | {section.name: section.data for section in sections}
+
+
+def time_taken(folder: Path, training: float, evaluation: float) -> dict[str, float]:
+    """Part -> wall-clock time; together they are what all processes that worked on the run took so far.
+
+    Args:
+        folder: The run's.
+        training: Seconds of the updates and fits.
+        evaluation: Seconds of this evaluation.
+    """
+    rest = runs.worked_seconds(folder, until=time.time()) - training - evaluation
+    return {"rest": max(0.0, rest), "tune": training, "evaluate": evaluation}
 
 
 def summarise(

@@ -20,11 +20,12 @@ from tunesmith import disk, runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, charts
+from tunesmith.evaluation.held_out import held_out, some_rows
 from tunesmith.evaluation.intervals import Interval, percentiles, resampled
 from tunesmith.evaluation.metrics import METRICS, available, primary, statistics, truth
 from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.evaluation.report import Section
-from tunesmith.events import Listener, Notice, Phase
+from tunesmith.events import Listener, Notice, Phase, nobody
 from tunesmith.models.combining import COMBINATIONS, combine
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model, decoder_of
@@ -133,7 +134,13 @@ def measure_sequence(
         ``None`` if a stage has no rows to measure on.
     """
     names = [stage.name for stage in recipe.stages]
-    rows = [_rows(recipe, data) for data in stages]
+    most = recipe.evaluate.limit or ROWS
+    # The last stage's rows are the run's own, of which it was told already.
+    told = [*[tell] * (len(stages) - 1), nobody]
+    rows = [
+        some_rows(held_out(data, listener, stage=name), most)
+        for name, data, listener in zip(names, stages, told, strict=True)
+    ]
     if not all(rows):
         missing = ", ".join(name for name, found in zip(names, rows, strict=True) if not found)
         tell(Notice(level="warning", message=f"forgetting is not measured: no test rows for {missing}"))
@@ -193,11 +200,6 @@ def models_in_turn(folder: Path, recipe: Recipe) -> Iterator[tuple[str, Model]]:
 
 def _pairs(count: int) -> Iterator[tuple[int, int]]:
     return ((after, task) for after in range(count) for task in range(after + 1))
-
-
-def _rows(recipe: Recipe, data: PreparedData) -> list[Row]:
-    rows = list(data.test) or list(data.validation)
-    return sorted(rows, key=lambda row: row.key)[: recipe.evaluate.limit or ROWS]
 
 
 def _measure(

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunesmith.objectives.settings import RewardSource
-from tunesmith.strict import Part
+from tunesmith.strict import Part, Refusal
 
 
 class Baseline(Part):
@@ -39,18 +39,18 @@ class Baseline(Part):
             value = {kind.strip(): argument.strip() or None}
         if isinstance(value, dict) and "kind" not in value:
             if len(value) != 1:
-                raise ValueError("a baseline is one name, or one `name: value`")
+                raise Refusal("a baseline is one name, or one `name: value`", fix="write each as an item of its own")
             kind, argument = next(iter(value.items()))
             key = {"few-shot": "shots", "larger": "model", "lead": "sentences"}.get(kind)
             if argument is not None and key is None:
-                raise ValueError(f"the baseline {kind!r} takes no value")
+                raise Refusal(f"the baseline {kind!r} takes no value", fix=f"write `{kind}` alone")
             value = {"kind": kind} | ({key: argument} if key and argument is not None else {})
         return value
 
     @model_validator(mode="after")
     def _needs(self) -> Baseline:
         if self.kind == "larger" and not self.model:
-            raise ValueError("the baseline `larger` needs a model: `larger: smollm2-135m-instruct`")
+            raise Refusal("the baseline `larger` needs a model", fix="name one: `larger: smollm2-135m-instruct`")
         return self
 
 
@@ -76,11 +76,11 @@ class Generation(Part):
     @model_validator(mode="after")
     def _one_way(self) -> Generation:
         if self.num_beams > 1 and self.temperature > 0:
-            raise ValueError("`num_beams` searches and `temperature` draws: give one of them")
+            raise Refusal("`num_beams` searches and `temperature` draws", fix="give one of them")
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
-            raise ValueError("`top_p` and `top_k` say what is drawn from, which needs a `temperature` above 0")
+            raise Refusal("`top_p` and `top_k` say what is drawn from", fix="give a `temperature` above 0")
         if self.num_beams == 1 and self.length_penalty != 1:
-            raise ValueError("`length_penalty` chooses between beams, which needs `num_beams` above 1")
+            raise Refusal("`length_penalty` chooses between beams", fix="give `num_beams` above 1")
         return self
 
 

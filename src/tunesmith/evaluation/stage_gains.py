@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tunesmith import runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
-from tunesmith.evaluation import answering
 from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.before_after import BeforeAfter, before_and_after
 from tunesmith.evaluation.comparison import System
-from tunesmith.evaluation.metrics import METRICS, evaluated, measure
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.evaluation.held_out import held_out
+from tunesmith.evaluation.metrics import METRICS
+from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.report import Section
+from tunesmith.evaluation.retraining import trained_otherwise
 from tunesmith.events import Listener, Phase
-from tunesmith.models.cutting import base_folder
 from tunesmith.models.precision import default_device
 from tunesmith.models.saving import load_artefact
 from tunesmith.recipe import Recipe
@@ -45,8 +44,8 @@ def stage_gains(
     for number, (stage, data) in enumerate(zip(recipe.stages[:-1], stages, strict=False)):
         view = recipe.of_stage(stage)
         after = runs.stage_result(folder, recipe, number)
-        rows = list(data.test) or list(data.validation)
-        if TASKS[view.task].answer == "likelihood" and rows:
+        likelihood = TASKS[view.task].answer == "likelihood"
+        if likelihood and (rows := held_out(data, tell, stage=stage.name)):
             tell(Phase(step="evaluate", message=f"stage {stage.name}: {len(rows)} held-out documents"))
             tuned, _ = load_artefact(after, device=default_device())
             found[stage.name] = before_and_after(rows, view, base, tuned, tell)
@@ -88,46 +87,3 @@ def without_domain(
         "the same task stage, begun from the plain base",
     )
     return trained_otherwise(folder, alone, [data], named, rows, right, setting, tell)
-
-
-def trained_otherwise(
-    folder: Path,
-    recipe: Recipe,
-    data: Sequence[PreparedData],
-    named: tuple[str, str, str],
-    rows: Sequence[Row],
-    right: Truth,
-    setting: Setting,
-    tell: Listener,
-) -> System:
-    """What the run's model would be, had it been trained in another way.
-
-    Its checkpoints lie in a folder of the run, so that a resume goes on with it too.
-
-    Args:
-        folder: The run's.
-        recipe: Resolved, with the other stages.
-        data: Of each stage.
-        named: Name, title and description of the system.
-        rows: To measure on.
-        right: Their right answers.
-        setting: What all systems share.
-        tell: Told everything that happens.
-    """
-    from tunesmith.training.stages import tune_stages
-
-    name, title, what = named
-    trained = tune_stages(folder / name, recipe, base_folder(recipe, tell), data, tell)
-    outputs: Outputs = answering.answer(trained.model, rows, replace(setting, on_event=tell))
-    metrics = measure(outputs, right, recipe.evaluate)
-    tell(evaluated(name, outputs, metrics))
-    return System(
-        name,
-        title,
-        what,
-        outputs,
-        metrics,
-        parameters=trained.facts["total_parameters"],
-        trainable_parameters=trained.facts["trainable_parameters"],
-        training_seconds=trained.seconds,
-    )

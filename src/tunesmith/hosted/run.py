@@ -13,12 +13,13 @@ from tunesmith import disk, rewards
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.evaluation import answering, comparison, evaluate, in_context, pair_metrics, report
+from tunesmith.evaluation import answering, comparison, in_context, pair_metrics, report
 from tunesmith.evaluation.baselines import DEFAULT_SHOTS
 from tunesmith.evaluation.comparison import System
+from tunesmith.evaluation.held_out import rows_to_measure
 from tunesmith.evaluation.metrics import evaluated, measure, truth
 from tunesmith.evaluation.outputs import Outputs, Truth
-from tunesmith.evaluation.results import Results, summarise, write_results
+from tunesmith.evaluation.results import Results, summarise, time_taken, write_results
 from tunesmith.evaluation.rewarded import Judges
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.hosted import check, clock, estimate, jobs, table
@@ -73,7 +74,6 @@ def tune_and_measure(
         JobFailed: It could not tune the model.
     """
     settings = recipe.hosted or Hosted()
-    started = time.time()
     checked = check.of_data(recipe, known, data, rules, check.of_model(recipe, known, clock.today()))
     checked.report.raise_errors()
     cost = estimate.estimate(checked, recipe, known)
@@ -120,7 +120,7 @@ def tune_and_measure(
         if checked.method == "dpo":
             tell(Notice(level="info", message=WRITTEN_NOT_WEIGHED))
             recipe, data = as_conversations(recipe, data)
-        return measure_hosted(folder, recipe, data, trained, job, client, hosted, started, tell, judges)
+        return measure_hosted(folder, recipe, data, trained, job, client, hosted, tell, judges)
 
 
 def _tuning(job: Job) -> Tuning:
@@ -197,13 +197,13 @@ def measure_hosted(
     job: Job,
     client: Client,
     hosted: dict[str, Any],
-    started: float,
     tell: Listener,
     judges: Judges | None = None,
 ) -> str:
     """The same measurement and report as of a local run, of the tuned model and its rivals at the provider."""
+    started = time.time()
     task, settings = TASKS[recipe.task], recipe.evaluate
-    rows = evaluate.rows_to_measure(recipe, data, tell)
+    rows = rows_to_measure(recipe, data, tell)
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
     setting = answering.Setting(
         task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
@@ -217,7 +217,7 @@ def measure_hosted(
     verdict = comparison.verdict(tuned.system, rivals, comparisons, right)
     usage = {asked.system.name: asked_as_dict(asked) for asked in (tuned, *others)}
     section = _section(hosted | {"usage": usage})
-    seconds = {"tune": trained.seconds, "evaluate": time.time() - started}
+    seconds = time_taken(folder, trained.seconds, time.time() - started)
     results = Results(rows, right, tuned.system, rivals, comparisons, verdict, seconds)
     summary = write_results(folder, recipe, data, trained, results, [section])
     disk.write_json(folder / "summary.json", summary)
@@ -327,7 +327,8 @@ def _leave_unmeasured(
 ) -> str:
     verdict = f"Not measured: {reason}."
     tell(Notice(level="info", message=verdict))
-    summary = summarise(folder, recipe, trained, verdict, trained.seconds, {}, {})
+    seconds = sum(time_taken(folder, trained.seconds, 0.0).values())
+    summary = summarise(folder, recipe, trained, verdict, seconds, {}, {})
     disk.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})
     return verdict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from tunesmith.strict import Part
+from tunesmith.strict import Part, Refusal
 
 
 class Student(Part):
@@ -23,5 +23,5 @@ class Student(Part):
     @model_validator(mode="after")
     def _cuts_something(self) -> Student:
         if self.layers is None and self.neurons == 1:
-            raise ValueError("nothing would be cut: give `layers`, or `neurons` below 1")
+            raise Refusal("nothing would be cut", fix="give `layers`, or `neurons` below 1")
         return self

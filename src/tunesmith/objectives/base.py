@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,10 +51,6 @@ class Objective(Protocol):
     """What is minimised. Objectives inherit from it: methods that have a body here need none of their own."""
 
     name: str
-
-    def prepare(self, batch: Batch, sampler: Any) -> Batch:
-        """Turn a batch into what ``loss`` needs; mostly it is that already."""
-        return batch
 
     def examples_of(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
         """What is learned from, and how it is rendered: the rows themselves, unless an example is made of several."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tunesmith.strict import Part
+from tunesmith.strict import Part, Refusal
 
 
 class RewardLoss(Part):
@@ -90,7 +90,7 @@ class RewardSource(Part):
         needs = {"regex": "pattern", "python": "function", "http": "url"}
         needed = needs.get(self.kind, self.kind)
         if needed in ("pattern", "run", "stage", "function", "url", "grader") and getattr(self, needed) is None:
-            raise ValueError(f"the reward `{self.kind}` needs `{needed}`")
+            raise Refusal(f"the reward `{self.kind}` needs `{needed}`", fix=f"add `{needed}: ...`")
         return self
 
 
@@ -184,11 +184,13 @@ class TeacherAnswers(Part):
     @model_validator(mode="after")
     def _enough_to_agree(self) -> TeacherAnswers:
         if self.keep == "agreement" and self.per_prompt < 2:
-            raise ValueError("`keep: agreement` compares answers to one prompt: set `per_prompt: 3` or more")
+            raise Refusal("`keep: agreement` compares answers to one prompt", fix="set `per_prompt: 3` or more")
         if self.per_prompt > 1 and self.temperature == 0:
-            raise ValueError("several answers to a prompt at `temperature: 0` are all the same: raise it")
+            raise Refusal("several answers to a prompt at `temperature: 0` are all the same", fix="raise `temperature`")
         if self.per_prompt > 1 and self.keep == "all":
-            raise ValueError("of several answers to a prompt one is learned: set `keep: reward` or `keep: agreement`")
+            raise Refusal(
+                "of several answers to a prompt one is learned", fix="set `keep: reward` or `keep: agreement`"
+            )
         return self
 
 
@@ -272,21 +274,21 @@ class Distillation(Part):
     @model_validator(mode="after")
     def _fits_together(self) -> Distillation:
         if self.answers == "student" and self.share_of_labels:
-            raise ValueError("with `answers: student` there is no right answer to weigh: leave out `label_weight`")
+            raise Refusal("with `answers: student` there is no right answer to weigh", fix="leave out `label_weight`")
         if self.is_server and self.teacher_model is None:
-            raise ValueError("a server has many models: name one by `teacher_model`")
+            raise Refusal("a server has many models", fix="name one by `teacher_model`")
         if self.is_server and (self.answers != "teacher" or self.needs_scores):
-            raise ValueError(
-                "a server gives its answers and not the distributions behind them: use `answers: teacher`, and leave "
-                "out `label_weight`, `hidden_weight` and `attention_weight`"
+            raise Refusal(
+                "a server gives its answers and not the distributions behind them",
+                fix="use `answers: teacher`, and leave out `label_weight`, `hidden_weight` and `attention_weight`",
             )
         if self.cache == "sampled" and self.divergence != "forward-kl":
-            raise ValueError(
-                "words drawn from the teacher estimate the forward divergence alone: use `divergence: forward-kl`, or "
-                "`cache: top-k`"
+            raise Refusal(
+                "words drawn from the teacher estimate the forward divergence alone",
+                fix="use `divergence: forward-kl`, or `cache: top-k`",
             )
         if self.cache != "off" and self.answers == "student":
-            raise ValueError("what the student will write cannot be asked about beforehand: use `cache: off`")
+            raise Refusal("what the student will write cannot be asked about beforehand", fix="use `cache: off`")
         if self.answers == "data" and self.share_of_labels == 1 and not self.needs_scores:
-            raise ValueError("with `label_weight: 1` nothing is learned from the teacher: lower it")
+            raise Refusal("with `label_weight: 1` nothing is learned from the teacher", fix="lower `label_weight`")
         return self

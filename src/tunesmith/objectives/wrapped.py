@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,6 @@ class Wrapped(Objective):
         self.compiles = inner.compiles
         self.skips_frozen = inner.skips_frozen
         self.joins_rows = inner.joins_rows
-
-    def prepare(self, batch: Batch, sampler: Any) -> Batch:
-        """As the inner one."""
-        return self.inner.prepare(batch, sampler)
 
     def examples_of(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
         """As the inner one."""

@@ -27,6 +27,6 @@ def apply(model: Model, settings: Parameters) -> None:
 
 
 def learning_rate(kind: str, form: str) -> float:
-    """The default peak learning rate of a kind for models with a head, or for models that write text."""
-    with_head, writing = KINDS[kind].rates
-    return writing if form == "generate" else with_head
+    """The default peak learning rate of a kind, for a model that answers in this form: by a head, or in writing."""
+    rates = KINDS[kind].rates
+    return {"generate": rates.decoder, "seq2seq": rates.encoder_decoder}.get(form, rates.with_head)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tunesmith.strict import Part
+from tunesmith.strict import Part, Refusal
 
 Quantization = Literal["none", "int8", "int4"]
 Quantizer = Literal["torchao", "bitsandbytes"]
@@ -68,16 +68,16 @@ class Layers(Part):
     def _known(cls, value: str | int | list[str | int]) -> str | int | list[str | int]:
         items = value if isinstance(value, list) else [value]
         if not items:
-            raise ValueError(f"nothing is chosen: use one or more of {SELECTION}")
+            raise Refusal("nothing is chosen", fix=f"use one or more of {SELECTION}")
         for item in map(str, items):
             if not (_RANGE.fullmatch(item) or item in _GROUPS or re.search(r"[*?.\[]", item)):
-                raise ValueError(f"{item!r} chooses nothing: use {SELECTION}")
+                raise Refusal(f"{item!r} chooses nothing", fix=f"use {SELECTION}")
         return value
 
     @model_validator(mode="after")
     def _has_new_tokens(self) -> Layers:
         if "new tokens" in self.items and not self.new_tokens:
-            raise ValueError("`new tokens` are chosen and there are none: name them in `new_tokens`")
+            raise Refusal("`new tokens` are chosen and there are none", fix="name them in `new_tokens`")
         return self
 
     @property
@@ -118,11 +118,11 @@ class Added(Part):
     @model_validator(mode="after")
     def _library_suits(self) -> Added:
         if self.quantizer == "bitsandbytes" and self.quantization == "none":
-            raise ValueError("`quantizer: bitsandbytes` quantizes nothing: add `quantization: int4` or `int8`")
+            raise Refusal("`quantizer: bitsandbytes` quantizes nothing", fix="add `quantization: int4` or `int8`")
         if self.quantizer == "bitsandbytes" and getattr(self, "kind", "lora") != "lora":
-            raise ValueError(
-                "only LoRA is known to work beside the layers of bitsandbytes: use `kind: lora`, or "
-                "`quantizer: torchao`"
+            raise Refusal(
+                "only LoRA is known to work beside the layers of bitsandbytes",
+                fix="use `kind: lora`, or `quantizer: torchao`",
             )
         return self
 
@@ -172,19 +172,19 @@ class LoRA(Added):
     @model_validator(mode="after")
     def _base_may_be_narrow(self) -> LoRA:
         if self.quantization != "none" and self.init in ("pissa", "olora"):
-            raise ValueError(
-                f"`init: {self.init}` moves a part of the base into the adapter, and a quantized base cannot change: "
-                "use `init: default`, or `quantization: none`"
+            raise Refusal(
+                f"`init: {self.init}` moves a part of the base into the adapter, and a quantized base cannot change",
+                fix="use `init: default`, or `quantization: none`",
             )
         if self.quantization == "none" and self.init == "loftq":
-            raise ValueError(
-                "`init: loftq` begins with what quantizing took from the base: add `quantization: int4`, or use "
-                "another `init`"
+            raise Refusal(
+                "`init: loftq` begins with what quantizing took from the base",
+                fix="add `quantization: int4`, or use another `init`",
             )
         if self.quantization == "int4" and self.dora:
-            raise ValueError(
-                "`dora` needs the lengths of the base's columns, which PEFT cannot read in int4: "
-                "use `quantization: int8`, or plain `lora`"
+            raise Refusal(
+                "`dora` needs the lengths of the base's columns, which PEFT cannot read in int4",
+                fix="use `quantization: int8`, or plain `lora`",
             )
         return self
 
@@ -202,7 +202,7 @@ class LoRA(Added):
 def _positive(values: dict[str, Any], what: str) -> dict[str, Any]:
     for name, value in values.items():
         if value <= 0:
-            raise ValueError(f"the {what} of {name!r} is {value}: use one above 0")
+            raise Refusal(f"the {what} of {name!r} is {value}", fix="use one above 0")
     return values
 
 
@@ -221,9 +221,9 @@ class Adapter(Added):
     @model_validator(mode="after")
     def _base_may_be_narrow(self) -> Adapter:
         if self.quantization in NEEDS_WIDE_BASE.get(self.kind, ()):
-            raise ValueError(
-                f"`{self.kind}` computes with the base's own weights, which are not to be had in {self.quantization}: "
-                "use `kind: lora`, or `quantization: none`"
+            raise Refusal(
+                f"`{self.kind}` computes with the base's own weights, which are not to be had in {self.quantization}",
+                fix="use `kind: lora`, or `quantization: none`",
             )
         return self
 
@@ -323,7 +323,7 @@ def spelled_out(value: object) -> object:
     """Turn ``dora``, or ``{kind: dora, rank: 8}``, into the kind and settings that it is short for.
 
     Raises:
-        ValueError: A quantized base is asked for where the base itself trains.
+        Refusal: A quantized base is asked for where the base itself trains.
     """
     if isinstance(value, str):
         value = {"kind": value}
@@ -336,8 +336,9 @@ def spelled_out(value: object) -> object:
         value.get("kind") in ("full", "head", "layers", "none", "in-context")
         and value.get("quantization", "none") != "none"
     ):
-        raise ValueError(
-            f"a quantized base cannot change, and `kind: {value['kind']}` has no other weights to add: use `kind: lora`"
+        raise Refusal(
+            f"a quantized base cannot change, and `kind: {value['kind']}` has no other weights to add",
+            fix="use `kind: lora`",
         )
     return value
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from tunesmith import parameters
-from tunesmith.models.model import Form
 from tunesmith.recipe import ObjectiveName, Training
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.models.model import Form
 
 _HEAD_FORMS: tuple[Form, ...] = ("classify", "multi-label", "score", "ordinal", "tag", "mask")
 BATCH_SIZE: dict[Form, int] = {"generate": 16, "seq2seq": 16, **dict.fromkeys(_HEAD_FORMS, 32)}
 """32: the upper of BERT's two (arXiv 1810.04805, A.3). 16: QLoRA's for 7-13 B models (arXiv 2305.14314, table 9)."""
+LEAST_BATCH = 4
+LEAST_UPDATES = 20
+"""Small sets get smaller batches, so that an epoch has so many updates or more."""
+MICRO_TOKENS = {"processor": 4096, "GPU": 16384}
 
 
 RATE_SHARE = {"dpo": 0.1, "kto": 0.1, "ppo": 0.1, "grpo": 0.1}
@@ -34,14 +42,19 @@ def with_defaults(
         kind: Which parameters train.
         form: How the model answers.
         device: Where it runs.
-        epoch_examples: Examples in an epoch: small sets get smaller batches, so that an epoch has 20 updates or more.
+        epoch_examples: Examples in an epoch.
         objective: What is minimised.
     """
     updates: dict[str, object] = {}
     if settings.learning_rate is None:
-        updates["learning_rate"] = parameters.learning_rate(kind, form) * RATE_SHARE.get(objective or "", 1.0)
+        updates["learning_rate"] = learning_rate(kind, form, objective)
     if settings.batch_size is None and settings.batch_tokens is None:
-        updates["batch_size"] = max(4, min(BATCH_SIZE[form], epoch_examples // 20))
+        updates["batch_size"] = max(LEAST_BATCH, min(BATCH_SIZE[form], epoch_examples // LEAST_UPDATES))
     if settings.micro_tokens is None:
-        updates["micro_tokens"] = 16384 if device.type == "cuda" else 4096
+        updates["micro_tokens"] = MICRO_TOKENS["GPU" if device.type == "cuda" else "processor"]
     return settings.model_copy(update=updates)
+
+
+def learning_rate(kind: str, form: Form, objective: ObjectiveName | None = None) -> float:
+    """The peak learning rate of a kind of parameters, for a model that answers in this form and learns by this."""
+    return parameters.learning_rate(kind, form) * RATE_SHARE.get(objective or "", 1.0)

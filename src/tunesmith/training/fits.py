@@ -19,6 +19,7 @@ from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.models.vision import load_vision
 from tunesmith.recipe import InContext, NoParameters, Recipe, Stage
 from tunesmith.tasks import TASKS
+from tunesmith.training.memory import PeakMemory
 from tunesmith.training.outcome import Trained, facts_without_updates
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ def fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> T
     assert isinstance(choice, NoParameters)
     if choice.layer is not None:
         _cut_above(model, choice.layer)
-    started = time.perf_counter()
+    started, memory = time.perf_counter(), PeakMemory()
     setting = setting_of(recipe, prepared, tell)
     _fit_head(model, choice, prepared, setting, tell)
     seconds = time.perf_counter() - started
     if recipe.stages[0].training is not None:
         tune_thresholds(model, prepared, setting, recipe.stages[0].training)
     fitted = sum(p.numel() for p in model.network.classifier.parameters())
-    return Trained(facts_without_updates(model, fitted), seconds, model)
+    return Trained(facts_without_updates(model, fitted, memory.bytes()), seconds, model)
 
 
 def _fit_head(model: Model, choice: NoParameters, prepared: PreparedData, setting: Setting, tell: Listener) -> None:
@@ -92,10 +93,11 @@ def fit_pictures(recipe: Recipe, base: Path, prepared: PreparedData, tell: Liste
     labels = prepared.labels or []
     network = load_vision(base, name=recipe.model, labels=labels, device=default_device())
     model = Model(network, None, "classify", recipe.model, base, 0, labels)
-    started = time.perf_counter()
+    started, memory = time.perf_counter(), PeakMemory()
     _fit_head(model, choice, prepared, setting_of(recipe, prepared, tell), tell)
+    seconds = time.perf_counter() - started
     fitted = sum(p.numel() for p in network.classifier.parameters())
-    return Trained(facts_without_updates(model, fitted), time.perf_counter() - started, model)
+    return Trained(facts_without_updates(model, fitted, memory.bytes()), seconds, model)
 
 
 def show_examples(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
@@ -114,9 +116,10 @@ def show_examples(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedDa
         device=device,
         max_length=recipe.data.max_length,
     )
+    memory = PeakMemory()
     model.shown = choose(prepared.train, stage.parameters, TASKS[recipe.task], prepared.labels, stage.training.seed)
     tell(Phase(step="tune", message=f"{stage.parameters.examples} examples in the prompt ({stage.parameters.choose})"))
-    return Trained(facts_without_updates(model, 0), 0.0, model)
+    return Trained(facts_without_updates(model, 0, memory.bytes()), 0.0, model)
 
 
 def setting_of(recipe: Recipe, prepared: PreparedData, tell: Listener) -> Setting:

@@ -135,7 +135,8 @@ def _states(
 
     def build(staging: Path) -> dict[str, Any]:
         states_Td = _mapped(staging, size, prefix.dtype, new=True)
-        _compute(model, prefix, data, states_Td, settings.micro_tokens or 4096, tell)
+        assert settings.micro_tokens is not None, "the loop's settings"
+        _compute(model, prefix, data, states_Td, settings.micro_tokens, tell)
         return {}
 
     cache.ensure(folder, build, key=key, on_event=tell)

@@ -84,7 +84,7 @@ class Trainer:
         objective: What is minimised.
         train: Examples to learn from.
         validation: Examples to choose the best checkpoint by; ``None`` keeps the last one.
-        settings: All defaults filled in.
+        settings: All defaults filled in: see :func:`tunesmith.training.defaults.with_defaults`.
         folder: The stage's folder; checkpoints go below it.
         identity: What must be the same for a resume: data, recipe, versions.
         name: The stage's name.
@@ -104,6 +104,7 @@ class Trainer:
         name: str = "tune",
         on_event: Listener = nobody,
     ) -> None:
+        assert settings.learning_rate is not None and settings.micro_tokens is not None, "`with_defaults` fills them in"
         self.model = model
         self.objective = objective
         self.train = train
@@ -113,10 +114,10 @@ class Trainer:
         self.identity = identity or {}
         self.name = name
         self.on_event = on_event
-        self.position = Position(micro_tokens=settings.micro_tokens or 4096)
+        self.position = Position(micro_tokens=settings.micro_tokens)
         self.optimizer = MasterAdamW(model.trainable(), settings, layerwise.rates(model, settings), model.undecayed)
         self.steps = total_steps(train.lengths, settings)
-        self.schedule = Schedule(settings.learning_rate or 1e-4, self.steps, settings.warmup, settings.schedule)
+        self.schedule = Schedule(settings.learning_rate, self.steps, settings.warmup, settings.schedule)
         self._kept_step = -1  # the step whose checkpoint this process wrote or read: it need not be written again
         self._epoch_batches: tuple[int, list[np.ndarray]] | None = None
         self._first_updates = layerwise.first_updates(model, settings, len(self._batches(0)))
@@ -160,7 +161,7 @@ class Trainer:
             reason=reason,
             seconds=position.seconds,
             tokens=position.tokens,
-            peak_memory_bytes=self._memory.bytes(),
+            peak_memory_bytes=self._peak_memory(),
         )
         self.on_event(
             StageFinished(
@@ -244,7 +245,7 @@ class Trainer:
         total, weight, tokens = 0.0, 0.0, 0
         metrics: dict[str, float] = {}
         for micro in pieces(self.model, data, rows, self.position.micro_tokens):
-            batch = self.objective.prepare(self._batch(data, micro), None)
+            batch = self._batch(data, micro)
             loss = self.objective.loss(self.model, batch)
             loss.total.backward()
             self.optimizer.accumulate()
@@ -356,6 +357,7 @@ class Trainer:
     def _save(self) -> None:
         if self.position.step == self._kept_step:
             return
+        self.position.peak_memory_bytes = self._peak_memory()
         saved = checkpoint.save(
             self.checkpoints,
             self.position.step,
@@ -373,6 +375,10 @@ class Trainer:
         self._kept_step = saved.step
         size = checkpoint.size(saved.path)
         self.on_event(CheckpointSaved(stage=self.name, step=saved.step, path=str(saved.path), bytes=size))
+
+    def _peak_memory(self) -> int:
+        """The most memory of this process, and of those that it goes on from."""
+        return max(self.position.peak_memory_bytes, self._memory.bytes())
 
     def _restore(self) -> None:
         found, skipped = checkpoint.newest(self.checkpoints)

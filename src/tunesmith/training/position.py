@@ -20,3 +20,4 @@ class Position:
     validations_without_gain: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    peak_memory_bytes: int = 0  # of all processes that worked on the stage

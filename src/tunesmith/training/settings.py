@@ -18,7 +18,7 @@ from tunesmith.objectives.settings import (
     RewardSource,
     Rollouts,
 )
-from tunesmith.strict import Part
+from tunesmith.strict import Part, Refusal
 
 Switch = Annotated[
     Literal["auto", "on", "off"],
@@ -30,7 +30,7 @@ Augmentation = Literal["flip", "crop"]
 
 
 class Training(Part):
-    """Step 4: how the loop runs. Fields left at `null` take the default of the method, shown by `recipe show`."""
+    """Step 4: how the loop runs. What is `null` depends on parameters, model and data: `recipe show` says how."""
 
     epochs: float = Field(default=3.0, gt=0, description="Passes over the training data.")
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many updates, whatever `epochs`.")
@@ -148,11 +148,13 @@ class Training(Part):
     @model_validator(mode="after")
     def _one_batch_size(self) -> Training:
         if self.batch_size is not None and self.batch_tokens is not None:
-            raise ValueError("give `batch_size` or `batch_tokens`, not both")
+            raise Refusal(
+                "`batch_size` and `batch_tokens` both say how large a batch is", fix="give one of them, not both"
+            )
         return self
 
     @model_validator(mode="after")
     def _no_compiled_recomputing(self) -> Training:
         if self.recompute == "on" and self.compile == "on":
-            raise ValueError("compiled layers cannot recompute: leave `recompute` or `compile` at `auto`")
+            raise Refusal("compiled layers cannot recompute", fix="leave `recompute` or `compile` at `auto`")
         return self

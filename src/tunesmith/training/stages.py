@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from tunesmith.models.model import Model
 from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.recipe import InContext, NoParameters, Recipe
 from tunesmith.training import checkpoint, fits, updates
-from tunesmith.training.outcome import Trained
+from tunesmith.training.outcome import Taken, Trained
 from tunesmith.training.remedies import Earlier
 from tunesmith.training.teaching import taught
 
+TAKEN = "taken.json"
+"""File in a stage's folder: what its training took, for the process that goes on after it."""
+
 
 def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[PreparedData], tell: Listener) -> Trained:
-    """All stages; the last one's model is saved as the run's.
+    """All stages; the last one's model is saved as the run's, with what all of them took.
 
     Args:
         folder: The run's.
@@ -35,7 +39,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         tell: Told everything that happens.
     """
     trained: Trained | None = None
-    seconds = 0.0  # of the stages that this process worked on
+    taken = Taken()
     earlier: list[Earlier] = []
     apart = recipe.sequence.adapters != "chain"
     unlike = any(stage.parameters != recipe.stages[0].parameters for stage in recipe.stages)
@@ -53,10 +57,13 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
             trained = _tuned(
                 updates.Work(view, own_base, prepared, place, tokens, identity, earlier, last, unlike), tell
             )
-            seconds += trained.seconds
+            taken += trained.taken
             if apart or not last:
+                disk.write_json(place / TAKEN, asdict(trained.taken))
                 save = _save if apart else _save_merged
                 disk.write_folder(result, functools.partial(save, trained.model, view))
+        else:
+            taken += _taken_before(place)
         earlier = [*earlier, Earlier(view, place, prepared)]
         base = base if apart or aside else result
     assert trained is not None
@@ -66,7 +73,13 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
         combine(model, parts, recipe.sequence.adapters, recipe.training.seed)
         trained = dataclasses.replace(trained, model=model)
     disk.write_folder(folder / "model", functools.partial(_save, trained.model, recipe))
-    return dataclasses.replace(trained, seconds=seconds)
+    return dataclasses.replace(trained, facts=trained.facts | taken.as_facts(), seconds=taken.seconds)
+
+
+def _taken_before(place: Path) -> Taken:
+    """What a stage took that was done before this process began."""
+    path = place / TAKEN
+    return Taken(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Taken()
 
 
 def _tuned(work: updates.Work, tell: Listener) -> Trained:
