@@ -6,7 +6,7 @@
 
 The chain `mixed` is sentence_polarity -> banking77 -> wnut17, all parameters; `labels` is sentence_polarity -> half of
 banking77's intents -> the other half with LoRA, for adapters can be merged only where no task's head is inside of them.
-There is no dropout, and one example is replayed for five of a stage; all else is the defaults, and nothing was tuned for
+There is no dropout, and one example is replayed for five of a stage; all else is the defaults. Nothing was tuned for
 these tasks. Results go to `results/sequential.json`.
 """
 
