@@ -11,6 +11,12 @@ from tunesmith.recipe_file import load, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+ELSEWHERE = {
+    "encoder-decoder.yaml": "google-t5/t5-small",  # the catalog has no such model
+    "tools.yaml": "Qwen/Qwen2.5-0.5B-Instruct",  # nor one whose chat template knows tools
+    "transfer-tasks.yaml": "runs/films",  # the run that its first lines say how to make
+}
+"""Recipes whose models do not come from the catalog."""
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -26,8 +32,8 @@ def test_a_shipped_recipe_uses_names_of_the_catalog(path: Path) -> None:
 
     known = {entry.name: entry.kind for entry in entries()}
     recipe = load(path)
-    assert known.get(recipe.model) == "model"
-    assert all(known.get(name) == "data" for name in recipe.data.train)
+    assert known.get(recipe.model) == "model" or recipe.model == ELSEWHERE.get(path.name)
+    assert all(known.get(name) == "data" or (ROOT / name).is_file() for name in recipe.data.train)
     assert all(known.get(b.model) == "model" for b in recipe.evaluate.baselines if b.model)
 
 

@@ -103,7 +103,10 @@ class Evaluate(Part):
         default=None, description="The metric that decides which system is better; default: the task's own."
     )
     limit: int | None = Field(
-        default=None, ge=10, description="Measure on at most this many test rows, the same for all."
+        default=None,
+        ge=10,
+        description="Measure on at most this many test rows, the same for all. `null`: on all of them; where answers "
+        "are texts, which take time to write, on 200; of each task of `method: sequential` on 500.",
     )
     resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
