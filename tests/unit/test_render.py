@@ -141,6 +141,18 @@ def test_rows_without_loss_and_rows_without_a_prompt_are_errors() -> None:
     assert caught.value.where == "a.jsonl:4" and caught.value.fix
 
 
+def test_tools_that_a_template_would_leave_out_are_errors() -> None:
+    renderer = ConversationRenderer(tokenizer_of("byte-level"), 512)
+    asked: list[Any] = [{"role": "user", "content": "what is the weather like"}]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    called = [*asked, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    with pytest.raises(DataError, match="knows no `tool_calls`") as caught:
+        renderer(called, origin=Origin("calls.jsonl", 7))
+    assert caught.value.where == "calls.jsonl:7" and "Qwen" in str(caught.value.fix)
+    with pytest.raises(DataError, match="knows no `tools`"):
+        renderer.prompt(asked, tools=[{"type": "function", "function": {"name": "weather"}}])
+
+
 @pytest.mark.parametrize("weight", ["much", -1, float("nan"), float("inf"), [1]])
 def test_a_weight_that_is_no_weight(weight: Any) -> None:
     rendering = ConversationRenderer(tokenizer_of("byte-level"), 100)

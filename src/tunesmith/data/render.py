@@ -236,6 +236,7 @@ class ConversationRenderer:
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         safe = [{"content": "", **self._neutral(message)} for message in given]
         tools = self._neutral(tools) or None
+        _refuse_unwritten(str(self.tokenizer.chat_template), given, tools, where)
         try:
             return templates.render(
                 self.tokenizer.get_chat_template(tools=tools),
@@ -334,6 +335,18 @@ class _Answer:
     end: int
     limit: int
     weight: float
+
+
+def _refuse_unwritten(template: str, messages: Sequence[Mapping[str, Any]], tools: Any, where: str | None) -> None:
+    """A template that knows no tools leaves them out, and a call with them: an empty answer would be learned."""
+    lost = [name for name, given in (("tools", tools), ("tool_calls", any(m.get("tool_calls") for m in messages)))
+            if given and name not in template]  # fmt: skip
+    if lost:
+        raise DataError(
+            f"the model's chat template knows no `{lost[0]}`: what the row holds there would be left out",
+            where=where,
+            fix="choose a model whose template does (Qwen 2.5 and 3, Llama 3.2), or leave such rows out",
+        )
 
 
 def _weight(message: Message, number: int, where: str | None) -> float:
