@@ -3,7 +3,7 @@
     python benchmarks/cpu.py                     speed and memory; writes results/cpu-DATE.json and the docs' tables
     python benchmarks/cpu.py --losses            what was learnt after 200 updates (hours); results/held-out-losses.json
     python benchmarks/cpu.py --only lora         one group, or `lora/trl-tuned` for one contender of it
-    python benchmarks/cpu.py --continue          measure only what the results file lacks
+    python benchmarks/cpu.py --continue          measure only what the newest results lack
     python benchmarks/cpu.py --quick             a few steps of each, to see that everything runs; writes no results
 
 The peers get an environment of their own, `.benchmark-env/`, made with pip on first use. Every run is a process of its
@@ -82,7 +82,7 @@ def main() -> int:
         return write_docs()
     chosen = choose(args.only, "loss" if args.losses else "speed")
     plan = Plan(args.steps, args.repeats)
-    out = args.out or (LOSSES if args.losses else RESULTS / f"cpu-{datetime.date.today().isoformat()}.json")
+    out = args.out or (LOSSES if args.losses else of_speeds(newest=args.resume))
     if args.quick:
         plan = Plan(args.steps or 5, 1, snippets=80, held_out=(16, 40))
         out = args.out or PEERS / "quick.json"
@@ -117,7 +117,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups, or `group/contender`")
     parser.add_argument("--losses", action="store_true", help="the groups that tell what was learnt, not how fast")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few rows; writes no results")
-    parser.add_argument("--continue", dest="resume", action="store_true", help="keep what the file has already")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="keep what the newest file has")
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/cpu-DATE.json)")
     parser.add_argument("--docs", action="store_true", help="only write the newest results into docs/benchmarks.md")
     return parser.parse_args()
@@ -134,7 +134,11 @@ def choose(names: list[str], counts: str) -> list[Contender]:
 
 
 def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str, Any]:
-    """The head of the results, with the workloads written to disk; runs of an earlier file under the same settings."""
+    """The head of the results, with the workloads written to disk; runs of an earlier file under the same settings.
+
+    Raises:
+        SystemExit: Speeds of another machine or under other settings stand in that file.
+    """
     needed = {GROUPS[c.group].workload for c in chosen}
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
@@ -149,6 +153,10 @@ def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str,
         earlier = json.loads(before.read_text(encoding="utf-8"))
         if earlier["settings"] != results["settings"]:
             raise SystemExit(f"{before} was measured under other settings: {earlier['settings']}; leave out --continue")
+        same = earlier["machine"] == results["machine"]
+        if not same and GROUPS[chosen[0].group].counts == "speed":
+            raise SystemExit(f"{before} was measured on another machine; leave out --continue")
+        results["date"] = earlier["date"]
         results["workloads"] = results["workloads"] | earlier["workloads"]
         results["runs"] = [run for run in earlier["runs"] if "error" not in run]
     return results
@@ -305,11 +313,16 @@ def revision() -> str:
     return "unknown"
 
 
+def of_speeds(*, newest: bool) -> Path:
+    """The file for the results of speed: that of today, or the newest one that there is."""
+    today = RESULTS / f"cpu-{datetime.date.today().isoformat()}.json"
+    return max(RESULTS.glob("cpu-*.json"), default=today) if newest else today
+
+
 def committed() -> list[dict[str, Any] | None]:
     """The latest results of speed, whose files are named by date, and those of losses."""
-    speeds = sorted(RESULTS.glob("cpu-*.json"))
-    files = [speeds[-1] if speeds else None, LOSSES if LOSSES.is_file() else None]
-    return [json.loads(file.read_text(encoding="utf-8")) if file else None for file in files]
+    files = (of_speeds(newest=True), LOSSES)
+    return [json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None for file in files]
 
 
 def write_docs() -> int:
