@@ -128,7 +128,7 @@ def test_the_command_prints_all_sections(monkeypatch: pytest.MonkeyPatch, capsys
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"hardware", "versions", "disk", "hub", "speed", "findings"}
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["memory_bytes"] > 1e8
-    assert found["speed"]["fp32_gflops"] > 0 and found["versions"]["torch"] != "not installed"
+    assert found["speed"]["fp32_gflops"] > 0 and found["versions"]["torch"] != "absent"
     assert any("hub" in finding["what"] for finding in found["findings"])
 
 
