@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith import environment
+from tunesmith import environment, words
 
 CPU_FLAGS = {
     "amx_bf16": "AMX bf16",
@@ -256,7 +256,7 @@ def _about_room(sections: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     if machine["memory_free_bytes"] < LEAST_MEMORY:
         yield Finding(
             "warning",
-            f"only {machine['memory_free_bytes'] / 1e9:.1f} GB of memory are free",
+            f"only {words.size(machine['memory_free_bytes'])} of memory are free",
             "weights, gradients and optimizer state of full training take 16 bytes a parameter in fp32",
             "use `method: peft` or a smaller model; `tunesmith plan` says what fits",
         )
@@ -264,7 +264,7 @@ def _about_room(sections: dict[str, dict[str, Any]]) -> Iterator[Finding]:
         if room[f"{place}_free_bytes"] < LEAST_FREE_DISK:
             yield Finding(
                 "warning",
-                f"only {room[f'{place}_free_bytes'] / 1e9:.1f} GB of disk are free in {room[place]}",
+                f"only {words.size(room[f'{place}_free_bytes'])} of disk are free in {room[place]}",
                 "checkpoints hold the weights and twice as much optimizer state",
                 "free some space, give --run-dir on another disk, or set TUNESMITH_CACHE",
             )

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tunesmith import words
 from tunesmith.cli.output import Json, print_json, print_pairs, print_table
 
 catalog = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -128,9 +129,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _readable(name: str, value: object) -> tuple[str, object]:
-    """A fact for people: bytes in GB, no underscores."""
+    """A fact for people: bytes in words, no underscores."""
     if name.endswith("_bytes") and isinstance(value, int):
-        name, value = name.removesuffix("_bytes"), f"{value / 1e9:.1f} GB"
+        name, value = name.removesuffix("_bytes"), words.size(value)
     if isinstance(value, list):
-        value = ", ".join(f"{gpu['name']} ({gpu['memory_bytes'] / 1e9:.0f} GB)" for gpu in value) or "none"
+        value = ", ".join(f"{gpu['name']} ({words.size(gpu['memory_bytes'])})" for gpu in value) or "none"
     return f"  {name.replace('_', ' ')}", value
