@@ -101,12 +101,12 @@ def remove_it(
 
     size = cached_bytes(name)
     if size and not yes:
-        require_yes(f"Remove {name} ({size / 1e6:.1f} MB) from the cache?")
+        require_yes(f"Remove {name} ({words.size(size)}) from the cache?")
     freed = remove(name)
     if as_json:
         print_json({"removed": name, "bytes": freed})
     else:
-        print(f"removed {name}: {freed / 1e6:.1f} MB are free again" if freed else f"the cache holds nothing of {name}")
+        print(f"removed {name}: {words.size(freed)} are free again" if freed else f"the cache holds nothing of {name}")
 
 
 def doctor(as_json: Json = False) -> None:
