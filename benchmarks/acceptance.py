@@ -10,42 +10,30 @@ the same training rows and measured on the same test rows. Results go to `result
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import KEPT, RESULTS_FOLDER, SHARED, polarity_rows, results_in, run_or_resume, write_rows
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "src"))
+from tunesmith import environment, recipe_file
+from tunesmith.data.prepare import prepare
+from tunesmith.data.rows import Row
+from tunesmith.disk import write_json
+from tunesmith.evaluation.metrics import measure
+from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.recipe import Evaluate
 
-from tunesmith import environment, recipe_file  # noqa: E402
-from tunesmith.data.prepare import prepare  # noqa: E402
-from tunesmith.data.rows import Row  # noqa: E402
-from tunesmith.disk import write_json, write_text  # noqa: E402
-from tunesmith.evaluation.metrics import measure  # noqa: E402
-from tunesmith.evaluation.outputs import Outputs, Truth  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
-from tunesmith.recipe import Evaluate  # noqa: E402
-
-SHARED = ROOT.parent / "shared" / "data"
-RESULTS = HERE / "results" / "acceptance.json"
+RESULTS = RESULTS_FOLDER / "acceptance.json"
 BASELINES = ["majority", "base", {"few-shot": 5}, "features"]
 
 
 def polarity(folder: Path) -> dict[str, Any]:
     """Movie snippets, two classes; the split is by content hash."""
-    lines = []
-    for ending, label in (("pos", "positive"), ("neg", "negative")):
-        text = (SHARED / "sentence_polarity" / f"rt-polarity.{ending}").read_text(encoding="utf-8")
-        lines += [json.dumps({"text": line.strip(), "label": label}) for line in text.splitlines() if line.strip()]
-    path = folder / "sentence_polarity.jsonl"
-    write_text(path, "\n".join(lines) + "\n")
-    return {"data": {"train": str(path), "test": 0.2}, "training": {"epochs": 2, "learning_rate": 1e-4}}
+    path = write_rows(folder / "sentence_polarity.jsonl", polarity_rows())
+    return {"data": {"train": path, "test": 0.2}, "training": {"epochs": 2, "learning_rate": 1e-4}}
 
 
 def banking77(folder: Path) -> dict[str, Any]:
@@ -78,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=sorted(SETS))
     only = parser.parse_args().only
-    known = json.loads(RESULTS.read_text(encoding="utf-8"))["sets"] if RESULTS.is_file() else {}
+    known = results_in(RESULTS, sets={})["sets"]
     for name in [only] if only else sorted(SETS):
         with tempfile.TemporaryDirectory() as folder:
             known[name] = run_one(name, Path(folder))
@@ -87,21 +75,17 @@ def main() -> None:
 
 def run_one(name: str, folder: Path) -> dict[str, Any]:
     """One data set: the run, and TF-IDF on the same rows."""
-    from tunesmith import pipeline
-
     tree = {"task": "text-classification", "model": "minilm-l6", "method": "full"}
     tree |= {"evaluate": {"baselines": BASELINES}} | SETS[name](folder)
+    run = run_or_resume(tree, folder / "run")
     chosen = recipe_file.parse(tree)
-    with shown() as on_event:
-        run = pipeline.run(chosen, run_dir=folder / "run", on_event=on_event)
     data = prepare(chosen)
     summary = run.summary()
     words = tfidf(data.train, data.test, data.labels or [], chosen.evaluate)
     print(f"{name}: tuned {summary['metrics']['accuracy']}, TF-IDF {words['accuracy']}")
     print(summary["verdict"])
-    keep = ("metrics", "baselines", "verdict", "seconds", "tuning_seconds", "tokens_per_second", "peak_memory_bytes")
     rows = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
-    return {key: summary[key] for key in keep} | {"tfidf": words, "rows": rows, "training": tree["training"]}
+    return {key: summary[key] for key in KEPT} | {"tfidf": words, "rows": rows, "training": tree["training"]}
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common import RESULTS_FOLDER, SHARED, SIDES, results_in, snippets, write_rows
+
 import tunesmith
 from tunesmith import disk, environment, runs
 from tunesmith.compression.settings import Quantize
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXTS, TOKENS = 16, 192
 CONTINUED = "smollm2-135m-instruct"
 
@@ -176,11 +177,11 @@ def qat(args: argparse.Namespace) -> dict[str, Any]:
     return found | {"compared": {"verdict": compared.verdict, "rows": compared.rows}}
 
 
-def _tuned(folder: Path, *, rows: Path, **keys: Any) -> runs.Run:
+def _tuned(folder: Path, *, rows: str, **keys: Any) -> runs.Run:
     """A run of these keys; made once."""
     if (folder / "run" / "summary.json").is_file():
         return runs.open_run(folder / "run")
-    return tunesmith.tune(str(rows), run_dir=folder / "run", precision="fp32", **keys)
+    return tunesmith.tune(rows, run_dir=folder / "run", precision="fp32", **keys)
 
 
 def _quantized(run: runs.Run, choice: Quantize) -> dict[str, Any]:
@@ -196,29 +197,19 @@ def _quantized(run: runs.Run, choice: Quantize) -> dict[str, Any]:
     return kept
 
 
-def _polarity(args: argparse.Namespace, folder: Path) -> Path:
+def _polarity(args: argparse.Namespace, folder: Path) -> str:
     """Some of the film reviews, as rows."""
-    path = folder / "rows.jsonl"
-    rows = []
-    for label, name in (("positive", "rt-polarity.pos"), ("negative", "rt-polarity.neg")):
-        lines = (args.data / "sentence_polarity" / name).read_text(encoding="utf-8").splitlines()
-        rows += [{"text": line, "label": label} for line in lines[: args.rows // 2]]
-    _write(path, rows)
-    return path
+    some = {label: snippets(side, args.data)[: args.rows // 2] for side, label in SIDES.items()}
+    rows = [{"text": text, "label": label} for label, texts in some.items() for text in texts]
+    return write_rows(folder / "rows.jsonl", rows)
 
 
-def _commands(args: argparse.Namespace, folder: Path) -> Path:
+def _commands(args: argparse.Namespace, folder: Path) -> str:
     """Instructions and the shell commands that follow them."""
-    path = folder / "commands.jsonl"
     lines = (args.data / "tldr_pages" / "tldr_en_pairs.jsonl").read_text(encoding="utf-8").splitlines()[:400]
     pairs = [json.loads(line) for line in lines]
-    _write(path, [{"prompt": f"{p['instruction']} ({p['tool']})", "completion": p["response"]} for p in pairs])
-    return path
-
-
-def _write(path: Path, rows: list[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = [{"prompt": f"{p['instruction']} ({p['tool']})", "completion": p["response"]} for p in pairs]
+    return write_rows(folder / "commands.jsonl", rows)
 
 
 PARTS = {"perplexity": perplexity, "minilm": minilm, "gguf": gguf, "qat": qat}
@@ -227,9 +218,9 @@ PARTS = {"perplexity": perplexity, "minilm": minilm, "gguf": gguf, "qat": qat}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=list(PARTS), metavar="PART")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--work", type=Path, default=Path("runs") / "compression")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "compression.json")
+    parser.add_argument("--out", type=Path, default=RESULTS_FOLDER / "compression.json")
     parser.add_argument("--rows", type=int, default=2400, help="film reviews")
     parser.add_argument("--steps", type=int, default=4, help="updates of `gguf`")
     parser.add_argument("--kinds", nargs="*", help="of `perplexity`; default: all")
@@ -241,7 +232,7 @@ def main() -> None:
 
 def _keep(args: argparse.Namespace, part: str, found: dict[str, Any]) -> None:
     """Put results beside those that the file holds already."""
-    known = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+    known = results_in(args.out)
     before = known.get(part, {}).get("results", {})
     about = {"machine": environment.machine(), "versions": environment.versions(), "note": args.note}
     known[part] = about | {"results": before | found}

@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
+from common import SHARED, results_in, run_or_resume
 
-from acceptance import SHARED  # noqa: E402
-
-from tunesmith import environment, pipeline, recipe_file  # noqa: E402
-from tunesmith.disk import write_json  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
+from tunesmith import environment
+from tunesmith.disk import write_json
 
 CASES: dict[str, dict[str, Any]] = {
     "features": {"method": "features"},
@@ -45,9 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=10)
     given = parser.parse_args()
-    result: dict[str, Any] = {"epochs": given.epochs, "runs": {}}
-    if given.out.exists():
-        result = json.loads(given.out.read_text(encoding="utf-8"))
+    result = results_in(given.out, epochs=given.epochs, runs={})
     for case in given.cases:
         for seed in range(given.seeds if case != "features" else 1):
             name = f"{case}:{seed}"
@@ -65,8 +58,8 @@ def _run(case: str, seed: int, epochs: float) -> dict[str, Any]:
     tree["data"] = {"train": str(cookies / "train"), "test": [str(cookies / "test")], "validation": 0}
     tree["training"] = {"epochs": epochs, "batch_size": 8, "seed": seed, "compile": "off", **tree.get("training", {})}
     tree["evaluate"] = {"baselines": ["majority"]}
-    with tempfile.TemporaryDirectory() as scratch, shown() as on_event:
-        run = pipeline.run(recipe_file.parse(tree), run_dir=Path(scratch) / "run", on_event=on_event)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = run_or_resume(tree, Path(scratch) / "run")
         summary, accuracy = run.summary(), run.metrics["accuracy"]
     return {
         "accuracy": accuracy.value,

@@ -15,30 +15,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from acceptance import banking77
+from common import RESULTS_FOLDER, results_in, run_or_resume
+from language import write_data
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "src"))
+from tunesmith import environment
+from tunesmith.data.prepare import prepare
+from tunesmith.disk import write_json
+from tunesmith.evaluation.answering import Setting, answer
+from tunesmith.learning_curve import over_seeds
+from tunesmith.models.saving import load_artefact
+from tunesmith.recipe import Evaluate, Generation
+from tunesmith.runs import Run, open_run, read_answers
+from tunesmith.tasks import TASKS
 
-from acceptance import banking77  # noqa: E402
-from language import write_data  # noqa: E402
-
-from tunesmith import environment, pipeline, recipe_file  # noqa: E402
-from tunesmith.data.prepare import prepare  # noqa: E402
-from tunesmith.disk import write_json  # noqa: E402
-from tunesmith.evaluation.answering import Setting, answer  # noqa: E402
-from tunesmith.learning_curve import over_seeds  # noqa: E402
-from tunesmith.models.saving import load_artefact  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
-from tunesmith.recipe import Evaluate, Generation  # noqa: E402
-from tunesmith.runs import Run, open_run, read_answers  # noqa: E402
-from tunesmith.tasks import TASKS  # noqa: E402
-
-RESULTS = HERE / "results" / "distill.json"
+RESULTS = RESULTS_FOLDER / "distill.json"
 DISTILLATION = {"label_weight": 0.2, "temperature": 4.0}
 TRAINING = {
     "epochs": 3,
@@ -64,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of banking77")
     parser.add_argument("--rows", type=int)
     given = parser.parse_args()
-    known = json.loads(RESULTS.read_text(encoding="utf-8"))["sets"] if RESULTS.is_file() else {}
+    known = results_in(RESULTS, sets={})["sets"]
     if given.only != "pubmedqa":
         known["banking77"] = labels(given.out, given.seeds, given.rows) | {"environment": environment.describe()}
     if given.only != "banking77":
@@ -134,10 +129,7 @@ def done(tree: dict[str, Any], folder: Path) -> Run:
     """The finished run of a recipe; one that was begun goes on."""
     if (folder / "summary.json").exists():
         return open_run(folder)
-    with shown() as on_event:
-        if (folder / "recipe.yaml").exists():
-            return pipeline.resume(folder, on_event=on_event)
-        return pipeline.run(recipe_file.parse(tree), run_dir=folder, on_event=on_event)
+    return run_or_resume(tree, folder)
 
 
 def right(run: Run) -> list[int]:

@@ -20,19 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from acceptance import banking77
+from common import BENCHMARKS, write_rows
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "src"))
-
-from acceptance import banking77  # noqa: E402
-
-from tunesmith import catalog, environment, pipeline, recipe_file  # noqa: E402
-from tunesmith.data.prepare import prepare  # noqa: E402
-from tunesmith.disk import write_json, write_text  # noqa: E402
-from tunesmith.learning_curve import over_seeds  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
-from tunesmith.recipe import Evaluate, Recipe  # noqa: E402
-from tunesmith.runs import open_run, read_answers  # noqa: E402
+from tunesmith import catalog, environment, pipeline, recipe_file
+from tunesmith.data.prepare import prepare
+from tunesmith.disk import write_json
+from tunesmith.learning_curve import over_seeds
+from tunesmith.progress import shown
+from tunesmith.recipe import Evaluate, Recipe
+from tunesmith.runs import open_run, read_answers
 
 
 def main() -> None:
@@ -90,8 +87,8 @@ def _theirs(recipe: Recipe, given: argparse.Namespace, seed: int, folder: Path) 
         data = prepare(recipe)
         test = sorted(data.test, key=lambda row: row.key)[: given.limit]
         for name, rows in (("train", data.train), ("test", test)):
-            lines = [json.dumps({"text": row.fields["text"], "label": row.fields["label"]}) for row in rows]
-            write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
+            fields = [{"text": row.fields["text"], "label": row.fields["label"]} for row in rows]
+            write_rows(folder / f"{name}.jsonl", fields)
         spec = {
             "model": str(catalog.model_folder("minilm-l6")),
             "train": str(folder / "train.jsonl"),
@@ -102,8 +99,8 @@ def _theirs(recipe: Recipe, given: argparse.Namespace, seed: int, folder: Path) 
             "sampling_strategy": given.sampling,
         }
         write_json(folder / "spec.json", spec)
-        environ = {**os.environ, "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
-        script = HERE / "peers" / "setfit_few_shot.py"
+        environ = {**os.environ, "PYTHONPATH": str(BENCHMARKS), "HF_HUB_OFFLINE": "1"}
+        script = BENCHMARKS / "peers" / "setfit_few_shot.py"
         started = time.time()
         subprocess.run([str(given.peer_python), str(script), str(folder / "spec.json")], env=environ, check=True)
         print(f"setfit, seed {seed}: {time.time() - started:.0f} s", file=sys.stderr)

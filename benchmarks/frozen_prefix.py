@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -21,25 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import results_in, snippets
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
-
-from acceptance import SHARED  # noqa: E402
-
-from tunesmith import catalog, environment, objectives  # noqa: E402
-from tunesmith.data.batches import Batch, collate, write_tokens  # noqa: E402
-from tunesmith.data.render_labels import classification_renderer  # noqa: E402
-from tunesmith.data.rows import Origin, Row  # noqa: E402
-from tunesmith.disk import write_json  # noqa: E402
-from tunesmith.events import Step  # noqa: E402
-from tunesmith.models.build import build_for_training  # noqa: E402
-from tunesmith.models.model import Model  # noqa: E402
-from tunesmith.recipe import Data, Head, Layers, Parameters, Training  # noqa: E402
-from tunesmith.tasks import TASKS  # noqa: E402
-from tunesmith.training.defaults import with_defaults  # noqa: E402
-from tunesmith.training.frozen_cache import remember  # noqa: E402
-from tunesmith.training.loop import WIDTH_MULTIPLE, Trainer, batches_of_epoch, pieces  # noqa: E402
+from tunesmith import catalog, environment, objectives
+from tunesmith.data.batches import Batch, collate, write_tokens
+from tunesmith.data.render_labels import classification_renderer
+from tunesmith.data.rows import Origin, Row
+from tunesmith.disk import write_json
+from tunesmith.events import Step
+from tunesmith.models.build import build_for_training
+from tunesmith.models.model import Model
+from tunesmith.recipe import Data, Head, Layers, Parameters, Training
+from tunesmith.tasks import TASKS
+from tunesmith.training.defaults import with_defaults
+from tunesmith.training.frozen_cache import remember
+from tunesmith.training.loop import WIDTH_MULTIPLE, Trainer, batches_of_epoch, pieces
 
 LABELS = ["neg", "pos"]
 CASES: dict[str, tuple[str, Parameters]] = {
@@ -106,9 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the results as JSON; cases measured before stay in it")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"cases": {}}
-    if given.out and given.out.exists():
-        result = json.loads(given.out.read_text(encoding="utf-8"))
+    result = results_in(given.out, cases={})
     for name in [given.only] if given.only else CASES:
         rows, load = given.rows if "minilm" in name else given.rows // 3, os.getloadavg()[0]
         found = _measure(*CASES[name], rows, given.epochs)
@@ -191,9 +184,8 @@ def _sentences(count: int) -> list[Row]:
     """Half of them of each label."""
     found = []
     for label in LABELS:
-        path = SHARED / "sentence_polarity" / f"rt-polarity.{label}"
-        lines = path.read_text(encoding="utf-8").splitlines()[: count // 2]
-        found += [Row({"text": line, "label": label}, Origin(path.name, n)) for n, line in enumerate(lines, 1)]
+        lines = enumerate(snippets(label)[: count // 2], 1)
+        found += [Row({"text": line, "label": label}, Origin(f"rt-polarity.{label}", n)) for n, line in lines]
     return found
 
 

@@ -13,22 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "src"))
+from common import KEPT, RESULTS_FOLDER, SHARED, results_in, run_or_resume, write_rows
 
-from tunesmith import environment, pipeline, recipe_file  # noqa: E402
-from tunesmith.disk import write_json, write_text  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
+from tunesmith import environment
+from tunesmith.disk import write_json
 
-SOURCE = ROOT.parent / "shared" / "data" / "pubmedqa"
-RESULTS = HERE / "results" / "language.json"
-KEPT = ("metrics", "baselines", "verdict", "seconds", "tuning_seconds", "tokens_per_second", "peak_memory_bytes")
+SOURCE = SHARED / "pubmedqa"
+RESULTS = RESULTS_FOLDER / "language.json"
 
 
 def write_data(folder: Path, limit: int | None) -> dict[str, Path]:
@@ -44,7 +39,7 @@ def write_data(folder: Path, limit: int | None) -> dict[str, Path]:
         files["test" if key in held_out else "train"].append(question)
     paths = {name: folder / f"{name}.jsonl" for name in files}
     for name, lines in files.items():
-        write_text(paths[name], "".join(json.dumps(line) + "\n" for line in lines))
+        write_rows(paths[name], lines)
     return paths
 
 
@@ -83,15 +78,13 @@ def main() -> None:
     parser.add_argument("--only", choices=("causal", "masked", "domain"))
     parser.add_argument("--rows", type=int)
     chosen = parser.parse_args()
-    known = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else {}
+    known = results_in(RESULTS, runs={})["runs"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for experiment, tree in recipes(write_data(folder, chosen.rows)).items():
             if chosen.only not in (None, experiment):
                 continue
-            with shown() as on_event:
-                run = pipeline.run(recipe_file.parse(tree), run_dir=folder / experiment, on_event=on_event)
-            summary = run.summary()
+            summary = run_or_resume(tree, folder / experiment).summary()
             print(experiment, summary["verdict"], json.dumps(summary.get("general_text") or summary.get("stages")))
             further = {key: summary[key] for key in ("general_text", "stages") if key in summary}
             known[experiment] = {key: summary[key] for key in KEPT} | further | {"training": tree.get("training")}

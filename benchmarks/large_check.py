@@ -13,30 +13,24 @@ import argparse
 import json
 import os
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "src"))
+from common import RESULTS_FOLDER, ROOT, TUNESMITH, snippets
 
-from tunesmith import environment  # noqa: E402
-from tunesmith.disk import write_json  # noqa: E402
+from tunesmith import environment
+from tunesmith.disk import write_json
 
-SENTENCES = ROOT.parent / "shared" / "data" / "sentence_polarity"
-RESULT = HERE / "results" / "large_check.json"
+RESULT = RESULTS_FOLDER / "large_check.json"
 SIZES = (0.5, 2.0)
 SENTENCES_A_ROW = 60
 
 
 def write_rows(path: Path, gigabytes: float) -> int:
     """Fill a file; returns its rows."""
-    parts = {
-        label: (SENTENCES / f"rt-polarity.{label}").read_text(encoding="utf-8").splitlines() for label in ("pos", "neg")
-    }
+    parts = {label: snippets(label) for label in ("pos", "neg")}
     draw, written, rows = random.Random(0), 0, 0
     with path.open("w", encoding="utf-8") as file:
         while written < gigabytes * 1e9:
@@ -49,13 +43,12 @@ def write_rows(path: Path, gigabytes: float) -> int:
 
 def measure(path: Path) -> dict[str, Any]:
     """Check a file in a process of its own."""
-    code = "import sys; from tunesmith.cli.main import run; sys.exit(run(sys.argv[1:]))"
     flags = ["check", "--task", "text-classification", "--model", "minilm-l6", "--train", str(path), "--json"]
     started = time.monotonic()
     with tempfile.TemporaryFile() as out:
         environ = os.environ | {"PYTHONPATH": str(ROOT / "src")}
         actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1)]
-        child = os.posix_spawn(sys.executable, [sys.executable, "-c", code, *flags], environ, file_actions=actions)
+        child = os.posix_spawn(TUNESMITH[0], [*TUNESMITH, *flags], environ, file_actions=actions)
         _, status, used = os.wait4(child, 0)
         out.seek(0)
         found = json.loads(out.read())

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "src"))
+from common import RESULTS_FOLDER, SHARED, TUNESMITH
 
-from tunesmith import environment  # noqa: E402  # the path is set above
-from tunesmith.disk import write_json  # noqa: E402
+from tunesmith import environment
+from tunesmith.disk import write_json
 
-DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
-RESULT = HERE / "results" / "memory.json"
+DATA = SHARED / "gsm8k" / "train.jsonl"
+RESULT = RESULTS_FOLDER / "memory.json"
 STEPS = 5
 WAYS: dict[str, dict[str, str]] = {
     "plain": {},
@@ -58,8 +55,7 @@ def run(settings: dict[str, str], folder: Path) -> dict[str, Any]:
         "training": {"epochs": 1, "batch_size": 16, "micro_tokens": 8192, **settings},
     }
     (folder / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
-    code = "import sys; from tunesmith.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    line = [sys.executable, "-c", code, "tune", str(folder / "recipe.json"), "--json", "--run-dir", str(folder / "run")]
+    line = [*TUNESMITH, "tune", str(folder / "recipe.json"), "--json", "--run-dir", str(folder / "run")]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])

@@ -23,14 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(ROOT / "src")]
+from common import RESULTS_FOLDER, ROOT, SHARED, TUNESMITH, results_in, snippets
 
-from tunesmith.disk import write_json, write_text  # noqa: E402  # the path is set above
+from tunesmith.disk import write_json, write_text
 
-SHARED = ROOT.parent / "shared" / "data"
-RESULTS = HERE / "results"
 DOCS = ROOT / "docs" / "plan-accuracy.md"
 TIME_OFF, MEMORY_OFF, MEMORY_UNDER = 0.25, 0.15, 0.05
 """How far a plan may be off; of memory also how far below."""
@@ -105,7 +101,7 @@ def main() -> int:
     parser.add_argument("--plan", action="store_true", help="plan all measured runs and write the page")
     parser.add_argument("--result", type=Path, help="the file of results; default: today's")
     args = parser.parse_args()
-    path = args.result or RESULTS / f"planning-{datetime.date.today()}.json"
+    path = args.result or RESULTS_FOLDER / f"planning-{datetime.date.today()}.json"
     started = time.monotonic()
     for number, one in enumerate(CASES):
         if args.measure and one.name not in read(path)["runs"] and time.monotonic() - started < args.measure:
@@ -268,8 +264,7 @@ def in_process(number: int, place: Path, command: str, *flags: str) -> subproces
     recipe = place / "recipe.json"
     recipe.write_text(json.dumps(recipe_of(CASES[number], place)), encoding="utf-8")
     environment = os.environ | {"TUNESMITH_CACHE": str(own), "PYTHONPATH": str(ROOT / "src")}
-    code = "import sys; from tunesmith.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    line = [sys.executable, "-c", code, command, str(recipe), "--json", *flags]
+    line = [*TUNESMITH, command, str(recipe), "--json", *flags]
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
@@ -311,10 +306,7 @@ def table(name: str, place: Path) -> tuple[str, dict[str, str], Path]:
         writer = csv.writer(out)
         if name == "polarity":
             writer.writerow(["text", "label"])
-            sides = [
-                (SHARED / "sentence_polarity" / f"rt-polarity.{side}").open(encoding="utf-8") for side in ("pos", "neg")
-            ]
-            for good, bad in zip(*sides, strict=True):
+            for good, bad in zip(snippets("pos"), snippets("neg"), strict=True):
                 writer.writerows([[good.strip(), "good"], [bad.strip(), "bad"]])
             return "text-classification", {}, file
         writer.writerow(["prompt", "completion"])
@@ -326,9 +318,8 @@ def table(name: str, place: Path) -> tuple[str, dict[str, str], Path]:
 
 def read(path: Path) -> dict[str, Any]:
     """The results so far."""
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+    if known := results_in(path):
+        return known
     from tunesmith import environment
 
     return {"machine": environment.machine(), "versions": environment.versions(), "runs": {}, "plans": {}}

@@ -21,15 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import SHARED, results_in
+from measuring import peak_rss_bytes
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
-
-from acceptance import SHARED  # noqa: E402
-from measuring import peak_rss_bytes  # noqa: E402
-
-from tunesmith import environment  # noqa: E402
-from tunesmith.disk import write_json  # noqa: E402
+from tunesmith import environment
+from tunesmith.disk import write_json
 
 BASE = "smollm2-135m-instruct"
 CASES = {"bf16": "none", "int8": "int8", "int4": "int4"}
@@ -52,9 +48,9 @@ def main() -> None:
         write_json(given.out, _run(case, int(seed), given))
         return
     asked = {"steps": given.steps, "batch_size": given.batch_size, "held_out": given.held_out}
-    result: dict[str, Any] = {"settings": asked, "runs": {}}
-    if given.out.exists() and json.loads(given.out.read_text(encoding="utf-8"))["settings"] == asked:
-        result = json.loads(given.out.read_text(encoding="utf-8"))
+    result = results_in(given.out, settings=asked, runs={})
+    if result["settings"] != asked:
+        result = {"settings": asked, "runs": {}}
     for seed in range(given.seeds):
         for case in given.cases:
             name = f"{case}:{seed}"

@@ -15,31 +15,25 @@ the ratings of the same training snippets, is what the reward model has to beat.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import OUTCOME, RESULTS_FOLDER, ROOT, SHARED, results_in, run_or_resume, write_rows
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "src"))
+from tunesmith import disk, environment, runs
+from tunesmith.data.pairs import PairSet, Rated, make_pairs, split
+from tunesmith.evaluation.charts import policy_chart
+from tunesmith.evaluation.curve_chart import on_its_own
+from tunesmith.evaluation.intervals import bootstrap, mean
 
-from tunesmith import disk, environment, pipeline, recipe_file, runs  # noqa: E402
-from tunesmith.data.pairs import PairSet, Rated, make_pairs, split  # noqa: E402
-from tunesmith.evaluation.charts import policy_chart  # noqa: E402
-from tunesmith.evaluation.curve_chart import on_its_own  # noqa: E402
-from tunesmith.evaluation.intervals import bootstrap, mean  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
-
-SOURCE = ROOT.parent / "shared" / "data" / "vader_ratings"
-RESULTS = HERE / "results" / "rlhf.json"
+SOURCE = SHARED / "vader_ratings"
+RESULTS = RESULTS_FOLDER / "rlhf.json"
 PICTURE = ROOT / "docs" / "assets" / "rlhf.svg"
-KEPT = ("metrics", "baselines", "verdict", "seconds", "by_length", "reinforcement", "side_by_side", "stage_reward")
+KEPT = (*OUTCOME, "by_length", "reinforcement", "side_by_side", "stage_reward")
 MARGIN = 1.0
 CLEAR = 0.5
 """Editorials rated nearer to 0 than this say little about what is good or bad."""
@@ -67,18 +61,12 @@ def divided(name: str) -> tuple[list[Rated], list[Rated], list[Rated]]:
     return train, validation, test
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    """A file of rows; its path."""
-    disk.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return str(path)
-
-
 def pair_files(name: str, folder: Path) -> dict[str, Any]:
     """Pairs of each part, as the `data` of a recipe."""
     files = {}
     for part, rated in zip(("train", "validation", "test"), divided(name), strict=True):
         made: PairSet = make_pairs(rated, margin=MARGIN, per_text=1)
-        files[part] = [write(folder / f"{name}-{part}.jsonl", made.pairs)]
+        files[part] = [write_rows(folder / f"{name}-{part}.jsonl", made.pairs)]
     return files
 
 
@@ -90,7 +78,7 @@ def beginnings(folder: Path) -> dict[str, Any]:
         words = [item.text.split() for item in rated]
         fitting = [line for line in words if 2 * PROMPT_WORDS <= len(line) <= LONGEST_WORDS][:limit]
         rows = [{"prompt": " ".join(w[:PROMPT_WORDS]), "completion": " ".join(w[PROMPT_WORDS:])} for w in fitting]
-        files[part] = [write(folder / f"beginnings-{part}.jsonl", rows)]
+        files[part] = [write_rows(folder / f"beginnings-{part}.jsonl", rows)]
     return files
 
 
@@ -100,7 +88,7 @@ def judge_recipe(folder: Path) -> dict[str, Any]:
     for part, rated in zip(("train", "validation", "test"), divided("nytEditorialSnippets"), strict=True):
         clear = [item for item in rated if abs(item.rating) >= CLEAR]
         rows = [{"text": item.text, "label": "positive" if item.rating > 0 else "negative"} for item in clear]
-        files[part] = [write(folder / "data" / f"editorials-{part}.jsonl", rows)]
+        files[part] = [write_rows(folder / "data" / f"editorials-{part}.jsonl", rows)]
     tree = {"task": "text-classification", "model": "minilm-l6", "method": "features", "data": files}
     return tree | {"evaluate": {"baselines": ["majority"]}}
 
@@ -168,14 +156,6 @@ def rlhf_recipe(folder: Path) -> dict[str, Any]:
     }
 
 
-def run_one(tree: dict[str, Any], folder: Path) -> runs.Run:
-    """Begin a run, or go on with it."""
-    with shown() as on_event:
-        if (folder / "recipe.yaml").is_file():
-            return pipeline.resume(folder, on_event=on_event)
-        return pipeline.run(recipe_file.parse(tree), run_dir=folder, on_event=on_event)
-
-
 def stop_after(seconds: float) -> None:
     """Ask this process to stop as Ctrl-C does: the update is finished, and a checkpoint written."""
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
@@ -200,7 +180,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("judge", "reward", "rlhf"))
     parser.add_argument("--seconds", type=float, default=None, help="stop at a checkpoint after about so many")
     given = parser.parse_args()
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    known = results_in(RESULTS)
     if given.picture:
         disk.write_text(PICTURE, on_its_own(policy_chart(known["ppo"])))
         return
@@ -209,7 +189,7 @@ def main() -> None:
     for name, make in {"reward": reward_recipe, "judge": judge_recipe, "rlhf": rlhf_recipe}.items():
         if given.only not in (None, name) and not (given.only == "rlhf" and name == "judge"):
             continue
-        run = run_one(make(given.out), given.out / name)
+        run = run_or_resume(make(given.out), given.out / name)
         summary = run.summary()
         known[name] = {key: summary[key] for key in KEPT if key in summary} | {"environment": environment.describe()}
         if name == "reward":

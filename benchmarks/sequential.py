@@ -14,25 +14,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "src"))
+from common import RESULTS_FOLDER, SHARED, polarity_rows, results_in, run_or_resume, write_rows
 
-from tunesmith import environment, pipeline, recipe_file  # noqa: E402
-from tunesmith.disk import write_json, write_text  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
+from tunesmith import environment
+from tunesmith.disk import write_json
 
 MOST_ROWS = 4000
 """Rows of each task that are used: shares for validation and test are taken from them where a task has no such data of
 its own. (WNUT-17 has 3,394 training rows.)"""
-SHARED = ROOT.parent / "shared" / "data"
-RESULTS = HERE / "results" / "sequential.json"
+RESULTS = RESULTS_FOLDER / "sequential.json"
 REMEDIES: dict[str, dict[str, dict[str, Any]]] = {
     "mixed": {
         "none": {},
@@ -54,14 +48,9 @@ REMEDIES: dict[str, dict[str, dict[str, Any]]] = {
 
 def stages(chain: str, folder: Path, rows: int | None) -> list[dict[str, Any]]:
     """The tasks of a chain, each with its own data."""
-    lines = []
-    for ending, label in (("pos", "positive"), ("neg", "negative")):
-        text = (SHARED / "sentence_polarity" / f"rt-polarity.{ending}").read_text(encoding="utf-8")
-        lines += [json.dumps({"text": line.strip(), "label": label}) for line in text.splitlines() if line.strip()]
-    polarity = folder / "polarity.jsonl"
-    write_text(polarity, "\n".join(lines) + "\n")
+    polarity = write_rows(folder / "polarity.jsonl", polarity_rows())
     some = {"max_rows": rows or MOST_ROWS}
-    first = {"name": "polarity", "data": {"train": str(polarity), **some}}
+    first = {"name": "polarity", "data": {"train": polarity, **some}}
     bank, entities = SHARED / "banking77", SHARED / "wnut17"
     if chain == "labels":
         halves = [intents(folder, some, half) for half in (0, 1)]
@@ -93,15 +82,14 @@ def stages(chain: str, folder: Path, rows: int | None) -> list[dict[str, Any]]:
 
 def intents(folder: Path, some: dict[str, Any], half: int) -> dict[str, Any]:
     """Every other intent of banking77, in alphabetical order, from its first or its second."""
-    files = {}
+    files: dict[str, Any] = {}
     for name in ("train", "test"):
         with (SHARED / "banking77" / f"{name}.csv").open(encoding="utf-8", newline="") as source:
             found = list(csv.DictReader(source))
         own = sorted({row["category"] for row in found})[half::2]
-        path = files[name] = folder / f"intents-{half + 1}-{name}.jsonl"
         rows = [{"text": row["text"], "label": row["category"]} for row in found if row["category"] in own]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return {"name": f"intents-{half + 1}", "data": {name: str(path) for name, path in files.items()} | some}
+        files[name] = write_rows(folder / f"intents-{half + 1}-{name}.jsonl", rows)
+    return {"name": f"intents-{half + 1}", "data": files | some}
 
 
 def main() -> None:
@@ -117,7 +105,7 @@ def main() -> None:
         matrix = [[None if cell is None else round(cell["value"], 3) for cell in line] for line in found["matrix"]]
         print(path, matrix, "forgetting", found.get("forgetting"), f"{found['seconds']:.0f} s")
         if chosen.rows is None:
-            known = json.loads(RESULTS.read_text(encoding="utf-8"))["chains"] if RESULTS.is_file() else {}
+            known = results_in(RESULTS, chains={})["chains"]
             known.setdefault(chain, {})[name] = found
             write_json(RESULTS, {"environment": environment.describe(), "chains": known})
 
@@ -134,9 +122,7 @@ def run_one(chain: str, settings: dict[str, Any], folder: Path, rows: int | None
         "training": {"epochs": 1 if rows else 2, "dropout": 0.0},
         "evaluate": {"baselines": [], **({"limit": 100} if rows else {})},
     }
-    with shown() as on_event:
-        run = pipeline.run(recipe_file.parse(tree), run_dir=folder / "run", on_event=on_event)
-    summary = run.summary()
+    summary = run_or_resume(tree, folder / "run").summary()
     return dict(summary["sequence"]) | {"seconds": summary["tuning_seconds"], "sequence": settings}
 
 

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "src"))
+from acceptance import polarity
+from common import RESULTS_FOLDER, ROOT
 
-from acceptance import polarity  # noqa: E402
-
-from tunesmith import recipe_file  # noqa: E402
-from tunesmith.disk import write_json  # noqa: E402
-from tunesmith.learning_curve import DEFAULT_SHOTS, learning_curve  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
+from tunesmith import recipe_file
+from tunesmith.disk import write_json
+from tunesmith.learning_curve import DEFAULT_SHOTS, learning_curve
+from tunesmith.progress import shown
 
 WAYS = "features,few-shot,in-context@smollm2-135m-instruct,peft,full"
 
@@ -56,10 +53,10 @@ def main() -> None:
         )
     print(curve.verdict)
     if given.keep:
-        shutil.copyfile(given.out / "curve.svg", HERE.parent / "docs" / "assets" / "shots.svg")
+        shutil.copyfile(given.out / "curve.svg", ROOT / "docs" / "assets" / "shots.svg")
         how = {"seeds": given.seeds, "limit": given.limit}
         facts = {name: value for name, value in curve.as_dict().items() if name != "folder"}
-        write_json(HERE / "results" / "shots.json", facts | how)
+        write_json(RESULTS_FOLDER / "shots.json", facts | how)
 
 
 if __name__ == "__main__":

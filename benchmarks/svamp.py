@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(ROOT / "src")]
+from common import OUTCOME, RESULTS_FOLDER, ROOT, SHARED, run_or_resume, write_rows
+from rlhf import curve
 
-from rlhf import curve, run_one  # noqa: E402
+from tunesmith import disk, environment
+from tunesmith.evaluation.charts import policy_chart
+from tunesmith.evaluation.curve_chart import on_its_own
 
-from tunesmith import disk, environment  # noqa: E402
-from tunesmith.evaluation.charts import policy_chart  # noqa: E402
-from tunesmith.evaluation.curve_chart import on_its_own  # noqa: E402
-
-SOURCE = ROOT.parent / "shared" / "data" / "svamp" / "SVAMP.json"
-RESULTS = HERE / "results" / "svamp.json"
+SOURCE = SHARED / "svamp" / "SVAMP.json"
+RESULTS = RESULTS_FOLDER / "svamp.json"
 PICTURE = ROOT / "docs" / "assets" / "svamp.svg"
-KEPT = ("metrics", "baselines", "verdict", "seconds", "reinforcement", "side_by_side")
+KEPT = (*OUTCOME, "reinforcement", "side_by_side")
 
 
 def problems(folder: Path) -> str:
@@ -38,9 +34,7 @@ def problems(folder: Path) -> str:
         {"prompt": f"{row['Body'].rstrip('. ')}. {row['Question']}", "completion": f"{row['Answer']:g}"}
         for row in json.loads(SOURCE.read_text(encoding="utf-8"))
     ]
-    path = folder / "problems.jsonl"
-    disk.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return str(path)
+    return write_rows(folder / "problems.jsonl", rows)
 
 
 def recipe(folder: Path, quick: bool) -> dict[str, Any]:
@@ -79,7 +73,7 @@ def main() -> None:
         known = json.loads(RESULTS.read_text(encoding="utf-8"))
         disk.write_text(PICTURE, on_its_own(policy_chart(known["curve"])))
         return
-    run = run_one(recipe(given.out, given.quick), given.out / "run")
+    run = run_or_resume(recipe(given.out, given.quick), given.out / "run")
     summary = run.summary()
     print(summary["verdict"])
     if not given.quick:

@@ -19,28 +19,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parents[1]
-ROOT = HERE.parent
-sys.path[:0] = [str(ROOT / "src"), str(HERE)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cpu  # noqa: E402
+import cpu
+from common import RESULTS_FOLDER, SHARED, write_rows
 
-from tunesmith import catalog, environment  # noqa: E402
-from tunesmith.data.conll import read_sentences  # noqa: E402
-from tunesmith.data.problems import Fault  # noqa: E402
-from tunesmith.data.sources import Source  # noqa: E402
-from tunesmith.data.spans import Span  # noqa: E402
-from tunesmith.data.tag_schemes import spans_of_tags  # noqa: E402
-from tunesmith.data.words import token_offsets  # noqa: E402
-from tunesmith.disk import write_json, write_text  # noqa: E402
-from tunesmith.evaluation.comparison import System, compare  # noqa: E402
-from tunesmith.evaluation.metrics import measure  # noqa: E402
-from tunesmith.evaluation.outputs import Outputs, Truth  # noqa: E402
-from tunesmith.recipe import Evaluate  # noqa: E402
+from tunesmith import catalog, environment
+from tunesmith.data.conll import read_sentences
+from tunesmith.data.problems import Fault
+from tunesmith.data.sources import Source
+from tunesmith.data.spans import Span
+from tunesmith.data.tag_schemes import spans_of_tags
+from tunesmith.data.words import token_offsets
+from tunesmith.disk import write_json
+from tunesmith.evaluation.comparison import System, compare
+from tunesmith.evaluation.metrics import measure
+from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.recipe import Evaluate
 
-DATA = ROOT.parent / "shared" / "data" / "wnut17"
+DATA = SHARED / "wnut17"
 WORK = cpu.PEERS / "work" / "wnut17"
-RESULT = HERE / "results" / "wnut17.json"
+RESULT = RESULTS_FOLDER / "wnut17.json"
 LABELS = ["corporation", "creative-work", "group", "location", "person", "product"]
 SETTINGS = {"epochs": 5, "batch_size": 32, "learning_rate": 1e-4, "max_length": 128, "labels": LABELS}
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -100,7 +99,7 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     train, test = WORK / "train.jsonl", WORK / "test.jsonl"
     for path, lines in ((train, rows), (test, test_rows)):
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_rows(path, lines)
     right = Truth("spans", [spans_of(row, row["tags"]) for row in test_rows], LABELS)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     comparisons = []

@@ -19,22 +19,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parents[1]
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tunesmith import environment, recipe_file  # noqa: E402
-from tunesmith.disk import write_json, write_text  # noqa: E402
-from tunesmith.progress import shown  # noqa: E402
+from common import KEPT, RESULTS_FOLDER, SHARED, results_in, run_or_resume, write_rows
 
-DATA = ROOT.parent / "shared" / "data"
-RESULT = HERE / "results" / "writing.json"
-KEPT = ("metrics", "baselines", "verdict", "seconds", "tuning_seconds", "tokens_per_second", "peak_memory_bytes")
+from tunesmith import environment
+from tunesmith.disk import write_json
+
+RESULT = RESULTS_FOLDER / "writing.json"
 
 
 def scitldr(folder: Path) -> dict[str, Any]:
     """Abstracts of papers and one-line summaries; the files are read as they are."""
-    parts = {part: str(DATA / "scitldr" / f"{name}.jsonl") for part, name in PARTS.items()}
+    parts = {part: str(SHARED / "scitldr" / f"{name}.jsonl") for part, name in PARTS.items()}
     return {
         "task": "summarization",
         "data": {**parts, "max_length": 768, "max_rows": 1000},
@@ -49,18 +46,16 @@ def scitldr(folder: Path) -> dict[str, Any]:
 
 def tldr_pages(folder: Path) -> dict[str, Any]:
     """What a command shall do, and the command; the tool is named, for many do things of the same description."""
-    lines = (DATA / "tldr_pages" / "tldr_en_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (SHARED / "tldr_pages" / "tldr_en_pairs.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [
         {"tool": row["tool"], "prompt": f"{row['tool']}: {row['instruction']}", "completion": row["response"]}
         for row in map(json.loads, lines)
     ]
-    path = folder / "commands.jsonl"
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return {
         "task": "text-generation",
         "system_prompt": "Answer with the shell command alone.",
         "data": {
-            "train": str(path),
+            "train": write_rows(folder / "commands.jsonl", rows),
             "group_by": "tool",
             "validation": 0.02,
             "test": 0.1,
@@ -83,20 +78,17 @@ SETS = {"scitldr": scitldr, "tldr_pages": tldr_pages}
 
 def run_one(name: str, folder: Path, quick: bool) -> dict[str, Any]:
     """One data set: tune, measure, compare."""
-    from tunesmith import pipeline
-
     tree = {"model": "smollm2-135m-instruct", "method": "peft"} | SETS[name](folder)
     if quick:
         tree["data"] |= {"max_rows": 400, "validation": 0.02, "test": 0.1}
         tree["training"] |= {"max_steps": 4, "batch_size": 4}
         tree["evaluate"] |= {"limit": 12, "resamples": 200}
-    with shown() as on_event:
-        run = pipeline.run(recipe_file.parse(tree), run_dir=folder / "run", on_event=on_event)
+    run = run_or_resume(tree, folder / "run")
     summary = run.summary()
     print(f"{name}: {summary['verdict']}")
     report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
     speeds = {system["name"]: system["written_tokens_per_second"] for system in report["systems"]}
-    recipe = run.recipe.to_yaml().replace(str(DATA), "../shared/data").replace(str(folder), ".")
+    recipe = run.recipe.to_yaml().replace(str(SHARED), "../shared/data").replace(str(folder), ".")
     return {key: summary[key] for key in KEPT} | {"written_tokens_per_second": speeds, "recipe": recipe}
 
 
@@ -105,7 +97,7 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(SETS))
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
-    known = json.loads(RESULT.read_text(encoding="utf-8"))["sets"] if RESULT.is_file() else {}
+    known = results_in(RESULT, sets={})["sets"]
     for name in [asked.only] if asked.only else sorted(SETS):
         with tempfile.TemporaryDirectory() as folder:
             known[name] = run_one(name, Path(folder), asked.quick)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("tunesmith", "torch", "transformers", "peft", "tokenizers", "safetensors", "datasets", "scikit-learn")
+from tunesmith import environment, words
+
 CPU_FLAGS = {
     "amx_bf16": "AMX bf16",
     "amx_int8": "AMX int8",
@@ -62,7 +60,7 @@ def examine() -> Diagnosis:
     """Look at everything; takes a few seconds, most of them for importing torch and asking the hub."""
     sections = {
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": environment.versions(),
         "disk": disk(),
         "hub": hub(),
         "speed": speed(),
@@ -79,43 +77,14 @@ def hardware() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor_name(),
-        "cores": usable_cores(),
+        "system": environment.system(),
+        "processor": environment.processor(),
+        "cores": environment.usable_cores(),
         "instructions": ", ".join(title for flag, title in CPU_FLAGS.items() if flag in cpu_flags()) or "unknown",
-        "memory_bytes": usable_memory(),
-        "memory_free_bytes": min(psutil.virtual_memory().available, usable_memory()),
+        "memory_bytes": environment.usable_memory(),
+        "memory_free_bytes": min(psutil.virtual_memory().available, environment.usable_memory()),
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
-
-
-def usable_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or the limit of its container."""
-    import psutil
-
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    total = int(psutil.virtual_memory().total)
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def disk() -> dict[str, Any]:
@@ -287,7 +256,7 @@ def _about_room(sections: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     if machine["memory_free_bytes"] < LEAST_MEMORY:
         yield Finding(
             "warning",
-            f"only {machine['memory_free_bytes'] / 1e9:.1f} GB of memory are free",
+            f"only {words.size(machine['memory_free_bytes'])} of memory are free",
             "weights, gradients and optimizer state of full training take 16 bytes a parameter in fp32",
             "use `method: peft` or a smaller model; `tunesmith plan` says what fits",
         )
@@ -295,7 +264,7 @@ def _about_room(sections: dict[str, dict[str, Any]]) -> Iterator[Finding]:
         if room[f"{place}_free_bytes"] < LEAST_FREE_DISK:
             yield Finding(
                 "warning",
-                f"only {room[f'{place}_free_bytes'] / 1e9:.1f} GB of disk are free in {room[place]}",
+                f"only {words.size(room[f'{place}_free_bytes'])} of disk are free in {room[place]}",
                 "checkpoints hold the weights and twice as much optimizer state",
                 "free some space, give --run-dir on another disk, or set TUNESMITH_CACHE",
             )
@@ -321,20 +290,3 @@ def _hyperthreads(cores: int) -> bool:
 
     physical = psutil.cpu_count(logical=False)
     return physical is not None and cores > physical
-
-
-def _processor_name() -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _read(path: str) -> str:
-    """A file of the system, or nothing where this system has no such file."""
-    if not sys.platform.startswith("linux"):
-        return ""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""

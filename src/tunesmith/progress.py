@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tunesmith import events
+from tunesmith import events, words
 from tunesmith.events import Event, Listener
 
 if TYPE_CHECKING:
@@ -83,15 +83,15 @@ class Talk:
                 self._say(f"  step {event.step}: validation {_numbers(event.metrics)}{best}")
             case events.StageFinished():
                 self._say(
-                    f"stage {event.stage}: {event.step} steps in {_duration(event.seconds)} ({event.reason}); "
+                    f"stage {event.stage}: {event.step} steps in {words.duration(event.seconds)} ({event.reason}); "
                     f"best step {event.best_step}; {event.tokens_per_second:,.0f} tokens/s; "
-                    f"peak memory {_bytes(event.peak_memory_bytes)}"
+                    f"peak memory {words.size(event.peak_memory_bytes)}"
                 )
             case events.Evaluated():
                 shown_metrics = ", ".join(
                     f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for name, m in event.metrics.items()
                 )
-                self._say(f"  {event.system}: {shown_metrics}  ({_duration(event.seconds)})")
+                self._say(f"  {event.system}: {shown_metrics}  ({words.duration(event.seconds)})")
             case events.RunFinished() if self.verdict:
                 self._say(event.verdict, "bold")
             case _:
@@ -202,7 +202,7 @@ class Lines:
                 self.last[event.stage] = self.clock()
             case events.Step():
                 text = _step_text(event, self.speed.after(event))
-                left = _duration(self.speed.seconds_left(event))
+                left = words.duration(self.speed.seconds_left(event))
                 self._tell(
                     event.stage, f"step {event.step}/{event.steps}  {text}  {left} left", event.step >= event.steps
                 )
@@ -226,20 +226,8 @@ class Lines:
 def _step_text(step: events.Step, speed: float) -> str:
     if not step.memory_bytes:  # at a provider, which tells nothing but the loss
         return f"loss {step.loss:.4f}"
-    return f"loss {step.loss:.4f}  {speed:,.0f} tokens/s  {_bytes(step.memory_bytes)}"
+    return f"loss {step.loss:.4f}  {speed:,.0f} tokens/s  {words.size(step.memory_bytes)}"
 
 
 def _numbers(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from conftest import labelled_rows, write_jsonl
-from tunesmith import catalog
+from tunesmith import catalog, words
 from tunesmith.catalog import Entry, cache, packages, terms
 from tunesmith.cli import main
 from tunesmith.cli.asking import asked_for_terms
@@ -140,7 +140,7 @@ def test_what_the_cache_holds_is_removed_after_a_yes(
     assert folder.is_dir() and "nothing was removed" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert main.run(["catalog", "rm", "python-reference"]) == 0
-    assert f"{size / 1e6:.1f} MB" in capsys.readouterr().out
+    assert f"{words.size(size)}" in capsys.readouterr().out
     assert not folder.exists() and not catalog.is_cached("python-reference")
 
 

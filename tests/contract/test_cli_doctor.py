@@ -52,9 +52,9 @@ def test_a_healthy_machine_has_no_findings() -> None:
         ("speed", {"threads": 1}, "uses 1 threads, but 4 cores"),
         ("speed", {"threads": 16}, "16 threads on 4 cores"),
         ("speed", {"fresh_over_kept_memory": 7.0}, "7.0 times as long"),
-        ("hardware", {"memory_free_bytes": 1e9}, "1.0 GB of memory"),
-        ("disk", {"here_free_bytes": 2e9}, "2.0 GB of disk are free in /here"),
-        ("disk", {"cache_free_bytes": 2e9}, "2.0 GB of disk are free in /cache"),
+        ("hardware", {"memory_free_bytes": 1e9}, "only 1 GB of memory"),
+        ("disk", {"here_free_bytes": 2e9}, "only 2 GB of disk are free in /here"),
+        ("disk", {"cache_free_bytes": 2e9}, "only 2 GB of disk are free in /cache"),
         ("disk", {"cache_writable": False}, "cannot be written"),
         ("hub", {"reachable": False, "why": "no route"}, "hub does not answer"),
     ],
@@ -128,7 +128,7 @@ def test_the_command_prints_all_sections(monkeypatch: pytest.MonkeyPatch, capsys
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"hardware", "versions", "disk", "hub", "speed", "findings"}
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["memory_bytes"] > 1e8
-    assert found["speed"]["fp32_gflops"] > 0 and found["versions"]["torch"] != "not installed"
+    assert found["speed"]["fp32_gflops"] > 0 and found["versions"]["torch"] != "absent"
     assert any("hub" in finding["what"] for finding in found["findings"])
 
 

@@ -45,7 +45,7 @@ def test_a_log_gets_plain_lines_and_the_end() -> None:
     assert lines[0] == "Run r1 started: chat, m, method peft"
     assert "25 of 1,000 parameters train (2.5%)" in lines[1]
     steps = [line for line in lines if "step 100/100" in line]
-    assert len(steps) == 1 and "loss 0.5000  2,000 tokens/s  2.0 GB" in steps[0]
+    assert len(steps) == 1 and "loss 0.5000  2,000 tokens/s  2 GB" in steps[0]
     assert "validation accuracy 0.8750  (best so far)" in text.getvalue()
     assert "tuned: accuracy 0.800 [0.700, 0.900]  (1 min 01 s)" in text.getvalue()
     assert lines[-1] == "Tuning paid off."

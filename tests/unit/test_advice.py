@@ -192,7 +192,9 @@ def test_limits_rule_out(reviews):
     said = {way.way: str(way.ruled_out) for way in found.ways}
     assert "budget" in said["hosted"] and "budget" in said["full"]
     small = dataclasses.replace(HERE, memory_bytes=10)
-    assert all("GB are there" in str(w.ruled_out) for w in advice.advise(reviews, small).ways if w.way == "full")
+    assert all(
+        "and 10 bytes are there" in str(w.ruled_out) for w in advice.advise(reviews, small).ways if w.way == "full"
+    )
 
 
 def test_a_provider_costs_what_the_table_of_prices_says_today(reviews, tmp_path, monkeypatch):

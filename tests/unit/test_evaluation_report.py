@@ -24,8 +24,6 @@ from tunesmith.evaluation.report import (
     ReportContent,
     Reproduction,
     format_count,
-    format_duration,
-    format_size,
     shared_words,
     unbroken,
     write_report,
@@ -269,14 +267,6 @@ def test_numbers_read_well() -> None:
     assert [format_count(x) for x in (7, 8.94, 1234, 590_594, 22_713_985, 1.24e9)] == [
         "7", "8.9", "1\u2009234", "590\u2009594", "22.7\u2009M", "1.24\u2009B",
     ]  # fmt: skip
-    assert [format_duration(x) for x in (0.42, 38.2, 89.4, 192, 7500)] == [
-        "0.42 s",
-        "38 s",
-        "89 s",
-        "3 min 12 s",
-        "2 h 05 min",
-    ]
-    assert [format_size(x) for x in (12, 12_345, 1.31e9)] == ["12 bytes", "12.3 kB", "1.31 GB"]
     assert str(unbroken("a <b> 0.9 [0.8, 1.0]")) == 'a &lt;b&gt; <span class="unbroken">0.9 [0.8, 1.0]</span>'
 
 

@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith import words
 from tunesmith.advice import providers, trials
 from tunesmith.advice import rules as tables
 from tunesmith.advice.rules import Facts, Rules, Value, Way
@@ -276,9 +277,7 @@ def _planned(recipe: Recipe, folder: Path, data: PreparedData, machine: Machine)
 def _over(way: Suggestion, made: Plan | None, limits: Limits, machine: Machine) -> str | None:
     """Which limit a way goes beyond."""
     if made is not None and not made.fits:
-        return (
-            f"it takes up to {made.memory_bytes.high / 1e9:.1f} GB, and {machine.memory_bytes / 1e9:.1f} GB are there"
-        )
+        return f"it takes up to {words.size(made.memory_bytes.high)}, and {words.size(machine.memory_bytes)} are there"
     if limits.budget is not None and way.cost is not None and way.cost.low > limits.budget:
         return f"it costs {way.cost.low:.2f} $ or more, and the budget is {limits.budget:.2f} $"
     if limits.latency is not None and way.latency is not None and way.latency > limits.latency:
@@ -388,5 +387,5 @@ def _measured(way: Suggestion, trial: Trial | None) -> Suggestion:
         quality=Range(trial.low, trial.value, trial.high),
         measured_rows=trial.rows,
         better_is=trial.better_is,
-        reasons=(f"measured with {trial.rows:,} rows in {trial.seconds:,.0f} s", *way.reasons),
+        reasons=(f"measured with {trial.rows:,} rows in {words.duration(trial.seconds)}", *way.reasons),
     )

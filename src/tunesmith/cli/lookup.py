@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tunesmith import words
 from tunesmith.cli.output import Json, print_json, print_pairs, print_table
 
 catalog = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -100,12 +101,12 @@ def remove_it(
 
     size = cached_bytes(name)
     if size and not yes:
-        require_yes(f"Remove {name} ({size / 1e6:.1f} MB) from the cache?")
+        require_yes(f"Remove {name} ({words.size(size)}) from the cache?")
     freed = remove(name)
     if as_json:
         print_json({"removed": name, "bytes": freed})
     else:
-        print(f"removed {name}: {freed / 1e6:.1f} MB are free again" if freed else f"the cache holds nothing of {name}")
+        print(f"removed {name}: {words.size(freed)} are free again" if freed else f"the cache holds nothing of {name}")
 
 
 def doctor(as_json: Json = False) -> None:
@@ -128,9 +129,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _readable(name: str, value: object) -> tuple[str, object]:
-    """A fact for people: bytes in GB, no underscores."""
+    """A fact for people: bytes in words, no underscores."""
     if name.endswith("_bytes") and isinstance(value, int):
-        name, value = name.removesuffix("_bytes"), f"{value / 1e9:.1f} GB"
+        name, value = name.removesuffix("_bytes"), words.size(value)
     if isinstance(value, list):
-        value = ", ".join(f"{gpu['name']} ({gpu['memory_bytes'] / 1e9:.0f} GB)" for gpu in value) or "none"
+        value = ", ".join(f"{gpu['name']} ({words.size(gpu['memory_bytes'])})" for gpu in value) or "none"
     return f"  {name.replace('_', ' ')}", value

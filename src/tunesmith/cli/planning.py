@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith import words
 from tunesmith.cli.output import Json, print_json, print_pairs, print_table
 from tunesmith.cli.recipe_flags import RecipeChoices, takes_recipe
 from tunesmith.errors import UsageError
@@ -118,7 +119,7 @@ def _print_advice(found: Advice) -> None:
                 way.way,
                 f"{way.quality.low:.2f} to {way.quality.high:.2f}" + (" measured" if way.measured_rows else ""),
                 way.metric,
-                _span(way.seconds.low, way.seconds.high) if way.seconds else "–",
+                words.duration_span(way.seconds.low, way.seconds.high) if way.seconds else "–",
                 f"{way.cost.low:.2f} to {way.cost.high:.2f} $" if way.cost else "–",
                 f"{way.latency * 1000:,.0f} ms" if way.latency is not None else "–",
                 "; ".join(way.reasons),
@@ -147,10 +148,10 @@ def _print_plan(made: Plan) -> None:
             ("total parameters", f"{made.total_parameters:,}"),
             ("tokens", _tokens(made)),
             ("steps", f"{made.steps:,}"),
-            ("memory", f"{low / 1e9:.1f} to {high / 1e9:.1f} GB of {made.free_bytes / 1e9:.1f} GB: {_parts(found)}"),
-            ("time", _span(made.seconds.low, made.seconds.high)),
+            ("memory", f"{words.size_span(low, high)} of {words.size(made.free_bytes)}: {_parts(found)}"),
+            ("time", words.duration_span(made.seconds.low, made.seconds.high)),
             ("cost", _cost(found)),
-            ("disk", f"up to {made.disk_bytes / 1e9:.2f} GB: checkpoints, model, rendered data"),
+            ("disk", f"up to {words.size(made.disk_bytes)}: checkpoints, model, rendered data"),
             ("fits", "yes" if made.fits else "no"),
             ("basis", _basis(found)),
         )
@@ -168,10 +169,10 @@ def _print_devices(made: Plan) -> None:
                 (
                     row["strategy"],
                     row["devices"],
-                    f"{row['memory_bytes_each'] / 1e9:.1f} GB",
+                    words.size(row["memory_bytes_each"]),
                     "yes" if row["fits"] else "no",
-                    _span(row["communication_seconds"], row["communication_seconds"]),
-                    _span(row["seconds"], row["seconds"]),
+                    words.duration_span(row["communication_seconds"], row["communication_seconds"]),
+                    words.duration_span(row["seconds"], row["seconds"]),
                     "–" if row["cost_usd"] is None else f"{row['cost_usd']:.2f} $",
                 )
                 for row in made.devices
@@ -189,7 +190,7 @@ def _tokens(made: Plan) -> str:
 
 def _parts(found: Mapping[str, Any]) -> str:
     sizes = sorted(found["memory_parts"].items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes if size > 5e6)
+    return ", ".join(f"{name} {words.size(size)}" for name, size in sizes if size > 5e6)
 
 
 def _cost(found: Mapping[str, Any]) -> str:
@@ -207,14 +208,6 @@ def _basis(found: Mapping[str, Any]) -> str | None:
     if not trained:
         return None
     runs = min(stage["earlier_runs"] for stage in trained)
-    words = {"same": "{} earlier runs of this kind here", "other": "{} earlier runs of other kinds here"}
+    basis = {"same": "{} earlier runs of this kind here", "other": "{} earlier runs of other kinds here"}
     worst = max(trained, key=lambda stage: ("same", "other", "none").index(stage["basis"]))["basis"]
-    return words.get(worst, "the model of costs alone, which no run on this machine has corrected").format(runs)
-
-
-def _span(low: float, high: float) -> str:
-    """Two numbers of seconds in the unit that suits the larger."""
-    unit, size = next((u, s) for u, s in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if high >= 2 * s or s == 1)
-    if low == high:
-        return f"{low / size:.1f} {unit}"
-    return f"{low / size:.1f} to {high / size:.1f} {unit}"
+    return basis.get(worst, "the model of costs alone, which no run on this machine has corrected").format(runs)

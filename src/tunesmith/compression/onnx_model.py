@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from tunesmith import words
 from tunesmith.errors import MissingExtraError, ResourceError, UsageError
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.load import load_tokenizer, quiet
@@ -63,7 +64,7 @@ def write_graph(model: Model, path: Path) -> None:
     """
     if (size := sum(p.numel() * 4 for p in model.network.parameters())) >= LARGEST:
         raise UsageError(
-            f"the graph would take {size / 1e9:.1f} GB, and ONNX files hold 2 GB",
+            f"the graph would take {words.size(size)}, and ONNX files hold 2 GB",
             where="--to",
             fix="use `--to gguf` or `--to safetensors`",
         )

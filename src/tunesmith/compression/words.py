@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith import words
 from tunesmith.evaluation.comparison import Comparison
 from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.report import Section
@@ -53,8 +54,8 @@ def sections(measured: Mapping[str, Any]) -> list[Section]:
     ]
     ways = ", ".join(f"{count} by {name}" for name, count in measured["ways"].items())
     size = [
-        ["on disk", _mb(measured["bytes"]), _mb(measured["original_bytes"])],
-        ["in memory", _mb(measured["memory_bytes"]), _mb(measured["original_memory_bytes"])],
+        ["on disk", words.size(measured["bytes"]), words.size(measured["original_bytes"])],
+        ["in memory", words.size(measured["memory_bytes"]), words.size(measured["original_memory_bytes"])],
     ]
     found = [
         Section("size", "Size", "Bytes of the weights.", ["", "quantized", "original"], size, size),
@@ -78,7 +79,3 @@ def sections(measured: Mapping[str, Any]) -> list[Section]:
         lead = "How far answers move when one layer alone is quantized, the most sensitive first."
         found.append(Section("layers", "Layers", lead, ["layer", "answers move by", ""], rows, measured["sensitivity"]))
     return found
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tunesmith import disk
+from tunesmith import disk, words
 from tunesmith.data.shown import ShownExample, shortened
 from tunesmith.evaluation import charts, marks
 from tunesmith.evaluation.comparison import Comparison, System, best_other, primary_metric
@@ -26,6 +26,8 @@ from tunesmith.recipe import Evaluate
 
 VERSION = 1
 """Of the layout of ``report.json``."""
+
+format_size = words.size  # the name by which evaluation/distillation.py takes it from here
 
 _WORD = re.compile(r"\w+")
 _WORD_OR_REST = re.compile(r"\w+|\W+")
@@ -266,7 +268,7 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=format_count, duration=format_duration, size=format_size, p=format_p)
+    environment.filters.update(count=format_count, duration=words.duration, size=words.size, p=format_p)
     environment.filters.update(unbroken=unbroken, shared_words=shared_words)
     environment.globals["marked"] = functools.partial(marks.on_page, labels=findings.labels)
     environment.filters["shortened"] = shortened
@@ -303,24 +305,6 @@ def format_count(number: float) -> str:
     if number != int(number) and abs(number) < 100:
         return f"{number:.1f}"
     return f"{number:,.0f}".replace(",", "\u2009")
-
-
-def format_duration(seconds: float) -> str:
-    """``0.42 s``, ``38 s``, ``3 min 12 s``, ``2 h 05 min``."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_size(number: float) -> str:
-    """Bytes as ``312 kB``, ``1.4 GB`` (powers of 1000)."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:.0f} bytes"
 
 
 def format_p(p_value: float) -> str:

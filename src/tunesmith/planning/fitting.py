@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tunesmith import words
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.result import StagePlan
 from tunesmith.recipe import LoRA, Parameters, Training
@@ -26,14 +27,14 @@ def ways(planners: Sequence[StagePlanner], machine: Machine) -> list[str]:
     planner, made = max(((p, p.plan()) for p in planners), key=lambda pair: pair[1].memory.expected)
     room = machine.memory_bytes + (machine.process_bytes if machine.here else 0)
     sure = "does not fit" if made.memory.low > room else "may not fit"
-    first = f"it {sure} into the {room / 1e9:.1f} GB that are there: it takes {_gb(made)}"
+    first = f"it {sure} into the {words.size(room)} that are there: it takes {_memory(made)}"
     fitting, shrinking = [], []
     for what, parameters, training in _changes(planner, made):
         changed = planner.plan(parameters, training)
         if changed.memory.high <= room:
-            fitting.append(f"{what} takes {_gb(changed)}")
+            fitting.append(f"{what} takes {_memory(changed)}")
         elif changed.memory.high < made.memory.high:
-            shrinking.append(f"{what} takes {_gb(changed)}")
+            shrinking.append(f"{what} takes {_memory(changed)}")
         if len(fitting) == MOST_WAYS:
             break
     if fitting:
@@ -73,5 +74,5 @@ def _changes(planner: StagePlanner, made: StagePlan) -> Iterator[tuple[str, Para
                 yield f"LoRA on a base in {bits} (`parameters.quantization: {bits}`) with {note}", narrow, small
 
 
-def _gb(made: StagePlan) -> str:
-    return f"{made.memory.low / 1e9:.1f} to {made.memory.high / 1e9:.1f} GB"
+def _memory(made: StagePlan) -> str:
+    return words.size_span(made.memory.low, made.memory.high)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith import words
 from tunesmith.errors import UsageError
 from tunesmith.events import Listener, Phase, nobody
 from tunesmith.planning import calibration, costs
@@ -398,7 +399,7 @@ class StagePlanner:
         trains = choice.kind not in UNTRAINED
         writes = self.form not in (*TEXT_HEADS, "tag")
         head = next(iter(model.vocabulary_head().parameters())) if writes else None
-        words = (0, 0) if head is None else (int(head.shape[0]), int(head.shape[-1]))
+        sides = (0, 0) if head is None else (int(head.shape[0]), int(head.shape[-1]))
         quantized = getattr(choice, "quantization", "none")
         return Network(
             scaled=_costs_of(model, self.machine, largest),
@@ -407,7 +408,7 @@ class StagePlanner:
             weight_bytes=costs.weight_bytes(model, dtype.itemsize, quantized, getattr(choice, "quantizer", "torchao")),
             narrow=dtype.itemsize < 4,
             wide=dtype.itemsize,
-            head=words,
+            head=sides,
             head_trains=trains and head is not None and head.requires_grad,
             compiled=trains
             and compiling.chosen(model, training, steps, matrix_units=self.machine.matrix_units)
@@ -469,6 +470,6 @@ def _advice(recipe: Recipe, joined: Plan, planners: Sequence[StagePlanner], mach
     if cut > CUT_SHARE:
         advice.append(f"{cut:.0%} of the examples are cut to fit: see `data.max_length`")
     if machine.here and joined.disk_bytes > shutil.disk_usage(Path.cwd()).free:
-        size, free = joined.disk_bytes / 1e9, shutil.disk_usage(Path.cwd()).free / 1e9
-        advice.append(f"its checkpoints and model take up to {size:.1f} GB and {free:.1f} GB of disk are free here")
+        size, free = words.size(joined.disk_bytes), words.size(shutil.disk_usage(Path.cwd()).free)
+        advice.append(f"its checkpoints and model take up to {size} and {free} of disk are free here")
     return advice

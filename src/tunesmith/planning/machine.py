@@ -207,6 +207,6 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    from tunesmith import doctor
+    from tunesmith import environment
 
-    return min(int(psutil.virtual_memory().available), doctor.usable_memory())
+    return min(int(psutil.virtual_memory().available), environment.usable_memory())

@@ -125,7 +125,8 @@ def section(folder: Path) -> Section | None:
     Args:
         folder: Of the run.
     """
-    from tunesmith.evaluation.report import Section, format_duration, format_size
+    from tunesmith import words
+    from tunesmith.evaluation.report import Section
 
     path = folder / "plan.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -135,9 +136,9 @@ def section(folder: Path) -> Section | None:
         return None
     rows = []
     lines: list[tuple[str, Any, float, float]] = [
-        ("Peak memory", format_size, expected["memory_bytes"], measured["memory_bytes"]),
-        ("Time of the updates", format_duration, expected["update_seconds"], measured["seconds"]),
-        ("The same without other work", format_duration, expected["update_seconds"], measured["own_seconds"]),
+        ("Peak memory", words.size, expected["memory_bytes"], measured["memory_bytes"]),
+        ("Time of the updates", words.duration, expected["update_seconds"], measured["seconds"]),
+        ("The same without other work", words.duration, expected["update_seconds"], measured["own_seconds"]),
     ]
     for title, shown, was_expected, was_measured in lines:
         off = f"{was_expected / was_measured - 1:+.0%}" if was_measured else "–"

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith import disk, runs
+from tunesmith import disk, runs, words
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError
 from tunesmith.quiet import hush_imports
 
@@ -173,8 +173,8 @@ def _refuse_too_large(plan: Any, limit: int | None) -> None:
     if limit is not None and plan.memory_bytes.low > limit:
         advice = f" {plan.advice[0]}." if plan.advice else ""
         message = (
-            f"The job would need {plan.memory_bytes.low / 1e9:.2f} to {plan.memory_bytes.high / 1e9:.2f} GB of memory; "
-            f"jobs may take {limit / 1e9:.2f} GB here.{advice}"
+            f"The job would need {words.size_span(plan.memory_bytes.low, plan.memory_bytes.high)} of memory; "
+            f"jobs may take {words.size(limit)} here.{advice}"
         )
         raise _Refused("insufficient_memory", message, "model")
 

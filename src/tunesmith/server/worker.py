@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from tunesmith import doctor
+from tunesmith import environment
 from tunesmith.errors import TunesmithError
 from tunesmith.server import process, storage
 from tunesmith.server.database import JobRow
@@ -53,7 +53,7 @@ class Workers:
         self.services = services
         self.queue = Queue(services.database, services.folders, settings.lease_seconds)
         self.machine = socket.gethostname()
-        self.memory_bytes = settings.memory_bytes or doctor.usable_memory()
+        self.memory_bytes = settings.memory_bytes or environment.usable_memory()
         self._stopping = threading.Event()
         self._warm = threading.Event()
         lanes: list[Lane] = ["validate", *(["train"] * settings.workers)] if settings.workers else []  # type: ignore[list-item]

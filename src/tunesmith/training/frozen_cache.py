@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith import environment
+from tunesmith import environment, words
 from tunesmith.catalog import cache
 from tunesmith.data.batches import States, TokenFile, collate
 from tunesmith.errors import RecipeError
@@ -84,7 +84,7 @@ def remember(
         return False
     if settings.cache == "auto" and steps <= len(batches_of_epoch(sets["train"].lengths, settings, 0)):
         return False  # every example is seen once: nothing would be read again
-    message = f"{len(prefix.blocks)} frozen layers are computed once; their output takes {needed / 1e6:,.0f} MB on disk"
+    message = f"{len(prefix.blocks)} frozen layers are computed once; their output takes {words.size(needed)} on disk"
     tell(Notice(level="info", message=message))
     weights = _digest(prefix, settings)
     for name, data in sets.items():
@@ -101,9 +101,9 @@ def hindrance(
     if not objective.skips_frozen:
         return f"the objective `{objective.name}` shows the model other texts in each epoch, or looks into its layers"
     if needed > settings.cache_gigabytes * 1e9:
-        return f"their output takes {needed / 1e9:.1f} GB, more than `cache_gigabytes: {settings.cache_gigabytes:g}`"
+        return f"their output takes {words.size(needed)}, more than `cache_gigabytes: {settings.cache_gigabytes:g}`"
     if needed > FREE_SHARE * free:
-        return f"their output takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of disk are free"
+        return f"their output takes {words.size(needed)}, and {words.size(free)} of disk are free"
     return None
 
 
