@@ -137,7 +137,8 @@ def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str,
     """The head of the results, with the workloads written to disk; runs of an earlier file under the same settings.
 
     Raises:
-        SystemExit: Speeds of another machine or under other settings stand in that file.
+        SystemExit: What stands in that file was measured under other settings, with other versions, or if it is speed
+            on another machine.
     """
     needed = {GROUPS[c.group].workload for c in chosen}
     results: dict[str, Any] = {
@@ -153,10 +154,10 @@ def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str,
         earlier = json.loads(before.read_text(encoding="utf-8"))
         if earlier["settings"] != results["settings"]:
             raise SystemExit(f"{before} was measured under other settings: {earlier['settings']}; leave out --continue")
-        same = earlier["machine"] == results["machine"]
-        if not same and GROUPS[chosen[0].group].counts == "speed":
-            raise SystemExit(f"{before} was measured on another machine; leave out --continue")
-        results["date"] = earlier["date"]
+        fixed = ["versions"] + ["machine"] * (GROUPS[chosen[0].group].counts == "speed")
+        if unlike := [name for name in fixed if earlier[name] != results[name]]:
+            raise SystemExit(f"{before} was measured with another {unlike[0]}; leave out --continue")
+        results |= {name: earlier[name] for name in ("date", "machine")}
         results["workloads"] = results["workloads"] | earlier["workloads"]
         results["runs"] = [run for run in earlier["runs"] if "error" not in run]
     return results
@@ -214,6 +215,7 @@ def measure(contender: Contender, seed: int, plan: Plan, work: dict[str, Any]) -
         "out": str(folder),
     }
     run: dict[str, Any] = {"contender": contender.path, "seed": seed, "revision": revision()}
+    run["processor"] = environment.machine()["processor"]
     run["load_before"] = round(os.getloadavg()[0], 2)  # near 0 on a machine that does nothing else
     print(f"{contender.path}, seed {seed} ...", end=" ", flush=True, file=sys.stderr)
     try:

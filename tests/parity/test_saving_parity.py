@@ -19,7 +19,7 @@ from tunesmith import catalog
 from tunesmith.catalog import cache
 from tunesmith.errors import NotFoundError, ResourceError
 from tunesmith.models import inference
-from tunesmith.models.bases import KEYS, renamed
+from tunesmith.models.bases import KEYS, find_base, renamed
 from tunesmith.models.model import Model
 from tunesmith.models.saving import load_artefact, read_notes, save_artefact
 from tunesmith.recipe import Full, Layers, LoRA, Parameters
@@ -232,9 +232,14 @@ def test_an_adapter_on_a_model_of_the_catalog_finds_it_in_another_cache(
     assert config["base_model_name_or_path"] == str(base)  # PEFT knows no catalog
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "there"))
     shutil.rmtree(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # a folder of that name here is another model
     again, notes = load_artefact(folder)
     assert again.folder == tmp_path / "there" / "model" / name and notes.base_name == name
     assert torch.equal(logits(model.network, model.tokenizer), logits(again.network, again.tokenizer))
+    shutil.rmtree(tmp_path / "there" / "model" / name)
+    with pytest.raises(ResourceError, match=f"{name}, is not on this machine"):
+        find_base(notes, folder, fetch=False)
 
 
 def test_an_adapter_on_a_model_of_the_hub_names_its_id(

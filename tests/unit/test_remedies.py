@@ -251,6 +251,9 @@ def test_remedies_are_compared_in_what_was_forgotten(
         assert one["differences"][2] == {"value": 0.0, "low": 0.0, "high": 0.0}, "the same run: paired, not by chance"
     assert cli(["compare", *(str(run.path) for run in runs[:2])]) == 0
     assert "tasks in turn" in capsys.readouterr().out
+    more = recipes["none"] | {"evaluate": recipes["none"]["evaluate"] | {"resamples": 200}}
+    resampled = pipeline.run(parse(more), run_dir=tmp_path / "more")
+    assert "sequence" not in tunesmith.compare(runs[0], resampled).as_dict(), "nothing is paired with other resamples"
     recipes["none"]["stages"][0]["data"]["seed"] = 9  # other test rows of the first task alone
     elsewhere = pipeline.run(parse(recipes["none"]), run_dir=tmp_path / "elsewhere")
     assert "sequence" not in tunesmith.compare(runs[0], elsewhere).as_dict()

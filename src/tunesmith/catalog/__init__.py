@@ -30,6 +30,7 @@ __all__ = [
     "is_cached",
     "model_folder",
     "model_here",
+    "published_model",
     "reference_of",
     "remove",
     "require_terms",
@@ -122,6 +123,31 @@ def model_folder(
     if hub.is_id(name):
         return hub.model_folder(name, on_event, revision=revision)
     raise _unknown(name, "model")
+
+
+def published_model(
+    name: str, revision: str | None = None, on_event: Listener = nobody, *, fetch: bool = True
+) -> Path | None:
+    """A model of the catalog or the hub by its name alone, whatever folders are called so here.
+
+    Args:
+        name: Of the catalog, or a hub id.
+        revision: Of a hub id: a commit.
+        on_event: Hears about progress.
+        fetch: Whether it may be downloaded.
+
+    Returns:
+        ``None`` if it is not on this machine and may not be fetched.
+
+    Raises:
+        NotFoundError: Neither knows the name.
+        ResourceError: It cannot be fetched.
+    """
+    if name in ENTRIES:
+        return get(name, on_event=on_event) if fetch or is_cached(name) else None
+    if not hub.is_id(name):
+        raise _unknown(name, "model")
+    return hub.model_folder(name, on_event, revision=revision) if fetch else hub.cached(name, revision)
 
 
 def model_here(name: str) -> Path | None:

@@ -42,9 +42,9 @@ def model_folder(name: str, on_event: Listener = nobody, *, revision: str | None
         NotFoundError: The hub knows no such model, or does not show it to you.
         ResourceError: The hub cannot be reached, or the model has no safetensors weights.
     """
-    cached = _cached(name, revision)
-    if cached is not None:
-        return cached
+    here = cached(name, revision)
+    if here is not None:
+        return here
     probe(name, "model")
     try:
         folder = _download(name, revision, on_event)
@@ -242,7 +242,7 @@ def _first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "no reason given")
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def cached(name: str, revision: str | None) -> Path | None:
     """The model's folder in the hub's cache, if everything that loading needs is there."""
     from huggingface_hub import snapshot_download
 

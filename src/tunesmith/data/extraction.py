@@ -48,14 +48,16 @@ def read_passages(source: Source, encoding: str) -> Iterator[Paragraph | Fault]:
 
 def _joined(source: Source, encoding: str, size: int) -> Iterator[Paragraph | Fault]:
     held: list[Paragraph] = []
+    characters = 0
     for item in _paragraphs(source, encoding):
         if isinstance(item, Fault):
             yield item
             continue
         held.append(item)
-        if sum(len(paragraph.text) for paragraph in held) >= size:
+        characters += len(item.text)
+        if characters >= size:
             yield _one(held)
-            held = []
+            held, characters = [], 0
     if held:
         yield _one(held)
 

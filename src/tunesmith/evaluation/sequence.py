@@ -137,8 +137,8 @@ def measure_sequence(
     most = recipe.evaluate.limit or ROWS
     # The last stage's rows are the run's own, of which it was told already.
     told = [*[tell] * (len(stages) - 1), nobody]
-    rows = [
-        some_rows(held_out(data, listener, stage=name), most)
+    rows = [  # in an order that does not depend on the file's: resamples of runs are paired by it
+        some_rows(sorted(held_out(data, listener, stage=name), key=lambda row: row.key), most)
         for name, data, listener in zip(names, stages, told, strict=True)
     ]
     if not all(rows):
@@ -173,11 +173,12 @@ def compare_sequences(found: Sequence[SequenceReport]) -> list[dict[str, Any]]:
 
     Returns:
         For each of :meth:`SequenceReport.averages` that all have: ``name``, ``values`` (an interval a run) and
-        ``differences`` (paired, ``None`` for the first). Empty if they were not measured on the same rows.
+        ``differences`` (paired, ``None`` for the first). Empty if they were not measured alike: on the same rows, by
+        the same metrics, with the same resamples.
     """
     first, *others = found
-    measured_on = [[one.cells[n, n].rows for n in range(len(one.stages))] for one in found]
-    if not all(measured_on[0]) or any(rows != measured_on[0] for rows in measured_on):
+    measured = [_measured_by(one) for one in found]
+    if not all(rows for rows, *_ in measured[0]) or any(how != measured[0] for how in measured):
         return []
     averages = [one.measured_averages() for one in found]
     shown = []
@@ -190,6 +191,12 @@ def compare_sequences(found: Sequence[SequenceReport]) -> list[dict[str, Any]]:
         values = [_interval(one[name].value, one[name].resamples, first.settings).as_dict() for one in averages]
         shown.append({"name": name, "values": values, "differences": differences})
     return shown
+
+
+def _measured_by(one: SequenceReport) -> list[tuple[str, str, int, int]]:
+    """Of each task: rows, metric, resamples and their seed."""
+    cells = (one.cells[task, task] for task in range(len(one.stages)))
+    return [(cell.rows, cell.metric, len(cell.resamples), one.settings.seed) for cell in cells]
 
 
 def models_in_turn(folder: Path, recipe: Recipe) -> Iterator[tuple[str, Model]]:

@@ -22,22 +22,30 @@ KEYS = ("base", "base_folder", "base_model_name_or_path", "tokenizer_name_or_pat
 """What names the base in ``tunesmith.json`` and in PEFT's configuration."""
 
 
-def find_base(notes: ArtefactNotes, folder: Path, on_event: Listener = nobody) -> Path:
+def find_base(notes: ArtefactNotes, folder: Path, on_event: Listener = nobody, *, fetch: bool = True) -> Path:
     """The folder of an adapter's base model, fetched if it is gone and goes by a name.
 
     Args:
         notes: Of the adapter.
         folder: Where the adapter is, for errors.
         on_event: Hears about progress.
+        fetch: Whether a base that is not on this machine may be fetched.
 
     Raises:
-        ResourceError: The base is not where it was and goes by no name, or cannot be fetched.
+        ResourceError: The base is not where it was and goes by no name, or is not fetched, or cannot be.
     """
     recorded = Path(notes.base_folder)
-    if recorded.is_dir():
-        return recorded
+    if recorded.is_dir() and (recorded.is_absolute() or notes.base_name is None):
+        return recorded  # a name of its own is no path: some other folder may be called so
     if notes.base_name is not None:
-        return catalog.model_folder(notes.base_name, revision=notes.base_revision, on_event=on_event)
+        found = catalog.published_model(notes.base_name, notes.base_revision, on_event, fetch=fetch)
+        if found is not None:
+            return found
+        raise ResourceError(
+            f"the base model of this adapter, {notes.base_name}, is not on this machine",
+            where=str(folder),
+            fix=f"fetch it first: `tunesmith predict {folder.parent} TEXT` does",
+        )
     raise ResourceError(
         f"the base model of this adapter, {notes.base}, is no longer at {recorded}",
         where=str(folder),

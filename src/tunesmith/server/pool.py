@@ -225,7 +225,8 @@ class Pool:
         notes = read_notes(place)
         if notes.adapter and notes.form == "generate" and is_plain_lora(place) and not notes.new_tokens:
             # vLLM takes its share of the GPU for each base: one in several precisions would not fit
-            host = self._host(find_base(notes, place), dtype if self.limits.engine == "vllm" else notes.dtype)
+            base = find_base(notes, place, fetch=False)  # nobody else could load a model while gigabytes come
+            host = self._host(base, dtype if self.limits.engine == "vllm" else notes.dtype)
             if host.adapters is not None:
                 return self._add_adapter(name, host, place, notes)
         return self._add(name, self._host(place, None), notes)
