@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,33 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     Raises:
         ResourceError: The disk is full.
         UsageError: The path cannot be written to.
+        OSError: ``parts`` raised it: it says nothing of this file, and is passed on as it is.
     """
+    of_parts: list[OSError] = []
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staging.open("wb") as file:
-            file.writelines(parts)
+            file.writelines(_told_apart(parts, of_parts))
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)
     except OSError as error:
+        if error in of_parts:
+            raise
         raise of_os(error, f"cannot write {path.name}", str(path)) from error
     finally:
         with contextlib.suppress(OSError):  # after the rename there is none
             staging.unlink()
+
+
+def _told_apart(parts: Iterable[bytes], raised: list[OSError]) -> Iterator[bytes]:
+    """The parts; an error of the system that they raise themselves is noted."""
+    try:
+        yield from parts
+    except OSError as error:
+        raised.append(error)
+        raise
 
 
 def sha256(path: Path) -> str:

@@ -101,10 +101,10 @@ def test_clusters_join_chains_and_leave_large_ones_untied() -> None:
     assert untied == 21
 
 
-def filled(rows: list[tuple[int, int, int]]) -> Ledger:
+def filled(rows: list[tuple[int, int, int]], contents: list[int] | None = None) -> Ledger:
     ledger = Ledger()
     for number, (text, target, part) in enumerate(rows):
-        ledger.add((text, target, 0, 0, 0, 0, 0, 0, 0, part), Origin("f", number + 1))
+        ledger.add((text, target, contents[number] if contents else 0, 0, 0, 0, 0, 0, 0, part), Origin("f", number + 1))
     return ledger
 
 
@@ -152,9 +152,9 @@ def test_normalised_text() -> None:
     assert normalised("  Straße\n ISN'T\u00a0cafe\u0301 ") == "strasse isn't caf\u00e9"
 
 
-def marked(rows: list[tuple[int, int, int]], at_once: int) -> list[int | None]:
+def marked(rows: list[tuple[int, int, int]], at_once: int, contents: list[int] | None = None) -> list[int | None]:
     before, duplicates._ROWS_AT_ONCE = duplicates._ROWS_AT_ONCE, at_once
-    ledger, twins = filled(rows), Twins(len(rows))
+    ledger, twins = filled(rows, contents), Twins(len(rows), "content" if contents else "target")
     try:
         find_repeats(ledger, twins)
     finally:
@@ -175,6 +175,17 @@ def test_each_row_but_the_first_of_a_group_knows_its_twin(rows: list[tuple[int, 
         first = rows.index(row)
         expected.append(first if first < n and row[2] == 0 else None)
     assert marked(rows, at_once) == expected
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1), st.integers(0, 1), st.integers(0, 2)), max_size=40),
+    st.sampled_from([7, 10**6]),
+)
+def test_rows_with_a_twin_have_all_of_its_content(rows: list[tuple[int, int, int, int]], at_once: int) -> None:
+    expected = [rows.index(row) if row in rows[:n] and row[2] == 0 else None for n, row in enumerate(rows)]
+    contents = [1 + other * 2 + target for _, target, _, other in rows]  # the target is a part of it
+    assert marked([row[:3] for row in rows], at_once, contents) == expected
 
 
 def test_near_twins_leave_rows_of_which_no_two_are_near() -> None:
@@ -241,10 +252,52 @@ def test_other_tasks_lose_equal_rows_alone_and_other_parts_none(tmp_path: Path, 
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = prepare(with_duplicates(str(path), "text-classification"))
-    assert [row.origin.line for row in data.train] == [*range(1, 31), 32, 33], "line 32 has another label"
+    assert [row.origin.line for row in data.train] == [*range(1, 34)], "31 is in capitals, 32 has another label"
     other = tmp_path / "test.jsonl"
     other.write_text('{"text": "seen twice", "label": "a"}\n' * 2, encoding="utf-8")
     assert len(prepare(with_duplicates(str(path), "text-classification", test=[str(other)])).test) == 2
+
+
+TOOL = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}
+ASKED = {"role": "user", "content": "Who?"}
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+LONG = [ASKED, {"role": "assistant", "content": "I."}, ASKED, {"role": "assistant", "content": "He."}]
+WEIGHED = [ASKED, {"role": "assistant", "content": "I.", "weight": 0}, *LONG[2:]]
+CALLED = {"role": "assistant", "content": "He.", "tool_calls": [CALL]}
+
+
+@pytest.mark.parametrize(
+    ("task", "one", "other"),
+    [
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": "c"}, {"rejected": "d"}),
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}, {"margin": 2}),
+        ("feedback", {"prompt": "a", "completion": "b", "label": True}, {"label": False}),
+        ("text-generation", {"messages": LONG}, {"tools": [TOOL]}),
+        ("text-generation", {"messages": LONG}, {"messages": WEIGHED}),
+        ("text-generation", {"messages": LONG, "tools": [TOOL]}, {"messages": [*LONG[:-1], CALLED]}),
+        ("text-classification", {"text": "It is", "label": "a"}, {"text": "it is"}),
+    ],
+)
+def test_a_row_goes_only_if_all_that_is_learned_from_it_is_equal(
+    task: str, one: dict[str, Any], other: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{**one, "id": 1}, {**one, **other, "id": 2}, {**one, "id": 3}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = prepare(with_duplicates(str(path), task), stop_on_errors=False)
+    assert [row.origin.line for row in data.train] == [1, 2]
+    assert data.report.rows_left_out == {"duplicates": 1}
+
+
+def test_equal_pictures_of_two_names_go_but_not_with_two_labels(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for label, shades in {"cat": [9, 9, 200], "dog": [9]}.items():
+        for number, shade in enumerate(shades):
+            (tmp_path / label).mkdir(exist_ok=True)
+            image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / label / f"{number}.png")
+    data = prepare(with_duplicates(str(tmp_path), "image-classification"), stop_on_errors=False)
+    kept = ["/".join(Path(row.fields["image"]).parts[-2:]) for row in data.train]
+    assert sorted(kept) == ["cat/0.png", "cat/2.png", "dog/0.png"]
 
 
 def test_max_rows_are_chosen_among_the_rows_that_are_left(tmp_path: Path, texts: list[str]) -> None:

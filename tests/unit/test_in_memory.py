@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +22,14 @@ from tunesmith.errors import DataError, UsageError
 from tunesmith.recipe_file import parse
 
 pandas = pytest.importorskip("pandas")
+
+
+class Label(str, enum.Enum):  # noqa: UP042 - StrEnum is its text already
+    POSITIVE = "positive"
+
+
+class Grade(int, enum.Enum):
+    GOOD = 2
 
 
 def written(data: Any, folder: Path) -> list[dict[str, Any]]:
@@ -63,6 +72,8 @@ def test_a_frame_keeps_what_json_can_hold_and_loses_nothing_else(tmp_path: Path)
         (float("inf"), "inf"),
         ({"a": [np.int8(1), {"b": float("nan")}], 2: ()}, {"a": [1, {"b": None}], "2": []}),
         ("\ud800", "\ud800"),
+        (Label.POSITIVE, "positive"),
+        ([{Label.POSITIVE: Grade.GOOD}], [{"positive": 2}]),
     ],
 )
 def test_plain_values(value: Any, plain: Any, tmp_path: Path) -> None:
@@ -89,6 +100,17 @@ def test_what_is_no_plain_data_is_named_and_leaves_no_file(tmp_path: Path) -> No
 def test_columns_of_one_name_are_refused() -> None:
     with pytest.raises(DataError, match="two columns 'a'"):
         names_or_rows(pandas.DataFrame([[1, 2]], columns=["a", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [({1: "a", "1": "b"}, "the row has two fields '1'"), ({"x": [{None: 1, "None": 2}]}, "`x` has two fields 'None'")],
+)
+def test_fields_that_would_become_one_are_refused(row: dict[Any, Any], what: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=what) as caught:
+        write_rows([{"x": 1}, row], tmp_path / "rows.jsonl")
+    assert caught.value.where == "row 2" and caught.value.fix
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_are_taken_one_at_a_time(tmp_path: Path) -> None:

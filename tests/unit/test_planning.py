@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tunesmith import parameters, planning
+from tunesmith.errors import DataError
 from tunesmith.events import Event
 from tunesmith.models.load import load_config, load_model, load_tokenizer
 from tunesmith.planning import dry_run, machine
@@ -192,6 +193,14 @@ def test_a_plan_counts_the_steps_and_tokens_of_the_run(folders, reviews):
 
     limited = planned(folders["encoder"], reviews, training={"max_steps": 3, "batch_size": 8})
     assert limited.steps == 3 and limited.tokens < made.tokens / 4
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_no_plan_is_made_of_rows_of_which_none_can_be_used(folders, reviews, drop):
+    data = {"train": str(reviews), "max_length": 8, "truncate": False, "drop_bad": drop}
+    with pytest.raises(DataError, match=r"longer than `data\.max_length`") as caught:
+        planned(folders["encoder"], reviews, data=data, training={"epochs": 1, "batch_size": 8})
+    assert str(caught.value.where).startswith(str(reviews))
 
 
 def test_rounding_in_training_takes_time_and_memory(folders, reviews):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def test_an_interrupted_write_leaves_nothing_beside_the_file(tmp_path: Path, mon
     with pytest.raises(KeyboardInterrupt):
         disk.write_text(tmp_path / "report.html", "half")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "no such", "theirs.txt"), ConnectionError("lost")])
+def test_what_the_parts_raise_is_no_error_of_the_file(error: OSError, tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"half"
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        disk.write_parts(tmp_path / "rows.jsonl", parts())
+    assert caught.value is error and list(tmp_path.iterdir()) == []
 
 
 def test_a_log_on_a_full_disk_is_our_error(folder: Path) -> None:

@@ -15,7 +15,7 @@ from tunesmith.data.twins import Twins
 
 _ROWS_AT_ONCE = 500_000
 
-_KEY = np.dtype([("input", "<u8"), ("target", "<u8"), ("part", "<u4"), ("position", "<u8")])
+_KEY = np.dtype([("input", "<u8"), ("target", "<u8"), ("content", "<u8"), ("part", "<u4"), ("position", "<u8")])
 
 
 @dataclass
@@ -81,7 +81,7 @@ def _slice(ledger: Ledger, number: int, slices: int) -> NDArray[np.void]:
     for first, chunk in ledger.chunks():
         chosen = np.flatnonzero(chunk["input"] % np.uint64(slices) == number)
         keys = np.empty(len(chosen), _KEY)
-        for name in ("input", "target", "part"):
+        for name in ("input", "target", "content", "part"):
             keys[name] = chunk[name][chosen]
         keys["position"] = chosen + first
         found.append(keys)
@@ -97,15 +97,19 @@ def _compare_within_parts(keys: NDArray[np.void], repeats: Repeats, twins: Twins
     first = np.maximum.accumulate(np.where(starts, np.arange(len(keys)), 0))
     differs = keys["target"] != keys["target"][first]
     repeats.contradictions.add(keys["position"][differs], keys["position"][first][differs])
-    order = np.lexsort((keys["position"], keys["target"], first))
+    repeats.duplicates.add(*_again(keys, first, "target")[:2])
+    if twins is not None:
+        twins.mark(*_again(keys, first, twins.by))
+
+
+def _again(keys: NDArray[np.void], first: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Rows that share a field, and the first row of their input, with an earlier one: positions, its own, and parts."""
+    order = np.lexsort((keys["position"], keys[name], first))
     ordered, run = keys[order], first[order]
-    equal = (run[1:] == run[:-1]) & (ordered["target"][1:] == ordered["target"][:-1])
+    equal = (run[1:] == run[:-1]) & (ordered[name][1:] == ordered[name][:-1])
     begin = np.maximum.accumulate(np.where(np.concatenate([[True], ~equal]), np.arange(len(keys)), 0))
     again = np.concatenate([[False], equal])
-    positions, partners = ordered["position"][again], ordered["position"][begin][again]
-    repeats.duplicates.add(positions, partners)
-    if twins is not None:
-        twins.mark(positions, partners, ordered["part"][again])
+    return ordered["position"][again], ordered["position"][begin][again], ordered["part"][again]
 
 
 def _compare_between_parts(keys: NDArray[np.void], repeats: Repeats) -> None:

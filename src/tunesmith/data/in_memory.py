@@ -56,8 +56,8 @@ def write_rows(rows: Iterable[Any], path: Path) -> Path:
 
 def _of_frame(frame: Any) -> Iterator[dict[str, Any]]:
     """Rows of a pandas DataFrame; each column keeps its type, so whole numbers stay whole beside fractions."""
-    names = [str(name) for name in frame.columns]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    names = [_text(name) for name in frame.columns]
+    twice = _twice(names)
     if twice is not None:
         fix = "give each column a name of its own: one of them would be lost"
         raise DataError(f"the DataFrame has two columns {twice!r}", where="DataFrame", fix=fix)
@@ -71,7 +71,9 @@ def _line(row: Any, number: int) -> bytes:
             where=f"row {number}",
             fix='give rows such as {"text": ..., "label": ...}',
         )
-    fields = {str(name): _plain(value, str(name), number) for name, value in row.items()}
+    fields = {_text(name): _plain(value, _text(name), number) for name, value in row.items()}
+    if len(fields) < len(row):
+        raise _merged("the row", row, number)
     # Half a character (a lone surrogate) is escaped as JSON has it: the checks name the row.
     return (json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
@@ -79,11 +81,14 @@ def _line(row: Any, number: int) -> bytes:
 def _plain(value: Any, column: str, number: int) -> Any:
     """A value as JSON can hold it."""
     if isinstance(value, str):
-        return str(value)
+        return _text(value)
     if _is_missing(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _plain(inside, column, number) for key, inside in value.items()}
+        fields = {_text(key): _plain(inside, column, number) for key, inside in value.items()}
+        if len(fields) < len(value):
+            raise _merged(f"`{column}`", value, number)
+        return fields
     if isinstance(value, list | tuple):
         return [_plain(inside, column, number) for inside in value]
     if isinstance(value, float) and math.isinf(value):
@@ -103,6 +108,22 @@ def _plain(value: Any, column: str, number: int) -> Any:
         where=f"row {number}",
         fix=f"leave the column `{column}` out, or turn it into text or numbers",
     )
+
+
+def _text(value: Any) -> str:
+    """A name as text; a member of an ``Enum`` of texts is its text, not the member's name."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
+def _twice(names: list[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+def _merged(what: str, fields: Mapping[Any, Any], number: int) -> DataError:
+    """Names that differ in type alone, such as 1 and "1", are one name in JSON."""
+    twice = _twice([_text(name) for name in fields])
+    fix = "give each field a name of its own: one of them would be lost"
+    return DataError(f"{what} has two fields {twice!r}", where=f"row {number}", fix=fix)
 
 
 def _is_missing(value: Any) -> bool:

@@ -31,8 +31,10 @@ FEW_TRAINING_ROWS = 20
 FEW_TEST_ROWS = 50
 _LOPSIDED = 0.9
 _COUNT_DOUBLE = (
-    "they count double in training, unless `data.duplicates: drop` leaves one of each; the split keeps them on one side"
+    "they count double in training, unless `data.duplicates: drop` leaves one of those that are equal in all; the "
+    "split keeps them on one side"
 )
+_STAY = "those that are not left out differ in case, spaces or another field, or are no training rows"
 _NAMES_SHOWN = 10
 
 
@@ -136,7 +138,7 @@ def judge_repeats(
         repeats.duplicates,
         "duplicate",
         "rows repeat an earlier row (input and target; case and spaces aside)",
-        _COUNT_DOUBLE if twins is None else None,
+        _COUNT_DOUBLE if twins is None else _STAY if twins.exact < repeats.duplicates.count else None,
         dropped=twins.exact if twins is not None else 0,
     )
     if has_labels:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS
+from tunesmith.tasks.base import reads_pictures
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
@@ -188,11 +189,14 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
     given: Given = {"train": data.train, "validation": data.validation, "test": data.test}
     has_labels = TASKS[recipe.task].answer == "label"
     names = survey.labels.names if has_labels else [""]
-    twins = Twins(ledger.num_rows) if data.duplicates == "drop" else None
+    task = TASKS[recipe.task]
+    # Of a document, whose case teaches little, and of a picture, which any file may hold, input and target are enough.
+    by: Literal["target", "content"] = "target" if task.answer == "likelihood" or reads_pictures(task) else "content"
+    twins = Twins(ledger.num_rows, by) if data.duplicates == "drop" else None
     repeats = find_repeats(ledger, twins)
     judge_repeats(findings, ledger, repeats, has_labels=has_labels, twins=twins)
     near = survey.near.pairs()
-    if twins is not None and TASKS[recipe.task].answer == "likelihood":
+    if twins is not None and task.answer == "likelihood":
         twins.mark_near(near)
     judge_near(findings, ledger, near, dropped=twins.near if twins else 0)
     assignment = Assignment(

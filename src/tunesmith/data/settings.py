@@ -69,8 +69,10 @@ class Data(Part):
     )
     duplicates: Literal["keep", "drop"] = Field(
         default="keep",
-        description="`drop`: of equal training rows (input and target; case and spaces aside) only the first is used, "
-        "and of documents of `language-modeling` that are nearly equal too. The others go to `dropped.jsonl`.",
+        description="`drop`: of equal training rows only the first is used. Rows are equal if each field that the task "
+        "reads is, letter for letter: `rejected`, a thumb, `tools` and a `weight` count too, other columns do not. Of "
+        "a picture the picture itself and its label count. Documents of `language-modeling` are equal with case and "
+        "spaces aside, and those that are nearly equal go too. The others go to `dropped.jsonl`.",
     )
     shots: int | None = Field(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,19 @@ class Twins:
 
     Args:
         num_rows: Of the ledger.
+        by: What rows share with the one they repeat, beside the input: the target, or all that the task reads of them.
         folder: Where the file lies; default: the system's folder for temporary files.
 
     Attributes:
+        by: As above.
         exact: Rows that are the same as another.
         near: Rows that are nearly the same.
     """
 
-    def __init__(self, num_rows: int, folder: Path | None = None) -> None:
+    def __init__(self, num_rows: int, by: Literal["target", "content"] = "content", folder: Path | None = None) -> None:
         file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the map keeps it
         self._of = np.memmap(file, np.uint64, "w+", shape=(max(1, num_rows),))  # position + 1; 0 of rows that stay
+        self.by = by
         self.exact = self.near = 0
 
     def mark(self, positions: NDArray[Any], partners: NDArray[Any], parts: NDArray[Any]) -> None:

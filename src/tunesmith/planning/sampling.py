@@ -13,6 +13,8 @@ from tunesmith.recipe import Recipe, Training
 
 if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
+    from tunesmith.data.rows import Row
+    from tunesmith.errors import DataError
     from tunesmith.models.model import Form
 
 SAMPLE_ROWS = 512
@@ -22,7 +24,7 @@ def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: 
     """Render rows at even distances and take them for the whole.
 
     Raises:
-        DataError: Nothing can be learned from one of them, and such rows are not left out.
+        DataError: Nothing can be learned from one of them, and such rows are not left out, or from none of them.
     """
     from tunesmith.data.documents import block_renderer
     from tunesmith.data.dropped import each_rendered
@@ -34,13 +36,22 @@ def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: 
     max_length = longest_example(folder, config, recipe.data.max_length)
     task = TASKS[recipe.task]
     rows = [data.train[n] for n in range(0, len(data.train), max(1, len(data.train) // SAMPLE_ROWS))]
-    leave_out = (lambda row, error: None) if recipe.data.drop_bad else None  # the rendering for training tells them
+    errors: list[DataError] = []
+
+    def keep_first(row: Row, error: DataError) -> None:  # the rendering for training tells them all
+        if not errors:
+            error.where = error.where or str(row.origin)
+            errors.append(error)
+
+    leave_out = keep_first if recipe.data.drop_bad else None
     if task.answer == "likelihood":
         blocks = block_renderer(tokenizer, task, masked=form == "mask", max_length=max_length)
         rendered = [block for _, found in each_rendered(rows, blocks, leave_out) for block in found]
     else:
         render = recipe_renderer(recipe, tokenizer, form=form, labels=data.labels, max_length=max_length)
         rendered = [example for _, example in each_rendered(rows, render, leave_out)]
+    if errors and not rendered:
+        raise errors[0]
     lengths = np.array([len(example.input_ids) for example in rendered], dtype=np.int64)
     weighted = sum(sum(w > 0 for w in example.loss_weights or []) for example in rendered)
     asked = training.mask_share if form == "mask" else 1.0
