@@ -603,7 +603,7 @@ def test_only_a_run_keeps_the_pictures_of_a_table(
     monkeypatch.setattr("tunesmith.data.pictures.unpacked", lambda content: seen.append(unpack(content)) or seen[-1])
     monkeypatch.setattr("os.fsync", lambda descriptor: pytest.fail("waits for the disk"))
     assert not check(recipe(model, table)).errors
-    assert main.main(["predict", str(run.path), str(table), "--batch", "16"]) == 0
+    assert main.run(["predict", str(run.path), str(table), "--batch", "16"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 40
     assert len(set(seen)) == 80 and all(path.is_relative_to(passing) for path in seen)
     assert not list(passing.rglob("tunesmith-pictures-*"))

@@ -128,8 +128,11 @@ def unpacked_for_now() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        made = tempfile.TemporaryDirectory
-        folder = functools.cache(lambda: Path(stack.enter_context(made(prefix="tunesmith-pictures-"))))
+
+        @functools.cache
+        def folder() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tunesmith-pictures-")))
+
         token = _unpacked_to.set(folder)
         try:
             yield
