@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.data.pictures import unpacked_for_now
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.recipe import Recipe
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.data.shown import ShownExample
 
 
+@unpacked_for_now()
 def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener = nobody) -> CheckReport:
     """Find everything that is wrong with a recipe's data: those of each of its stages.
 

@@ -20,13 +20,18 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     write_bytes(path, text.encode("utf-8", errors))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
     """Write a file whole or not at all. See :func:`write_parts`."""
-    write_parts(path, [content])
+    write_parts(path, [content], lasting=lasting)
 
 
-def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+def write_parts(path: Path, parts: Iterable[bytes], *, lasting: bool = True) -> None:
     """Write a file part by part, whole or not at all: if a part cannot be made, nothing of the file stays behind.
+
+    Args:
+        path: The file.
+        parts: Its content.
+        lasting: Wait until the disk has it. What can be made again needs no such wait.
 
     Raises:
         ResourceError: The disk is full.
@@ -39,8 +44,9 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staging.open("wb") as file:
             file.writelines(_told_apart(parts, of_parts))
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(staging, path)
     except OSError as error:
         if error in of_parts:

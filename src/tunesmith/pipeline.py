@@ -17,6 +17,7 @@ import filelock
 
 from tunesmith import catalog, disk, environment, lineage, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
+from tunesmith.data.pictures import unpacked_into
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.data.survey import Rules
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
@@ -199,7 +200,8 @@ def _hosted(folder: Path, recipe: Recipe, tell: Listener) -> str:
 def _prepare(recipe: Recipe, folder: Path, tell: Listener, *, rules: Rules | None = None) -> PreparedData:
     tell(Phase(step="task", message=f"{recipe.task}: {TASKS[recipe.task].what}"))
     tell(Phase(step="data", message=", ".join(recipe.data.train)))
-    prepared = prepare(recipe, rules=rules, on_event=tell, dropped_to=folder / "dropped.jsonl", scratch=None)
+    with unpacked_into(folder / "pictures"):
+        prepared = prepare(recipe, rules=rules, on_event=tell, dropped_to=folder / "dropped.jsonl", scratch=None)
     disk.write_json(folder / "data.json", prepared.report.as_dict() | {"fingerprint": prepared.fingerprint})
     return prepared
 

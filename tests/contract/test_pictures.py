@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 import tunesmith
 from tunesmith import pipeline, runs
 from tunesmith.cli import main
+from tunesmith.data import pictures as pictures_module
 from tunesmith.data.pictures import read_picture
 from tunesmith.data.prepare import check, prepare
-from tunesmith.errors import DataError, InterruptedRun, RecipeError, UsageError
+from tunesmith.errors import DataError, InterruptedRun, RecipeError, ResourceError, UsageError
 from tunesmith.models import vision
 from tunesmith.models.efficientnet import EfficientNetLite0, SameConv2d
 from tunesmith.recipe import Data
@@ -477,7 +478,7 @@ def test_pictures_inside_a_table_are_learned(model: Path, tmp_path: Path) -> Non
     run = pipeline.run(recipe(model, table), run_dir=tmp_path / "run")
     by_files = pipeline.run(recipe(model, tmp_path / "pictures"), run_dir=tmp_path / "by-files")
     assert run.metrics["accuracy"].value > 0.9 and run.metrics == by_files.metrics
-    kept = [path for path in (tmp_path / "cache" / "pictures").rglob("*") if path.is_file()]
+    kept = [path for path in (run.path / "pictures").rglob("*") if path.is_file()]
     assert len(kept) == 60
     [answer] = tunesmith.load(run.path).predict([{"image": {"bytes": kept[0].read_bytes(), "path": None}}])
     assert answer.answer in ("flat", "upright")
@@ -502,10 +503,125 @@ def test_pictures_of_the_hub_come_as_they_are(model: Path, tmp_path: Path, monke
     import datasets
 
     files = sorted(draw(tmp_path / "pictures", 24).rglob("*.png"))
-    columns = {"image": [str(file) for file in files], "label": [file.parent.name for file in files]}
+    columns = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+    columns |= {"label": [file.parent.name for file in files]}
     rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     monkeypatch.setattr("tunesmith.catalog.hub_dataset", lambda name: rows.to_iterable_dataset())
     report = check(
         recipe(model, Path("hub:somebody")).model_copy(update={"data": Data(train=["hub:somebody/stripes"])})
     )
     assert not report.errors and sum(report.rows.values()) == 24
+
+
+def streamed(monkeypatch: pytest.MonkeyPatch, paths: list[str], labels: list[str]) -> Any:
+    """A data set of the hub that names its pictures, `hub:somebody/stripes`, and a recipe for it."""
+    import datasets
+
+    cells = [{"bytes": None, "path": path} for path in paths]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    monkeypatch.setattr("tunesmith.catalog.hub_dataset", lambda name: rows.to_iterable_dataset())
+    asked = recipe(Path("none"), Path("none"))
+    return asked.model_copy(update={"data": Data(train=["hub:somebody/stripes"])})
+
+
+def test_hub_data_open_no_file_of_this_machine_and_none_of_other_repositories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = draw(tmp_path / "private", 2) / "flat" / "0.png"
+    monkeypatch.chdir(tmp_path)
+    paths = [
+        str(private),
+        "private/flat/0.png",
+        f"file://{private}",
+        "https://example.com/a.png",
+        "hf://datasets/somebody/else@0123/a.png",
+        "hf://datasets/somebody/stripes@0123/../../else/a.png",
+        f"hf://datasets/somebody/stripes@0123/a.png::file://{private}",
+        f"file://{private}::hf://datasets/somebody/stripes@0123/a.png",
+    ]
+    opened: list[str] = []
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", lambda path, *_, **__: opened.append(path))
+    report = check(streamed(monkeypatch, paths, ["flat", "upright"] * 4))
+    found = [problem for problem in report.errors if problem.code == "unreadable-picture"]
+    places = {str(place) for problem in found for place in problem.where}
+    assert sum(problem.count for problem in found) == len(paths) and "hub:somebody/stripes:1" in places
+    assert all("not in it" in problem.message and "hf download" in str(problem.fix) for problem in found)
+    assert not opened
+
+
+def test_pictures_that_lie_in_the_hubs_repository_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = sorted(draw(tmp_path / "pictures", 24).rglob("*.png"))
+    home = "hf://datasets/somebody/stripes@0123abc"
+    there = {f"{home}/{file.parent.name}/{file.name}": file for file in files[:12]}
+    there |= {f"zip://{file.name}::{home}/data.zip": file for file in files[12:]}
+
+    def xopen(path: str, mode: str, **options: Any) -> Any:
+        if path not in there:
+            raise FileNotFoundError(path)
+        return there[path].open(mode)
+
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", xopen)
+    labels = [file.parent.name for file in files]
+    asked = streamed(monkeypatch, [*there, f"{home}/gone.png"], [*labels, "flat"])
+    report = check(asked)
+    assert [str(place) for problem in report.errors for place in problem.where] == ["hub:somebody/stripes:25"]
+
+    def broken(path: str, mode: str, **options: Any) -> Any:
+        raise ConnectionError("peer closed the connection")
+
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", broken)
+    with pytest.raises(ResourceError, match="peer closed the connection") as caught:
+        check(asked)
+    assert caught.value.where == "hub:somebody/stripes:1"
+
+
+def test_paths_inside_a_parquet_file_count_from_its_folder(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pictures = draw(tmp_path / "pictures", 24)
+    files = sorted(pictures.rglob("*.png"))
+    cells = [{"bytes": None, "path": str(file.relative_to(pictures))} for file in files]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    columns = {"image": pyarrow.array(cells, kind), "label": [file.parent.name for file in files]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), pictures / "train.parquet")
+    report = check(recipe(Path("none"), pictures / "train.parquet"))
+    assert not report.errors and sum(report.rows.values()) == 24
+
+
+def test_only_a_run_keeps_the_pictures_of_a_table(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = parquet(draw(tmp_path / "pictures", 40), tmp_path / "train.parquet")
+    run = pipeline.run(recipe(model, table), run_dir=tmp_path / "run")
+    passing = tmp_path / "passing"
+    passing.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(passing))
+    seen: list[Path] = []
+    unpack = pictures_module.unpacked
+    monkeypatch.setattr("tunesmith.data.pictures.unpacked", lambda content: seen.append(unpack(content)) or seen[-1])
+    monkeypatch.setattr("os.fsync", lambda descriptor: pytest.fail("waits for the disk"))
+    assert not check(recipe(model, table)).errors
+    assert main.run(["predict", str(run.path), str(table), "--batch", "16"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 40
+    assert len(set(seen)) == 80 and all(path.is_relative_to(passing) for path in seen)
+    assert not list(passing.rglob("tunesmith-pictures-*"))
+    assert not (tmp_path / "cache" / "pictures").exists()
+
+
+def test_a_picture_that_was_cut_short_is_unpacked_again(tmp_path: Path) -> None:
+    with pictures_module.unpacked_into(tmp_path):
+        path = pictures_module.unpacked(b"content")
+        path.write_bytes(b"")
+        with pictures_module.unpacked_for_now():
+            assert pictures_module.unpacked(b"content") == path and path.read_bytes() == b"content"
+
+
+def test_the_reason_for_pictures_without_a_path_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Any) -> Any:
+        raise OSError("None of the tiles is whole")
+
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    with pytest.raises(DataError, match="cannot be read as a picture: None of the tiles is whole"):
+        read_picture(b"content")

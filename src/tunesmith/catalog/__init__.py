@@ -201,6 +201,15 @@ def hub_rows(data: Any, name: str) -> Iterator[dict[str, Any]]:
     return hub.rows(data, name)
 
 
+def hub_picture(path: str, name: str, row: int) -> bytes | None:
+    """The content of a picture that a row of such a data set names; ``None`` if it is no file of the data set.
+
+    Raises:
+        ResourceError: The hub does not give it.
+    """
+    return hub.picture(path, name, row)
+
+
 def terms_text(name: str, *, on_event: Listener = nobody) -> str | None:
     """The full terms of an entry that has any, for people to read before they accept; fetches a small package."""
     return terms.text_of(_entry(name), on_event=on_event)

@@ -151,13 +151,51 @@ def rows(data: Any, name: str) -> Iterator[dict[str, Any]]:
         except MemoryError:
             raise
         except Exception as error:  # as above: many kinds
-            raise ResourceError(
-                f"the data set of the hub cannot be read on: {type(error).__name__}: {_first_line(str(error))}",
-                where=f"{name}:{number}",
-                fix="run it again; where the connection is bad, fetch the files first (`hf download OWNER/NAME "
-                "--repo-type dataset --local-dir DIR`) and name DIR in its place",
-            ) from error
+            raise _broken_off(error, f"{name}:{number}") from error
         yield dict(row)
+
+
+def picture(path: str, name: str, row: int) -> bytes | None:
+    """The content of a picture that a data set of the hub only names, as one of folders of pictures does.
+
+    Args:
+        path: ``hf://datasets/owner/name@commit/file``, or ``zip://file::`` in front of such an archive.
+        name: Of the data set, as for :func:`dataset`.
+        row: Its number, for errors.
+
+    Returns:
+        ``None`` for anything but a file of this data set: what strangers write must not open others.
+
+    Raises:
+        ResourceError: The hub does not give it.
+    """
+    repository, _ = _parted(name.removeprefix("hub:").partition(":")[0])
+    *archives, source = path.split("::")
+    own = re.match(rf"hf://datasets/{re.escape(repository)}(@[0-9a-f]+)?/", source, re.IGNORECASE)
+    if own is None or ".." in source.split("/") or not all(part.startswith("zip://") for part in archives):
+        return None
+    from datasets import DownloadConfig
+    from datasets.utils.file_utils import xopen
+
+    try:
+        with xopen(path, "rb", download_config=DownloadConfig()) as file:
+            content: bytes = file.read()
+            return content
+    except FileNotFoundError:
+        return None
+    except MemoryError:
+        raise
+    except Exception as error:  # as above: many kinds
+        raise _broken_off(error, f"{name}:{row}") from error
+
+
+def _broken_off(error: Exception, where: str) -> ResourceError:
+    return ResourceError(
+        f"the data set of the hub cannot be read on: {type(error).__name__}: {_first_line(str(error))}",
+        where=where,
+        fix="run it again; where the connection is bad, fetch the files first (`hf download OWNER/NAME "
+        "--repo-type dataset --local-dir DIR`) and name DIR in its place",
+    )
 
 
 def _parted(name: str) -> tuple[str, str | None]:

@@ -16,7 +16,7 @@ import typer
 
 from tunesmith.cli.failures import print_error
 from tunesmith.cli.output import Json, Run, print_json, stderr, stdout
-from tunesmith.data.pictures import is_picture, located
+from tunesmith.data.pictures import embedded, is_picture, located, unpacked_for_now
 from tunesmith.data.sources import format_of
 from tunesmith.errors import DataError
 
@@ -58,10 +58,11 @@ def predict(
     if file is not None and not _is_of_pictures(file) and reads_pictures(TASKS[opened.recipe.task]):
         rows = ((line, _located(row, file)) for line, row in rows)
     for numbered in _batches(rows, batch):
-        bad = unreadable(opened.recipe.task, [row for _, row in numbered])
-        good = [pair for place, pair in enumerate(numbered) if place not in bad]
-        with _named_lines(name, [line for line, _ in good]):
-            predictions = iter(opened.predict([row for _, row in good]) if good else [])
+        with unpacked_for_now():  # looked at and answered from one copy
+            bad = unreadable(opened.recipe.task, [row for _, row in numbered])
+            good = [pair for place, pair in enumerate(numbered) if place not in bad]
+            with _named_lines(name, [line for line, _ in good]):
+                predictions = iter(opened.predict([row for _, row in good]) if good else [])
         num_bad += len(bad)
         for place, (line, row) in enumerate(numbered):
             if place in bad:
@@ -88,7 +89,8 @@ def _located(row: dict[str, Any] | str, file: Path) -> dict[str, Any] | str:
     """A row with the path of the picture that it names, found as in training data."""
     if isinstance(row, str):
         return str(located(row, file))
-    name = row.get("image")
+    image = row.get("image")
+    name = image if isinstance(image, str) else embedded(image)
     return {**row, "image": str(located(name, file))} if isinstance(name, str) else row
 
 

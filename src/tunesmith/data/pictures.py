@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import io
+import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +69,7 @@ def read_picture(source: Path | bytes) -> Image:
         source: A file, or the content of one.
 
     Raises:
-        DataError: It is missing, no picture, broken off or too large; the path is the place.
+        DataError: It is missing, no picture, broken off or too large; a file's path is the place, and content has none.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -76,7 +82,7 @@ def read_picture(source: Path | bytes) -> Image:
                     raise DataError(f"the picture has {picture.width} x {picture.height} pixels", where=where)
                 return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        known = str(error).replace(repr(where), "").strip(" :")
+        known = (str(error) if where is None else str(error).replace(repr(where), "")).strip(" :")
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else known
         fix = "save the picture again, or leave it out"
         raise DataError(f"cannot be read as a picture: {reason}", where=where, fix=fix) from error
@@ -93,19 +99,61 @@ def embedded(value: Any) -> bytes | str | None:
     return value if isinstance(value, bytes) else None
 
 
+@functools.cache
+def _until_exit() -> Path:
+    folder = tempfile.mkdtemp(prefix="tunesmith-pictures-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+_unpacked_to: ContextVar[Callable[[], Path]] = ContextVar("unpacked_to", default=_until_exit)
+"""The folder of pictures that tables hold; it is made when the first one comes."""
+
+
+@contextmanager
+def unpacked_into(folder: Path) -> Iterator[None]:
+    """Pictures that tables hold are put into a folder, where a run that is resumed finds them again."""
+    folder = folder.absolute()
+    token = _unpacked_to.set(lambda: folder)
+    try:
+        yield
+    finally:
+        _unpacked_to.reset(token)
+
+
+@contextmanager
+def unpacked_for_now() -> Iterator[None]:
+    """Pictures that tables hold are put into a temporary folder, unless somebody has already said where to."""
+    if _unpacked_to.get() is not _until_exit:
+        yield
+        return
+    with ExitStack() as stack:
+
+        @functools.cache
+        def folder() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tunesmith-pictures-")))
+
+        token = _unpacked_to.set(folder)
+        try:
+            yield
+        finally:
+            _unpacked_to.reset(token)
+
+
 def unpacked(content: bytes) -> Path:
-    """A file with a picture that a table holds: in the cache folder, by its content.
+    """A file with a picture that a table holds, named by its content.
+
+    It lies where :func:`unpacked_into` or :func:`unpacked_for_now` say; else it is there until the process ends.
 
     Raises:
         ResourceError: The disk is full.
     """
     from tunesmith import disk
-    from tunesmith.catalog import cache
 
     name = hashlib.blake2b(content, digest_size=16).hexdigest()
-    path = cache.root() / "pictures" / name[:2] / name
-    if not path.is_file():
-        disk.write_bytes(path, content)
+    path = _unpacked_to.get()() / name[:2] / name
+    if not path.is_file() or path.stat().st_size != len(content):  # a power cut may leave it empty
+        disk.write_bytes(path, content, lasting=False)
     return path
 
 

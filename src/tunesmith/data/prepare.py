@@ -31,6 +31,7 @@ from tunesmith.data.judge import (
 from tunesmith.data.labels import in_order
 from tunesmith.data.ledger import PARTS, Ledger
 from tunesmith.data.near_duplicates import NearPairs, clusters
+from tunesmith.data.pictures import unpacked_for_now
 from tunesmith.data.problems import CheckReport, Findings, Problem
 from tunesmith.data.row_file import PLACE, RowFile, RowSpool
 from tunesmith.data.rows import Row
@@ -77,6 +78,7 @@ class PreparedData:
     fingerprint: str
 
 
+@unpacked_for_now()
 def check(
     recipe: Recipe,
     *,

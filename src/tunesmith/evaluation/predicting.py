@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tunesmith.data.pictures import unpacked_for_now
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.spans import inline
 from tunesmith.errors import DataError
@@ -49,6 +50,7 @@ class Prediction:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+@unpacked_for_now()
 def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation: Generation) -> list[Prediction]:
     """Answers of a model to texts or dictionaries.
 
@@ -70,6 +72,7 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     return _predictions(outputs, wanted, task, notes.labels or [])
 
 
+@unpacked_for_now()
 def unreadable(name: str, rows: Sequence[Any]) -> dict[int, DataError]:
     """Place of each picture that cannot be read, from 0, with the reason; empty for tasks that read text."""
     task = TASKS[name]

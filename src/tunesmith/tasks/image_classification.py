@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.data import pictures
 from tunesmith.data.problems import Fault
-from tunesmith.data.rows import CONTENT, Row
+from tunesmith.data.rows import CONTENT, Origin, Row
 from tunesmith.errors import DataError
 from tunesmith.tasks.base import Answer, Field, Message, Reading
 
@@ -67,19 +67,34 @@ class ImageClassification:
 def _found(row: Row) -> tuple[Row, list[Fault]]:
     image = row.fields["image"]
     given = image if isinstance(image, str) else pictures.embedded(image)
-    path = Path() if isinstance(given, bytes) else pictures.located(str(given), Path(row.origin.file))
+    named = "" if isinstance(given, bytes) else str(given)
     try:
+        if not isinstance(given, bytes) and row.origin.file.startswith("hub:"):
+            given = _fetched(named, row.origin)
         if isinstance(given, bytes):
             pictures.read_picture(given)
             path = pictures.unpacked(given)
-        elif not path.is_file():
-            raise DataError("named, but not there", fix="paths count from the file's folder, or from here")
         else:
+            path = pictures.located(named, Path(row.origin.file))
+            named = str(path)
+            if not path.is_file():
+                raise DataError("named, but not there", fix="paths count from the file's folder, or from here")
             pictures.read_picture(path)
         return Row({**row.fields, "image": str(path), CONTENT: pictures.digest(path)}, row.origin), []
     except DataError as error:
-        told = isinstance(given, bytes) or str(path) in (str(row.origin), row.origin.file)
-        named = error.what if told else f"{error.what} ({path})"
+        told = named in ("", str(row.origin), row.origin.file)
+        what = error.what if told else f"{error.what} ({named})"
         drop = "; `data.drop_bad: true` leaves such pictures out of the training"
         fix = (error.fix or "leave it out") + ("" if row.origin.file == "input" else drop)
-        return row, [Fault("unreadable-picture", named, row.origin, fix=fix, group=error.what)]
+        return row, [Fault("unreadable-picture", what, row.origin, fix=fix, group=error.what)]
+
+
+def _fetched(path: str, origin: Origin) -> bytes:
+    """A picture that a data set of the hub names. Files of this machine are none of its business."""
+    from tunesmith import catalog
+
+    content = catalog.hub_picture(path, origin.file, origin.line)
+    if content is None:
+        fix = "take one that holds its pictures, or fetch its files (`hf download`) and name their folder in its place"
+        raise DataError("the data set names a picture that is not in it", fix=fix)
+    return content
