@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 ROW_FILES = {"train": "rows.jsonl", "validation": "rows-validation.jsonl", "test": "rows-test.jsonl"}
 """Where the rows of each part that were given in memory lie in the run's folder: there a resume finds them."""
 
-_ONE_VALUE = (type(None), str, int, float)  # nothing, a share or a name: as a recipe has them
+_ONE_VALUE = (type(None), str, Real)  # nothing, a name or a share, which may be a number of NumPy
 
 
 def tune(
@@ -57,9 +58,9 @@ def tune(
     from tunesmith import pipeline, progress
     from tunesmith.data import in_memory
 
-    further = keys.pop("data", {})
-    if data is None and not isinstance(further, Mapping):
-        data, further = further, {}
+    further = keys.pop("data", None)
+    if not isinstance(further, Mapping):
+        further = {} if further is None else {"train": further}
     given = _data_keys(data, validation, test, dict(further))
     rows = {part: value for part, value in given.items() if isinstance(value, Iterator)}
     named = given | {part: [ROW_FILES[part]] for part in rows}
@@ -152,8 +153,10 @@ def _data_keys(train: Any, validation: Any, test: Any, further: dict[str, Any]) 
     told = {part: value for part, value in parts.items() if value is not None}
     twice = next((part for part in told if part in further), None)
     if twice is not None:
-        fix = "leave `train` out of `data`" if twice == "train" else f"give it by `{twice}=`, or in `data`"
+        fix = "give them first, or by `data=`" if twice == "train" else f"give it by `{twice}=`, or in `data`"
         raise UsageError(f"the {twice} data are given twice", where=f"data.{twice}", fix=fix)
     given = {**further, **told}
+    numbers = {part: given[part] for part in parts if isinstance(given.get(part), Real)}
+    shares = {part: float(number) for part, number in numbers.items() if not isinstance(number, int)}
     names = {part: names_or_rows(given[part]) for part in parts if not isinstance(given.get(part), _ONE_VALUE)}
-    return given | names
+    return given | shares | names

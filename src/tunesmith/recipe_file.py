@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tunesmith import strict_yaml
 from tunesmith.errors import RecipeError
 from tunesmith.parameters.settings import kinds_with
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, Stage
 from tunesmith.strict import Refusal
 
 DATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -218,12 +218,23 @@ def _written(loc: Sequence[str | int]) -> tuple[str, ...]:
 
 def _as_written(key: str, tree: dict[str, Any]) -> tuple[str, ...]:
     """Path of the key that a rule is about: in the stage, or at the top, whence the stage has it."""
-    own = tuple(key.split("."))
-    shared = own[2:] if own[0] == "stages" else own
+    own = shared = tuple(key.split("."))
+    if own[0] == "stages":
+        shared = own[2:]
+        own = ("stages", *(_stage_as_written(place, tree) for place in own[1:2]), *shared)
     for path in (own, shared):
         if path and _stands(tree, path):
             return path
     return shared or own
+
+
+def _stage_as_written(place: str, tree: dict[str, Any]) -> str:
+    """Index in the file of the stage that a rule calls ``NUMBER:NAME``; empty if the method alone has that stage."""
+    number, _, name = place.partition(":")
+    unnamed = Stage.model_fields["name"].default
+    stages = [stage if isinstance(stage, dict) else {} for stage in tree.get("stages") or []]
+    found = [str(index) for index, stage in enumerate(stages) if stage.get("name", unnamed) == name]
+    return number if number in found else next(iter(found), "")  # of the same names the rules keep the order
 
 
 def _stands(tree: Any, path: tuple[str, ...]) -> bool:

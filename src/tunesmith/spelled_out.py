@@ -88,9 +88,10 @@ def _answer(recipe: Recipe, stage: Stage) -> _Answer:
     if view.task == "image-classification":
         return _Answer("classify", stage.objective or HEADS[view.task][0])
     try:
-        folder = _config_folder(view.model)
+        base = _base_of(view.model)
+        folder = catalog.model_here(base)
         if folder is None:
-            return _Answer(unknown=f"{view.model} is not on this machine")
+            return _Answer(unknown=_why_unread(base))
         from tunesmith.models.forms import answer_form
         from tunesmith.models.load import load_config
 
@@ -99,10 +100,18 @@ def _answer(recipe: Recipe, stage: Stage) -> _Answer:
         return _Answer(unknown=error.what.splitlines()[0])
 
 
-def _config_folder(name: str) -> Path | None:
-    """Where the model's configuration can be read without fetching, converting or merging anything."""
+def _base_of(name: str) -> str:
+    """The model whose configuration a model has: for a run that which it began from, so that nothing is merged."""
     run = lineage.run_folder(name)
-    return catalog.model_here(name) if run is None else _config_folder(Run(run).recipe.model)
+    return name if run is None else _base_of(Run(run).recipe.model)
+
+
+def _why_unread(name: str) -> str:
+    """Why a model's configuration cannot be read before the run."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return f"{name} is converted when the run first loads it"
+    return f"{name} is not on this machine"
 
 
 def _with_rate(stage: Stage, answer: _Answer) -> Stage:

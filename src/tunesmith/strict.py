@@ -17,8 +17,8 @@ class Refusal(ValueError):
     Args:
         what: The reason.
         fix: The remedy.
-        key: Path of the key that it is about, e.g. ``stages.0.training.recompute``; a part that checks itself says
-            none, for its own place is known.
+        key: Path of the key that it is about, e.g. ``stages.0:tune.training.recompute``; a part that checks itself
+            says none, for its own place is known.
     """
 
     def __init__(self, what: str, *, fix: str, key: str = "") -> None:

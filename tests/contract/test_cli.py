@@ -149,6 +149,27 @@ def test_recipe_show_says_why_the_model_decides_nothing(tiny_encoder: Path, caps
     assert "it cannot write text" in comments(capsys.readouterr().out)["stages", "0", "training", "learning_rate"]
 
 
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("small.gguf", "small.gguf is converted when the run first loads it"),
+        ("missing.gguf", "missing.gguf is not on this machine"),
+        ("runs/a", "nobody/such-model is not on this machine"),
+    ],
+)
+def test_recipe_show_names_the_model_that_it_cannot_read(
+    model: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.gguf").write_bytes(b"GGUF")
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/recipe.yaml").write_text(RECIPE.replace("minilm-l6", "nobody/such-model"), encoding="utf-8")
+    flags = ("--task", "text-classification", "--model", model, "--train", "a.csv")
+    assert main.run(["recipe", "show", *flags]) == 0
+    rate = comments(capsys.readouterr().out)["stages", "0", "training", "learning_rate"]
+    assert rate.partition("; ")[2] == why
+
+
 def test_recipe_show_of_a_fit_has_no_rate(tiny_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--task", "text-classification", "--model", str(tiny_encoder), "--train", "a.csv", "--method", "features")
     assert main.run(["recipe", "show", *flags]) == 0

@@ -91,6 +91,16 @@ def test_half_a_cached_model_does_not_count(hub_cache, monkeypatch):
     assert catalog.model_folder(ID) == folder
 
 
+def test_a_model_is_here_if_the_cache_holds_it_whole(hub_cache, monkeypatch):
+    point_to("http://127.0.0.1:9", monkeypatch)
+    folder = snapshot(hub_cache, config__json="{}")
+    assert catalog.model_here(ID) is None
+    (folder / "model.safetensors").write_text("weights")
+    assert catalog.model_here(ID) == folder
+    assert catalog.model_here("somebody/small--model") is None, "the hub has no such names"
+    assert catalog.model_here("somebody/small-model.gguf") is None
+
+
 def test_a_model_the_hub_does_not_have(hub_cache, monkeypatch):
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

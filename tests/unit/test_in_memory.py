@@ -149,3 +149,20 @@ def test_held_out_data_are_given_as_the_training_data_are(tmp_path: Path, monkey
     assert (data.train, data.validation, data.test) == (["a.csv"], 0.2, ["b.csv", "c.csv"])
     with pytest.raises(UsageError, match="test data are given twice"):
         tunesmith.tune(rows, test=rows, data={"test": 0.1}, **keys)
+
+
+@pytest.mark.parametrize(
+    "again", ["b.csv", ["b.csv"], pandas.DataFrame({"text": ["a"]})], ids=["name", "names", "rows"]
+)
+def test_training_data_first_and_by_name_are_given_twice(again: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="train data are given twice"):
+        tunesmith.tune("a.csv", task="text-classification", model="m", run_dir=tmp_path, data=again)
+
+
+def test_a_share_may_be_a_number_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(pipeline, "run", lambda recipe, **_: started.append(recipe))
+    keys: dict[str, Any] = {"task": "text-classification", "model": "m", "run_dir": tmp_path}
+    tunesmith.tune("a.csv", validation=np.float32(0.25), data={"test": np.float64(0.5)}, **keys)
+    shares = started[0].data.validation, started[0].data.test
+    assert shares == (0.25, 0.5) and {type(share) for share in shares} == {float}

@@ -259,6 +259,34 @@ def test_a_stage_is_refused_at_its_own_key_or_at_the_one_that_it_shares() -> Non
     assert refused({"stages": [{"name": "only", **own}]}).where == "stages.0.training.recompute"
 
 
+WEIGHTED = {"training": {"class_weights": "balanced"}}
+RLHF: dict[str, Any] = {"task": "text-generation", "method": "rlhf", **PAIRS}
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"stages": [{"name": "ppo", "training": AWARE}]}, "stages.0.training.quantization_aware"),
+        (
+            {"stages": [{"name": "reward", **WEIGHTED}, {"name": "ppo", **WEIGHTED}]},
+            "stages.0.training.class_weights",
+        ),
+        ({"stages": [{"name": "reward"}, {"name": "ppo", **WEIGHTED}]}, "stages.1.training.class_weights"),
+        ({**WEIGHTED, "stages": [{"name": "ppo", **WEIGHTED}]}, "training.class_weights"),
+    ],
+)
+def test_a_stage_that_the_method_moves_is_refused_where_the_file_has_it(
+    change: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    assert refused(RLHF | change).where == key
+    file = tmp_path / "recipe.yaml"
+    text = yaml.safe_dump(SHORT | RLHF | change, sort_keys=False)
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load(file)
+    assert caught.value.where == f"{file}:{line_of(text, key)}"
+
+
 def test_each_refusal_is_provoked_above(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new one wants a line in one of the two tables."""
     raised: set[tuple[str, int]] = set()

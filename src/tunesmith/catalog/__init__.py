@@ -152,10 +152,13 @@ def published_model(
 
 def model_here(name: str) -> Path | None:
     """The model's folder, if it can be read without fetching or converting anything."""
-    if Path(name).expanduser().is_dir():
+    path = Path(name).expanduser()
+    if path.is_dir():
         return model_folder(name)
-    entry = ENTRIES.get(name)
-    return get(name) if entry is not None and entry.kind == "model" and is_cached(name) else None
+    if name in ENTRIES:
+        return get(name) if ENTRIES[name].kind == "model" and is_cached(name) else None
+    is_file = path.suffix == ".gguf" or path.is_file()
+    return hub.cached(name, None) if hub.is_id(name) and not is_file else None
 
 
 def reference_of(folder: Path) -> tuple[str | None, str | None]:

@@ -286,7 +286,7 @@ def cached(name: str, revision: str | None) -> Path | None:
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
-    except OSError:  # LocalEntryNotFoundError is one
+    except (OSError, ValueError):  # LocalEntryNotFoundError, and HFValidationError of a name that no model can have
         return None
     return folder if _is_whole(folder) else None
 

@@ -66,9 +66,12 @@ class Chosen:
         return HEADS.get(self.task, ("supervised",))[0]
 
     def at(self, key: str) -> str:
-        """Path of one of its keys: its own, or that at the top of the recipe if it says nothing itself."""
+        """Path of one of its keys: its own, or that at the top of the recipe if it says nothing itself.
+
+        Its place is ``NUMBER:NAME``, for a method may have it elsewhere than the file.
+        """
         own = getattr(self.stage, key.partition(".")[0]) is not None
-        return f"stages.{self.number - 1}.{key}" if own else key
+        return f"stages.{self.number - 1}:{self.stage.name}.{key}" if own else key
 
 
 def stages_of(recipe: Recipe) -> list[Chosen]:
