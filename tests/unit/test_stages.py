@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import labelled_rows
-from tunesmith import pipeline, tune
+from tunesmith import disk, pipeline, tune
 from tunesmith.data.rows import Origin, Row
 from tunesmith.evaluation.answering import encode_rows
 from tunesmith.models import inference
@@ -69,6 +69,18 @@ def test_the_figures_are_of_all_stages_and_of_all_processes(tiny_encoder: Path, 
     assert after["peak_memory_bytes"] >= before["peak_memory_bytes"]
     killed, resumed = events[:-1], list(read_events(run.path))[len(events) - 1 :]
     assert within(resumed, after["seconds"] - (killed[-1]["time"] - killed[0]["time"]))
+
+
+def test_a_stage_of_older_code_took_what_the_events_say(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    """It left no figures of its own. What a rival of the same stages took while measuring is not its time."""
+    run = pipeline.run(two_stages(tiny_encoder, reviews), run_dir=tmp_path / "run")
+    before = run.summary()
+    kill(run)
+    [of_rival] = [e for e in read_events(run.path) if e["type"] == "stage_finished" and e["stage"] == "one"]
+    disk.append_line(run.path / "events.jsonl", of_rival | {"seconds": 1e6})
+    (run.path / "stages" / "1-one" / "taken.json").unlink()
+    after = pipeline.resume(run.path).summary()
+    assert (after["tokens"], after["tuning_seconds"]) == (before["tokens"], before["tuning_seconds"])
 
 
 def within(events: list[dict[str, Any]], seconds: float) -> bool:
