@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,32 @@ def test_a_run_is_started_while_a_process_holds_its_lock(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"not finished \(stopped\)") as caught:
         Run(folder).summary()
     assert caught.value.fix == f"tunesmith resume {folder}"
+
+
+def test_two_who_look_at_a_time_do_not_take_each_other_for_a_process_at_work(folder: Path) -> None:
+    EventLog(folder)(STARTED)
+    look = filelock.FileLock(folder / runs.LOCK, thread_local=False)
+    look.acquire()
+    over = threading.Timer(0.05, look.release)
+    over.start()
+    assert Run(folder).status == "stopped"
+    over.join()
+
+
+def test_where_the_lock_cannot_be_tried_the_status_is_unknown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an archive that cannot be written to: nobody is told to wait for ever."""
+
+    def refuse(lock: filelock.FileLock, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    EventLog(folder)(STARTED)
+    (folder / runs.LOCK).touch()
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(UsageError, match=r"not finished \(unknown\)") as caught:
+        Run(folder).summary()
+    assert caught.value.fix == (
+        f"wait for the process that works on it or, if none is running, tunesmith resume {folder}"
+    )
 
 
 @pytest.mark.parametrize("words", [10, 5_000])
