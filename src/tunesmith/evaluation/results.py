@@ -37,6 +37,7 @@ class Results:
         comparisons: With those of them that could be had instead.
         verdict: In one sentence.
         seconds: Part -> wall-clock time, as :func:`time_taken` gives it.
+        job_seconds: What the provider's job took by the provider's clock, if one tuned the model.
     """
 
     rows: Sequence[Row]
@@ -46,6 +47,7 @@ class Results:
     comparisons: Sequence[Comparison]
     verdict: str
     seconds: dict[str, float]
+    job_seconds: float | None = None
 
 
 def write_results(
@@ -80,16 +82,17 @@ def write_results(
     return summary | {section.name: section.data for section in sections}
 
 
-def time_taken(folder: Path, training: float, evaluation: float) -> dict[str, float]:
+def time_taken(folder: Path, training: float | None, evaluation: float) -> dict[str, float]:
     """Part -> wall-clock time; together they are what all processes that worked on the run took so far.
 
     Args:
         folder: The run's.
-        training: Seconds of the updates and fits.
+        training: Seconds of the updates and fits; ``None`` if a provider did them.
         evaluation: Seconds of this evaluation.
     """
-    rest = runs.worked_seconds(folder, until=time.time()) - training - evaluation
-    return {"rest": max(0.0, rest), "tune": training, "evaluate": evaluation}
+    rest = runs.worked_seconds(folder, until=time.time()) - (training or 0.0) - evaluation
+    tuned = {} if training is None else {"tune": training}
+    return {"rest": max(0.0, rest), **tuned, "evaluate": evaluation}
 
 
 def summarise(
@@ -188,6 +191,7 @@ def _content(
             tokens=facts["tokens"],
             tokens_per_second=facts["tokens_per_second"],
             peak_memory_bytes=facts["peak_memory_bytes"],
+            job_seconds=results.job_seconds,
         ),
         reproduction=report.Reproduction(
             recipe_yaml=recipe.to_yaml(),
