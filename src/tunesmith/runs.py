@@ -144,7 +144,8 @@ def is_at_work(folder: Path) -> bool | None:
 def worked_seconds(folder: Path, until: float | None = None) -> float:
     """What all processes that worked on a run took, by the times of their events.
 
-    A process begins with ``run_started``. It ends with its last word; one that was killed ends with its last event.
+    A process begins with ``run_started``. It ends with its last word; one that was killed ends with its last event
+    before the run was begun again or measured again.
 
     Args:
         folder: The run's.
@@ -156,6 +157,8 @@ def worked_seconds(folder: Path, until: float | None = None) -> float:
         if event["type"] == "run_started":
             spans.append((event["time"], event["time"]))
             at_work = True
+        elif event["type"] == "measured_again":
+            at_work = False
         elif at_work:
             spans[-1] = (spans[-1][0], event["time"])
             at_work = event["type"] not in LAST_WORDS

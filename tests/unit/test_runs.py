@@ -14,7 +14,7 @@ import pytest
 
 from tunesmith import disk, runs
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
-from tunesmith.events import Notice, Phase, Progress, RunFailed, RunFinished, RunStarted, Step
+from tunesmith.events import MeasuredAgain, Notice, Phase, Progress, RunFailed, RunFinished, RunStarted, Step
 from tunesmith.recipe import Recipe
 from tunesmith.runs import EventLog, Run, StoredAnswer, read_events
 
@@ -147,6 +147,19 @@ def test_a_run_took_what_all_its_processes_took(folder: Path) -> None:
     for event in (replace(FINISHED, time=105.0), replace(step(2), time=900.0)):
         log(event)
     assert runs.worked_seconds(folder) == runs.worked_seconds(folder, until=999.0) == 9.0
+
+
+def test_what_measures_a_killed_run_again_is_not_the_process_that_was_killed(folder: Path) -> None:
+    """Nor does it change the status."""
+    log = EventLog(folder)
+    again = (
+        replace(MeasuredAgain(), time=900.0),
+        Phase(step="evaluate", message="the tuned model", time=901.0),
+    )
+    for event in (replace(STARTED, time=10.0), replace(step(1), time=14.0), *again):
+        log(event)
+    assert runs.worked_seconds(folder) == runs.worked_seconds(folder, until=999.0) == 4.0
+    assert Run(folder).status == "stopped"
 
 
 def test_an_unfinished_run_says_how_to_finish_it(folder: Path) -> None:

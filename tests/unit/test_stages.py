@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,27 @@ def test_a_stage_of_older_code_took_what_the_events_say(tiny_encoder: Path, revi
     (run.path / "stages" / "1-one" / "taken.json").unlink()
     after = pipeline.resume(run.path).summary()
     assert (after["tokens"], after["tuning_seconds"]) == (before["tokens"], before["tuning_seconds"])
+
+
+def test_measuring_again_replaces_the_time_of_the_evaluation_alone(
+    tiny_encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """Also days after a kill between the summary and the last word; and a later resume does not count these days."""
+    run = pipeline.run(two_stages(tiny_encoder, reviews), run_dir=tmp_path / "run")
+    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    report["cost"]["seconds"] = {"rest": 60.0, "tune": 300.0, "evaluate": 40.0}
+    disk.write_json(run.path / "report.json", report)
+    log = run.path / "events.jsonl"
+    killed = list(read_events(run.path))[:-1]
+    log.unlink()
+    for event in killed:
+        disk.append_line(log, event | {"time": event["time"] - 3 * 24 * 3600})
+    assert run.status == "stopped"
+    pipeline.evaluate(run)
+    seconds = json.loads((run.path / "report.json").read_text(encoding="utf-8"))["cost"]["seconds"]
+    assert (seconds["rest"], seconds["tune"]) == (60.0, 300.0) and seconds["evaluate"] != 40.0
+    assert run.summary()["seconds"] == sum(seconds.values())
+    assert run.status == "stopped" and pipeline.resume(run.path).summary()["seconds"] < 3600
 
 
 def within(events: list[dict[str, Any]], seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ def write_results(
 def time_taken(folder: Path, training: float | None, evaluation: float) -> dict[str, float]:
     """Part -> wall-clock time; together they are what all processes that worked on the run took so far.
 
+    It is for the process that is at work on the run: one that measures it again has :func:`time_taken_before`.
+
     Args:
         folder: The run's.
         training: Seconds of the updates and fits; ``None`` if a provider did them.
@@ -93,6 +96,21 @@ def time_taken(folder: Path, training: float | None, evaluation: float) -> dict[
     rest = runs.worked_seconds(folder, until=time.time()) - (training or 0.0) - evaluation
     tuned = {} if training is None else {"tune": training}
     return {"rest": max(0.0, rest), **tuned, "evaluate": evaluation}
+
+
+def time_taken_before(folder: Path, summary: Mapping[str, Any]) -> dict[str, float]:
+    """Part -> wall-clock time of a run without its evaluation, as its report has them, or else its summary.
+
+    Args:
+        folder: The run's.
+        summary: The run's.
+    """
+    path = folder / "report.json"
+    if path.is_file():
+        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["cost"]["seconds"]
+        return {part: seconds for part, seconds in found.items() if part != "evaluate"}
+    tuned = summary.get("tuning_seconds", 0.0)
+    return {"rest": max(0.0, summary["seconds"] - tuned), "tune": tuned}  # it was not measured
 
 
 def summarise(
