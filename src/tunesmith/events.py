@@ -133,6 +133,11 @@ class Progress(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredAgain(Event):
+    """What comes after is a new measurement of the run: no work of the process that wrote what is before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
     """One system was measured on the test rows, and wrote so many tokens a second if it writes its answers."""
 

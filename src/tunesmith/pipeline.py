@@ -21,7 +21,17 @@ from tunesmith.data.pictures import unpacked_into
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.data.survey import Rules
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
-from tunesmith.events import Event, Listener, Notice, Phase, RunFailed, RunFinished, RunStarted, nobody
+from tunesmith.events import (
+    Event,
+    Listener,
+    MeasuredAgain,
+    Notice,
+    Phase,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    nobody,
+)
 from tunesmith.recipe import Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
@@ -91,6 +101,7 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
         UsageError: The run is not finished.
     """
     from tunesmith.evaluation.evaluate import evaluate_run
+    from tunesmith.evaluation.results import time_taken_before
     from tunesmith.models.precision import default_device
     from tunesmith.models.saving import load_artefact
     from tunesmith.training.outcome import Trained
@@ -115,7 +126,9 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     model, _ = load_artefact(opened.model_folder, device=default_device(), on_event=on_event)
     summary = opened.summary()
     trained = Trained(summary, summary.get("tuning_seconds", 0.0), model)
-    evaluate_run(folder, recipe, prepared, trained, log)
+    if not runs.is_at_work(opened.path):  # what a process at work writes from now on is still its own
+        log(MeasuredAgain())
+    evaluate_run(folder, recipe, prepared, trained, log, before=time_taken_before(opened.path, summary))
     return Run(folder)
 
 

@@ -121,24 +121,31 @@ def _lines_from_the_end(path: Path, block: int = 1 << 16) -> Iterator[bytes]:
         yield rest
 
 
-def is_at_work(folder: Path) -> bool:
-    """Whether a process works on a run at this moment: it holds the lock. Where that cannot be tried, it may be."""
+def is_at_work(folder: Path) -> bool | None:
+    """Whether a process works on a run at this moment: it holds the lock.
+
+    Returns:
+        ``None`` where that cannot be tried, as in an archive that cannot be written to.
+    """
     import filelock
 
     lock = folder / LOCK
     if not lock.is_file():
         return False
     try:
-        with filelock.FileLock(lock, timeout=0):
+        with filelock.FileLock(lock, timeout=0.3):  # somebody else may be looking whether it is held
             return False
-    except OSError:  # held by a process, or not ours to try
+    except filelock.Timeout:
         return True
+    except OSError:
+        return None
 
 
 def worked_seconds(folder: Path, until: float | None = None) -> float:
     """What all processes that worked on a run took, by the times of their events.
 
-    A process begins with ``run_started``. It ends with its last word; one that was killed ends with its last event.
+    A process begins with ``run_started``. It ends with its last word; one that was killed ends with its last event
+    before the run was begun again or measured again.
 
     Args:
         folder: The run's.
@@ -150,6 +157,8 @@ def worked_seconds(folder: Path, until: float | None = None) -> float:
         if event["type"] == "run_started":
             spans.append((event["time"], event["time"]))
             at_work = True
+        elif event["type"] == "measured_again":
+            at_work = False
         elif at_work:
             spans[-1] = (spans[-1][0], event["time"])
             at_work = event["type"] not in LAST_WORDS
@@ -199,11 +208,12 @@ class Run:
     def status(self) -> str:
         """``finished``, ``interrupted`` or ``failed`` by the last word of its events.
 
-        Without one ``started`` while a process is at work, and ``stopped`` where none is any more: it was killed.
+        Without one ``started`` while a process is at work, ``stopped`` where none is any more (it was killed), and
+        ``unknown`` where that cannot be found out.
         """
         word = _last_word(self.path)
         if word is None:
-            return "started" if is_at_work(self.path) else "stopped"
+            return {True: "started", False: "stopped", None: "unknown"}[is_at_work(self.path)]
         if word["type"] == "run_finished":
             return "finished"
         return "interrupted" if word["interrupted"] else "failed"
@@ -238,7 +248,11 @@ class Run:
         summary = self._summary()
         if not summary:
             status = self.status
-            fix = "wait for the process that works on it" if status == "started" else f"tunesmith resume {self.path}"
+            resume = f"tunesmith resume {self.path}"
+            fix = {
+                "started": "wait for the process that works on it",
+                "unknown": f"wait for the process that works on it or, if none is running, {resume}",
+            }.get(status, resume)
             raise UsageError(f"the run is not finished ({status})", where=str(self.path), fix=fix)
         return summary
 

@@ -76,6 +76,10 @@ def test_a_hosted_run_is_measured_like_a_local_one(there: tuple[hosted_fake.Prov
         + 3.2 * tuned["written_tokens"]
     ) / 34e3
     assert tuned["usd_per_1000_calls"] == pytest.approx(by_hand)
+    cost = json.loads((finished.path / "report.json").read_text())["cost"]
+    assert set(cost["seconds"]) == {"rest", "evaluate"} and sum(cost["seconds"].values()) == summary["seconds"]
+    assert cost["job_seconds"] == summary["tuning_seconds"] >= 60 > summary["seconds"]  # the provider's clock is ahead
+    assert "<dt>The provider's job</dt>" in finished.report().read_text(encoding="utf-8")
     steps = [(event["step"], event["loss"]) for event in read_events(finished.path) if event["type"] == "step"]
     assert steps == [(1, 1.0), (2, 0.5)]
     validated = [event for event in read_events(finished.path) if event["type"] == "validated"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tunesmith import words
 from tunesmith.data.shown import Piece, ShownExample
 from tunesmith.evaluation.comparison import System, compare, verdict
 from tunesmith.evaluation.findings import NO_LABEL_TITLE, confusion_order, find, top_confusions
@@ -225,6 +226,20 @@ def test_nothing_to_compare_with_and_nothing_trained(tmp_path: Path) -> None:
     text = write_report(tmp_path, alone).read_text(encoding="utf-8")
     assert Page(text).open == []
     assert "How training went" not in text and "against the alternatives" not in text
+
+
+def test_the_time_of_a_providers_job_stands_by_itself(tmp_path: Path) -> None:
+    """And what else took time has a title that is true of a run that was killed, and of one at a provider."""
+    seconds = {"rest": 30.0, "evaluate": 4.0}
+    here = replace(classification(), cost=Cost({**seconds, "tune": 61.0}, 12_000, 196.0))
+    text = write_report(tmp_path, here).read_text(encoding="utf-8")
+    assert "data, loading, validation, checkpoints, and what earlier processes lost or measured" in text
+    assert "Training took" in text and "provider" not in text
+    hosted = replace(here, cost=Cost(seconds, 12_000, 196.0, job_seconds=7200.0))
+    text = write_report(tmp_path, hosted).read_text(encoding="utf-8")
+    assert "data, waiting for the provider, and what earlier processes lost or measured" in text
+    assert f"<dt>The provider's job</dt><dd>{words.duration(7200.0)}<small>by the provider's clock" in text
+    assert f"<dt>Whole run</dt><dd>{words.duration(34.0)}</dd>" in text and "Training took" not in text
 
 
 def test_one_test_row_one_step_and_half_a_surrogate(tmp_path: Path) -> None:

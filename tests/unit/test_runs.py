@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tunesmith import disk, runs
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
-from tunesmith.events import Notice, Phase, Progress, RunFailed, RunFinished, RunStarted, Step
+from tunesmith.events import MeasuredAgain, Notice, Phase, Progress, RunFailed, RunFinished, RunStarted, Step
 from tunesmith.recipe import Recipe
 from tunesmith.runs import EventLog, Run, StoredAnswer, read_events
 
@@ -97,6 +98,32 @@ def test_a_run_is_started_while_a_process_holds_its_lock(folder: Path) -> None:
     assert caught.value.fix == f"tunesmith resume {folder}"
 
 
+def test_two_who_look_at_a_time_do_not_take_each_other_for_a_process_at_work(folder: Path) -> None:
+    EventLog(folder)(STARTED)
+    look = filelock.FileLock(folder / runs.LOCK, thread_local=False)
+    look.acquire()
+    over = threading.Timer(0.05, look.release)
+    over.start()
+    assert Run(folder).status == "stopped"
+    over.join()
+
+
+def test_where_the_lock_cannot_be_tried_the_status_is_unknown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an archive that cannot be written to: nobody is told to wait for ever."""
+
+    def refuse(lock: filelock.FileLock, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    EventLog(folder)(STARTED)
+    (folder / runs.LOCK).touch()
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(UsageError, match=r"not finished \(unknown\)") as caught:
+        Run(folder).summary()
+    assert caught.value.fix == (
+        f"wait for the process that works on it or, if none is running, tunesmith resume {folder}"
+    )
+
+
 @pytest.mark.parametrize("words", [10, 5_000])
 def test_the_status_is_read_from_the_end(words: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the last line was cut, or is longer than what is read at once."""
@@ -121,6 +148,19 @@ def test_a_run_took_what_all_its_processes_took(folder: Path) -> None:
     for event in (replace(FINISHED, time=105.0), replace(step(2), time=900.0)):
         log(event)
     assert runs.worked_seconds(folder) == runs.worked_seconds(folder, until=999.0) == 9.0
+
+
+def test_what_measures_a_killed_run_again_is_not_the_process_that_was_killed(folder: Path) -> None:
+    """Nor does it change the status."""
+    log = EventLog(folder)
+    again = (
+        replace(MeasuredAgain(), time=900.0),
+        Phase(step="evaluate", message="the tuned model", time=901.0),
+    )
+    for event in (replace(STARTED, time=10.0), replace(step(1), time=14.0), *again):
+        log(event)
+    assert runs.worked_seconds(folder) == runs.worked_seconds(folder, until=999.0) == 4.0
+    assert Run(folder).status == "stopped"
 
 
 def test_an_unfinished_run_says_how_to_finish_it(folder: Path) -> None:

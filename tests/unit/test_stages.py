@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import labelled_rows
-from tunesmith import pipeline, tune
+from tunesmith import disk, pipeline, tune
 from tunesmith.data.rows import Origin, Row
 from tunesmith.evaluation.answering import encode_rows
 from tunesmith.models import inference
@@ -69,6 +70,39 @@ def test_the_figures_are_of_all_stages_and_of_all_processes(tiny_encoder: Path, 
     assert after["peak_memory_bytes"] >= before["peak_memory_bytes"]
     killed, resumed = events[:-1], list(read_events(run.path))[len(events) - 1 :]
     assert within(resumed, after["seconds"] - (killed[-1]["time"] - killed[0]["time"]))
+
+
+def test_a_stage_of_older_code_took_what_the_events_say(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
+    """It left no figures of its own. What a rival of the same stages took while measuring is not its time."""
+    run = pipeline.run(two_stages(tiny_encoder, reviews), run_dir=tmp_path / "run")
+    before = run.summary()
+    kill(run)
+    [of_rival] = [e for e in read_events(run.path) if e["type"] == "stage_finished" and e["stage"] == "one"]
+    disk.append_line(run.path / "events.jsonl", of_rival | {"seconds": 1e6})
+    (run.path / "stages" / "1-one" / "taken.json").unlink()
+    after = pipeline.resume(run.path).summary()
+    assert (after["tokens"], after["tuning_seconds"]) == (before["tokens"], before["tuning_seconds"])
+
+
+def test_measuring_again_replaces_the_time_of_the_evaluation_alone(
+    tiny_encoder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """Also days after a kill between the summary and the last word; and a later resume does not count these days."""
+    run = pipeline.run(two_stages(tiny_encoder, reviews), run_dir=tmp_path / "run")
+    report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    report["cost"]["seconds"] = {"rest": 60.0, "tune": 300.0, "evaluate": 40.0}
+    disk.write_json(run.path / "report.json", report)
+    log = run.path / "events.jsonl"
+    killed = list(read_events(run.path))[:-1]
+    log.unlink()
+    for event in killed:
+        disk.append_line(log, event | {"time": event["time"] - 3 * 24 * 3600})
+    assert run.status == "stopped"
+    pipeline.evaluate(run)
+    seconds = json.loads((run.path / "report.json").read_text(encoding="utf-8"))["cost"]["seconds"]
+    assert (seconds["rest"], seconds["tune"]) == (60.0, 300.0) and seconds["evaluate"] != 40.0
+    assert run.summary()["seconds"] == sum(seconds.values())
+    assert run.status == "stopped" and pipeline.resume(run.path).summary()["seconds"] < 3600
 
 
 def within(events: list[dict[str, Any]], seconds: float) -> bool:

@@ -112,6 +112,7 @@ def evaluate_run(
     *,
     stages: Sequence[PreparedData] = (),
     remade: Remade | None = None,
+    before: Mapping[str, float] | None = None,
 ) -> str:
     """Measure, compare, and write ``summary.json``, ``predictions.jsonl``, ``report.json`` and ``report.html``.
 
@@ -123,6 +124,7 @@ def evaluate_run(
         tell: Told everything that is measured.
         stages: Data of every stage, if it is also wanted what each gave.
         remade: If the model was made from another one: what it is compared with.
+        before: If the run is measured again: part -> what it took without its evaluation.
 
     Returns:
         The verdict.
@@ -130,7 +132,7 @@ def evaluate_run(
     from tunesmith.models.cutting import base_folder
 
     if not (len(data.test) or len(data.validation)):  # as the recipe wants it: else the checks of the data stopped it
-        return _leave_unmeasured(folder, recipe, trained, tell)
+        return _leave_unmeasured(folder, recipe, trained, tell, before)
     started = time.time()
     task, settings = TASKS[recipe.task], recipe.evaluate
     rows = rows_to_measure(recipe, data, tell)
@@ -148,7 +150,8 @@ def evaluate_run(
     verdict = remade.judge(comparisons[-1]) if remade else comparison.verdict(tuned, rivals, comparisons, right)
     sections = _sections(trial, tuned, others)
     training = 0.0 if remade else trained.seconds  # a remade model was trained in the run that it was made from
-    seconds = time_taken(folder, training, time.time() - started)
+    evaluation = time.time() - started
+    seconds = {**before, "evaluate": evaluation} if before is not None else time_taken(folder, training, evaluation)
     results = Results(rows, right, tuned, others.systems, comparisons, verdict, seconds)
     learned_from = _learned_from(recipe, data, trained.model)
     summary = write_results(folder, recipe, data, trained, results, sections, learned_from)
@@ -259,12 +262,14 @@ def _lineage_section(behind: list[dict[str, Any]], recipe: Recipe, metrics: Mapp
     )
 
 
-def _leave_unmeasured(folder: Path, recipe: Recipe, trained: Trained, tell: Listener) -> str:
+def _leave_unmeasured(
+    folder: Path, recipe: Recipe, trained: Trained, tell: Listener, before: Mapping[str, float] | None
+) -> str:
     """All rows were for training: there is a model, and nothing to say about how good it is."""
     verdict = "Not measured: the recipe keeps no rows for it."
     tell(Notice(level="info", message=verdict, fix="give `data.test` a share or a file, or use `tunesmith eval`"))
-    seconds = sum(time_taken(folder, trained.seconds, 0.0).values())
-    summary = summarise(folder, recipe, trained, verdict, seconds, {}, {})
+    seconds = before if before is not None else time_taken(folder, trained.seconds, 0.0)
+    summary = summarise(folder, recipe, trained, verdict, sum(seconds.values()), {}, {})
     write_model_card(folder / "model", summary, licence_of(recipe))
     disk.write_json(folder / "summary.json", summary)
     return verdict

@@ -86,12 +86,15 @@ class Cost:
         tokens: Real tokens trained on (no padding), over all epochs and stages.
         tokens_per_second: The same over the time of training.
         peak_memory_bytes: Largest resident memory (or device memory, on a GPU) in the training of any stage.
+        job_seconds: What the provider's job took by the provider's clock, if one tuned the model: time of training,
+            but none of the parts.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     tokens_per_second: float = 0.0
     peak_memory_bytes: int = 0
+    job_seconds: float | None = None
 
 
 @dataclass(frozen=True)

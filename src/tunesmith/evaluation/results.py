@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Results:
         comparisons: With those of them that could be had instead.
         verdict: In one sentence.
         seconds: Part -> wall-clock time, as :func:`time_taken` gives it.
+        job_seconds: What the provider's job took by the provider's clock, if one tuned the model.
     """
 
     rows: Sequence[Row]
@@ -46,6 +48,7 @@ class Results:
     comparisons: Sequence[Comparison]
     verdict: str
     seconds: dict[str, float]
+    job_seconds: float | None = None
 
 
 def write_results(
@@ -80,16 +83,34 @@ def write_results(
     return summary | {section.name: section.data for section in sections}
 
 
-def time_taken(folder: Path, training: float, evaluation: float) -> dict[str, float]:
+def time_taken(folder: Path, training: float | None, evaluation: float) -> dict[str, float]:
     """Part -> wall-clock time; together they are what all processes that worked on the run took so far.
+
+    It is for the process that is at work on the run: one that measures it again has :func:`time_taken_before`.
 
     Args:
         folder: The run's.
-        training: Seconds of the updates and fits.
+        training: Seconds of the updates and fits; ``None`` if a provider did them.
         evaluation: Seconds of this evaluation.
     """
-    rest = runs.worked_seconds(folder, until=time.time()) - training - evaluation
-    return {"rest": max(0.0, rest), "tune": training, "evaluate": evaluation}
+    rest = runs.worked_seconds(folder, until=time.time()) - (training or 0.0) - evaluation
+    tuned = {} if training is None else {"tune": training}
+    return {"rest": max(0.0, rest), **tuned, "evaluate": evaluation}
+
+
+def time_taken_before(folder: Path, summary: Mapping[str, Any]) -> dict[str, float]:
+    """Part -> wall-clock time of a run without its evaluation, as its report has them, or else its summary.
+
+    Args:
+        folder: The run's.
+        summary: The run's.
+    """
+    path = folder / "report.json"
+    if path.is_file():
+        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["cost"]["seconds"]
+        return {part: seconds for part, seconds in found.items() if part != "evaluate"}
+    tuned = summary.get("tuning_seconds", 0.0)
+    return {"rest": max(0.0, summary["seconds"] - tuned), "tune": tuned}  # it was not measured
 
 
 def summarise(
@@ -188,6 +209,7 @@ def _content(
             tokens=facts["tokens"],
             tokens_per_second=facts["tokens_per_second"],
             peak_memory_bytes=facts["peak_memory_bytes"],
+            job_seconds=results.job_seconds,
         ),
         reproduction=report.Reproduction(
             recipe_yaml=recipe.to_yaml(),

@@ -217,8 +217,8 @@ def measure_hosted(
     verdict = comparison.verdict(tuned.system, rivals, comparisons, right)
     usage = {asked.system.name: asked_as_dict(asked) for asked in (tuned, *others)}
     section = _section(hosted | {"usage": usage})
-    seconds = time_taken(folder, trained.seconds, time.time() - started)
-    results = Results(rows, right, tuned.system, rivals, comparisons, verdict, seconds)
+    seconds = time_taken(folder, None, time.time() - started)
+    results = Results(rows, right, tuned.system, rivals, comparisons, verdict, seconds, job_seconds=trained.seconds)
     summary = write_results(folder, recipe, data, trained, results, [section])
     disk.write_json(folder / "summary.json", summary)
     return verdict
@@ -327,7 +327,7 @@ def _leave_unmeasured(
 ) -> str:
     verdict = f"Not measured: {reason}."
     tell(Notice(level="info", message=verdict))
-    seconds = sum(time_taken(folder, trained.seconds, 0.0).values())
+    seconds = sum(time_taken(folder, None, 0.0).values())
     summary = summarise(folder, recipe, trained, verdict, seconds, {}, {})
     disk.write_json(folder / "summary.json", summary | {"hosted": hosted | {"usage": {}}})
     return verdict

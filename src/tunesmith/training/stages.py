@@ -63,7 +63,7 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
                 save = _save if apart else _save_merged
                 disk.write_folder(result, functools.partial(save, trained.model, view))
         else:
-            taken += _taken_before(place)
+            taken += _taken_before(folder, place, stage.name)
         earlier = [*earlier, Earlier(view, place, prepared)]
         base = base if apart or aside else result
     assert trained is not None
@@ -76,10 +76,20 @@ def tune_stages(folder: Path, recipe: Recipe, base: Path, data: Sequence[Prepare
     return dataclasses.replace(trained, facts=trained.facts | taken.as_facts(), seconds=taken.seconds)
 
 
-def _taken_before(place: Path) -> Taken:
-    """What a stage took that was done before this process began."""
+def _taken_before(folder: Path, place: Path, stage: str) -> Taken:
+    """What a stage took that was done before this process began: as it says itself, else by the run's events."""
     path = place / TAKEN
-    return Taken(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Taken()
+    if path.is_file():
+        return Taken(**json.loads(path.read_text(encoding="utf-8")))
+    found, measuring = Taken(), False
+    for event in runs.read_events(folder):
+        if event["type"] == "run_started":
+            measuring = False
+        elif event["type"] == "phase" and event["step"] == "evaluate":  # rivals may train in stages of the same names
+            measuring = True
+        elif event["type"] == "stage_finished" and event["stage"] == stage and not measuring:
+            found = Taken(event["seconds"], event["tokens"], event["peak_memory_bytes"])
+    return found
 
 
 def _tuned(work: updates.Work, tell: Listener) -> Trained:
