@@ -32,7 +32,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT / "src")]
 
 from contenders import CONTENDERS, GROUPS, Contender  # noqa: E402  # the path is set above
-from summary import summarise, tables  # noqa: E402
+from summary import NOT_MEASURED, summarise, tables  # noqa: E402
 
 from tunesmith import catalog, environment  # noqa: E402
 from tunesmith.disk import write_json, write_text  # noqa: E402
@@ -321,10 +321,10 @@ def of_speeds(*, newest: bool) -> Path:
     return max(RESULTS.glob("cpu-*.json"), default=today) if newest else today
 
 
-def committed() -> list[dict[str, Any] | None]:
+def committed() -> list[dict[str, Any]]:
     """The latest results of speed, whose files are named by date, and those of losses."""
     files = (of_speeds(newest=True), LOSSES)
-    return [json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None for file in files]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
 
 def write_docs() -> int:
@@ -332,7 +332,7 @@ def write_docs() -> int:
     text = DOCS.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    shown = "\n".join(tables(results) for results in committed())
+    shown = "\n".join(tables(results) for results in committed()) or f"{NOT_MEASURED}\n"
     write_text(DOCS, f"{head}{BEGIN}\n\n{shown}\n{END}{tail}")
     return 0
 

@@ -100,10 +100,8 @@ def ratios(values: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
 Cell = Callable[[dict[str, Any]], str]
 
 
-def tables(results: dict[str, Any] | None) -> str:
+def tables(results: dict[str, Any]) -> str:
     """A results file as the documentation shows it: what it was measured on, and a table a group."""
-    if results is None:
-        return NOT_MEASURED + "\n"
     machine = results["machine"]
     revisions = ", ".join(sorted({f"`{run['revision']}`" for run in results["runs"]}))
     lines = [

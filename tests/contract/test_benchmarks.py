@@ -120,6 +120,6 @@ def test_committed_results_are_complete(path: Path, contenders: ModuleType, summ
 
 def test_the_documentation_shows_the_newest_results(summary: ModuleType) -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for newest in (SPEEDS[-1:], LOSSES):
-        results = json.loads(newest[0].read_text(encoding="utf-8")) if newest else None
+    for path in SPEEDS[-1:] + LOSSES:
+        results = json.loads(path.read_text(encoding="utf-8"))
         assert summary.tables(results).strip() in page, "run `python benchmarks/cpu.py --docs`"
