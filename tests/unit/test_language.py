@@ -209,5 +209,13 @@ def test_an_empty_corpus_is_an_error_with_its_place(tmp_path: Path) -> None:
     empty = tmp_path / "empty.md"
     empty.write_text("\n\n")
     with pytest.raises(DataError, match="no usable row") as error:
-        tune(str(empty), task="language-modeling", model=str(decoder), method="self-supervised", **QUIET)
+        tune(
+            str(empty),
+            task="language-modeling",
+            model=str(decoder),
+            method="self-supervised",
+            run_dir=tmp_path / "run",
+            **QUIET,
+        )
+    assert error.value.where == str(empty)
     assert "data.train" in str(error.value.fix)

@@ -41,10 +41,11 @@ def find_base(notes: ArtefactNotes, folder: Path, on_event: Listener = nobody, *
         found = catalog.published_model(notes.base_name, notes.base_revision, on_event, fetch=fetch)
         if found is not None:
             return found
+        fetch_it = "hf download" if "/" in notes.base_name else "tunesmith catalog get"
         raise ResourceError(
             f"the base model of this adapter, {notes.base_name}, is not on this machine",
             where=str(folder),
-            fix=f"fetch it first: `tunesmith predict {folder.parent} TEXT` does",
+            fix=f"fetch it first: `{fetch_it} {notes.base_name}`",
         )
     raise ResourceError(
         f"the base model of this adapter, {notes.base}, is no longer at {recorded}",
