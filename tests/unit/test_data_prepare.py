@@ -169,7 +169,7 @@ def test_rendering_finds_truncation_and_rows_without_loss(tmp_path: Path) -> Non
     path = write(tmp_path / "a.jsonl", content)
     report = check(recipe(path), render=render)
     problems = {p.code: p for p in report.problems}
-    assert (problems["no-loss"].severity, problems["no-loss"].where) == ("error", [Origin(str(path), 31)])
+    assert (problems["unlearnable"].severity, problems["unlearnable"].where) == ("error", [Origin(str(path), 31)])
     assert (problems["truncated"].severity, problems["truncated"].where) == ("warning", [Origin(str(path), 41)])
     tokens = [report.lengths[part]["tokens"] for part in report.lengths]
     assert sum(part["count"] for part in tokens) == 99

@@ -299,7 +299,7 @@ class Surveyor:
         try:
             rendered = self._render(row)
         except DataError as error:
-            return 0, 0, [Fault("no-loss", error.what, row.origin, fix=error.fix, group=error.what)]
+            return 0, 0, [Fault("unlearnable", error.what, row.origin, fix=error.fix, group=error.what)]
         tokens = len(rendered.input_ids) + rendered.cut_tokens
         if not rendered.cut_tokens:
             return tokens, 0, []

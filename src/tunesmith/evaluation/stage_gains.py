@@ -49,7 +49,7 @@ def stage_gains(
             tell(Phase(step="evaluate", message=f"stage {stage.name}: {len(rows)} held-out documents"))
             tuned, _ = load_artefact(after, device=default_device())
             found[stage.name] = before_and_after(rows, view, base, tuned, tell)
-        if recipe.sequence.adapters == "chain":  # else each stage begins from the plain base
+        if recipe.sequence.adapters == "chain" and stage.model is None:  # else later stages begin from what was before
             base = after
     return found
 
