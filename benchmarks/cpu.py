@@ -65,12 +65,14 @@ class Plan:
     Attributes:
         steps: Overrides the groups' updates; ``None`` keeps them.
         repeats: Runs of each contender, with seeds 0, 1, ...
+        conversations: Those that the decoder's groups draw from.
         snippets: Training texts of the encoder's groups.
         held_out: Rows that are held out, of conversations and of snippets.
     """
 
     steps: int | None
     repeats: int
+    conversations: int = 1600
     snippets: int = 4000
     held_out: tuple[int, int] = (200, 1000)
 
@@ -84,7 +86,7 @@ def main() -> int:
     plan = Plan(args.steps, args.repeats)
     out = args.out or (LOSSES if args.losses else of_speeds(newest=args.resume))
     if args.quick:
-        plan = Plan(args.steps or 5, 1, snippets=80, held_out=(16, 40))
+        plan = Plan(args.steps or 5, 1, conversations=80, snippets=80, held_out=(16, 40))
         out = args.out or PEERS / "quick.json"
     if any(contender.is_peer for contender in chosen):
         make_peer_environment()
@@ -145,7 +147,7 @@ def start(plan: Plan, chosen: list[Contender], before: Path | None) -> dict[str,
         "date": datetime.date.today().isoformat(),
         "machine": environment.machine() | {"flags": sorted(cpu_flags())},
         "versions": {name: environment.versions()[name] for name in ("python", "torch", "transformers", "peft")},
-        "settings": settings(plan),
+        "settings": settings(plan, GROUPS[chosen[0].group].counts),
         "workloads": {name: make_workload(name, plan) for name in sorted(needed)},
         "runs": [],
         "summary": {},
@@ -170,26 +172,27 @@ def as_text(results: dict[str, Any]) -> str:
     return f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
 
 
-def settings(plan: Plan) -> dict[str, Any]:
+def settings(plan: Plan, counts: str) -> dict[str, Any]:
     """What must be equal for runs to stand in one file; more repeats may join."""
+    groups = {name: group for name, group in GROUPS.items() if group.counts == counts}
     return {
-        "steps": {name: plan.steps or group.steps for name, group in GROUPS.items()},
+        "steps": {name: plan.steps or group.steps for name, group in groups.items()},
+        "conversations": plan.conversations,
         "snippets": plan.snippets,
         "held_out": list(plan.held_out),
-        "groups": {name: group.settings for name, group in GROUPS.items()},
+        "groups": {name: group.settings for name, group in groups.items()},
     }
 
 
 def make_workload(name: str, plan: Plan) -> dict[str, Any]:
-    """Write a workload's files; one epoch of the conversations is exactly the run's updates."""
+    """Write a workload's files."""
     import workload
 
     folder = PEERS / "data" / name
     model = catalog.model_folder(MODELS[name], on_event=lambda event: None)
     if name == "tokens":
-        groups = [g for g in GROUPS.values() if g.workload == name]
-        rows = max((plan.steps or g.steps or 0) * g.settings["batch_size"] for g in groups)
-        train, held_out, facts = workload.write_conversations(model, SHARED, folder, rows, plan.held_out[0])
+        count = plan.conversations
+        train, held_out, facts = workload.write_conversations(model, SHARED, folder, count, plan.held_out[0])
     else:
         train, held_out, facts = workload.write_snippets(SHARED, folder, plan.snippets, plan.held_out[1])
     files = {"train": str(train.relative_to(ROOT)), "held_out": str(held_out.relative_to(ROOT))}
