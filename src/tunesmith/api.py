@@ -126,6 +126,12 @@ class RunComparison:
         found: dict[str, Any] = {"metric": self.metric, "runs": self.rows, "verdict": self.verdict}
         return found | ({"sequence": self.sequence} if self.sequence else {})
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the verdict, and the runs beside each other."""
+        from tunesmith import display
+
+        return display.html(self.verdict, display.of_comparison(self), display.of_sequence(self))
+
 
 def compare(*paths: str | Path | Run) -> RunComparison:
     """Compare finished runs row by row.

@@ -312,10 +312,13 @@ class Run:
         return f"Run({str(self.path)!r}, {self.status})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: the verdict and where the report is."""
-        from html import escape
+        """In a notebook: the verdict, the metrics beside those of the baselines, and where the report is."""
+        from tunesmith import display
 
-        return f"<b>{escape(self.verdict or self.status)}</b><br><code>{escape(str(self.report()))}</code>"
+        summary = self._summary()
+        if not summary:
+            return display.html(self.status, str(self.path))
+        return display.html(self.verdict, display.of_run(summary), str(self.report()))
 
 
 def open_run(path: str | Path) -> Run:

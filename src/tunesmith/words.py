@@ -1,6 +1,8 @@
-"""Durations and sizes in words, the same wherever people read them."""
+"""Durations, sizes and intervals in words, the same wherever people read them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 TIMES = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
@@ -34,6 +36,13 @@ def size_span(low: float, high: float) -> str:
     """Two numbers of bytes in the unit that suits the larger: ``0.95 to 1.4 GB``."""
     unit, title = _size_unit(high)
     return f"{low / unit:.3g} to {high / unit:.3g} {title}"
+
+
+def interval(found: Any) -> str:
+    """An interval (``{"value", "low", "high"}``, or an object with these) as ``0.843 [0.812, 0.871]``."""
+    values = found if isinstance(found, dict) else found.as_dict()
+    value, low, high = (values[name] for name in ("value", "low", "high"))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _size_unit(count: float) -> tuple[float, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import tunesmith
 from conftest import labelled_rows, write_jsonl
 from tunesmith import events as kinds
 from tunesmith import pipeline, recipe_file
+from tunesmith.cli import main as cli
 from tunesmith.errors import DataError, NotFoundError, RecipeError, TunesmithError, UsageError
 
 QUICK: dict[str, Any] = {
@@ -167,6 +169,26 @@ def test_a_notebook_shows_the_verdict(runs: dict[str, tunesmith.Run]) -> None:
     shown = runs["list"]._repr_html_()
     assert html.escape(runs["list"].verdict) in shown and str(runs["list"].report()) in shown
     assert repr(runs["list"]) == f"Run({str(runs['list'].path)!r}, finished)"
+
+
+def test_a_notebook_shows_what_a_terminal_does(
+    runs: dict[str, tunesmith.Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs["list"]
+    compared = tunesmith.compare(run, runs["frame"])
+    plan = tunesmith.plan(run.recipe)
+    monkeypatch.setattr("tunesmith.planning.plan", lambda *args, **keys: plan)  # the free memory changes meanwhile
+    for command, shown in (
+        (["runs", "show", str(run.path)], run._repr_html_()),
+        (["compare", str(run.path), str(runs["frame"].path)], compared._repr_html_()),
+        (["plan", str(run.path / "recipe.yaml")], plan._repr_html_()),
+    ):
+        assert cli.run(command) == 0
+        cells = re.findall(r"<t[dh] [^>]*>(.*?)</t[dh]>", shown)
+        assert len(cells) > 5 and shown.startswith("<")
+        printed = capsys.readouterr().out
+        for cell in cells:
+            assert html.unescape(cell) in printed, command
 
 
 def test_a_verdict_cannot_write_html(runs: dict[str, tunesmith.Run], monkeypatch: pytest.MonkeyPatch) -> None:

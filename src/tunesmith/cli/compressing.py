@@ -7,7 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from tunesmith.cli.output import Json, Run, interval_text, print_json, print_pairs, print_table, stdout
+from tunesmith import words
+from tunesmith.cli.output import Json, Run, print_json, print_pairs, print_table, stdout
 
 
 def quantize(
@@ -64,7 +65,11 @@ def quantize(
     print_table(
         ("", f"{to}", "original"),
         [
-            *((name, interval_text(metrics[name]), interval_text(before[name])) for name in metrics if name in before),
+            *(
+                (name, words.interval(metrics[name]), words.interval(before[name]))
+                for name in metrics
+                if name in before
+            ),
             ("bytes on disk", f"{summary['bytes']:,}", f"{summary['original_bytes']:,}"),
             ("bytes in memory", f"{summary['memory_bytes']:,}", f"{summary['original_memory_bytes']:,}"),
             *(

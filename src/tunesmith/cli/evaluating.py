@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tunesmith.cli.output import Json, Run, interval_text, print_json, print_pairs, print_table, stdout
+from tunesmith import display, words
+from tunesmith.cli.output import Json, Run, print_json, print_pairs, print_table, stdout
 from tunesmith.cli.tuning import print_run
 from tunesmith.errors import UsageError
 
@@ -87,47 +88,22 @@ def compare(
         return
     import tunesmith
 
-    comparison = tunesmith.compare(*runs).as_dict()
+    compared = tunesmith.compare(*runs)
+    found = compared.as_dict()
     if picture is not None:
         from tunesmith.evaluation.deploy_chart import measure_candidates, write_picture
 
-        candidates = measure_candidates([tunesmith.load(run) for run in runs], comparison["runs"])
-        write_picture(picture, candidates, comparison["metric"])
-        comparison["deploy"] = [candidate.as_dict() for candidate in candidates]
-        comparison["picture"] = str(picture)
+        candidates = measure_candidates([tunesmith.load(run) for run in runs], compared.rows)
+        write_picture(picture, candidates, compared.metric)
+        found |= {"deploy": [candidate.as_dict() for candidate in candidates], "picture": str(picture)}
     if as_json:
-        print_json(comparison)
+        print_json(found)
         return
-    print_table(
-        ("run", comparison["metric"], "difference to the first", "p", ""),
-        (
-            (
-                row["name"],
-                interval_text(row["value"]),
-                interval_text(row["difference"]) if row.get("difference") else "",
-                f"{row['p']:.2g}" if row.get("p") is not None else "",
-                row.get("outcome"),
-            )
-            for row in comparison["runs"]
-        ),
-    )
-    if averages := comparison.get("sequence"):
-        columns = [column for one in averages for column in (one["name"].replace("_", " "), "difference")]
-        print_table(
-            ("tasks in turn", *columns),
-            (
-                (row["name"], *(cell for one in averages for cell in _of_run(one, number)))
-                for number, row in enumerate(comparison["runs"])
-            ),
-        )
-    stdout().print(comparison["verdict"], style="bold", markup=False, soft_wrap=True)
+    print_table(*display.of_comparison(compared))
+    if sequence := display.of_sequence(compared):
+        print_table(*sequence)
+    stdout().print(compared.verdict, style="bold", markup=False, soft_wrap=True)
     print_pairs((("picture", picture),))
-
-
-def _of_run(average: dict[str, Any], number: int) -> tuple[str, str]:
-    """An average over a run's tasks, and its difference to that of the first run."""
-    difference = average["differences"][number]
-    return interval_text(average["values"][number]), "" if difference is None else interval_text(difference)
 
 
 def _learning_curve(
@@ -165,7 +141,7 @@ def _learning_curve(
             (
                 point.way,
                 f"{point.labels:,}",
-                interval_text({"value": point.value, "low": point.low, "high": point.high}),
+                words.interval({"value": point.value, "low": point.low, "high": point.high}),
                 f"{min(point.values):.3f} to {max(point.values):.3f}",
                 f"{point.seconds:.1f}",
             )

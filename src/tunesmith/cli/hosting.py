@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith import words
 from tunesmith.cli.hosting_flags import recipe_and_prices
-from tunesmith.cli.output import Json, interval_text, print_json, print_pairs, print_table, stdout
+from tunesmith.cli.output import Json, print_json, print_pairs, print_table, stdout
 from tunesmith.hosted import clock
 
 if TYPE_CHECKING:
@@ -416,7 +417,7 @@ def _model_row(name: str, line: Any) -> tuple[object, ...]:
 def _way_row(way: Way) -> tuple[object, ...]:
     return (
         way.name,
-        interval_text(way.quality),
+        words.interval(way.quality),
         _dollars(way.fixed_usd),
         _dollars(way.usd_per_1000_calls),
         _number(way.latency, "{:.3g}"),

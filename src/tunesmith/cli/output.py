@@ -64,10 +64,3 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         print(f"{name:<{width}}  {value}")
-
-
-def interval_text(interval: Any) -> str:
-    """An interval (``{"value", "low", "high"}``, or an object with these) as ``0.843 [0.812, 0.871]``."""
-    values = interval if isinstance(interval, dict) else interval.as_dict()
-    value, low, high = (values[name] for name in ("value", "low", "high"))
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

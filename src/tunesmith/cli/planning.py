@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith import words
+from tunesmith import display, words
 from tunesmith.cli.output import Json, print_json, print_pairs, print_table
 from tunesmith.cli.recipe_flags import RecipeChoices, takes_recipe
 from tunesmith.errors import UsageError
@@ -135,79 +134,10 @@ def _print_advice(found: Advice) -> None:
 
 
 def _print_plan(made: Plan) -> None:
-    found = made.as_dict()
-    print_table(
-        ("stage", "part", "parameters", "trainable"),
-        ((p["stage"], p["module"], f"{p['total']:,}", f"{p['trainable']:,}") for p in found["parts"]),
-    )
-    low, high = made.memory_bytes.low, made.memory_bytes.high
-    print_pairs(
-        (
-            ("machine", made.machine),
-            ("trainable parameters", f"{made.trainable_parameters:,}"),
-            ("total parameters", f"{made.total_parameters:,}"),
-            ("tokens", _tokens(made)),
-            ("steps", f"{made.steps:,}"),
-            ("memory", f"{words.size_span(low, high)} of {words.size(made.free_bytes)}: {_parts(found)}"),
-            ("time", words.duration_span(made.seconds.low, made.seconds.high)),
-            ("cost", _cost(found)),
-            ("disk", f"up to {words.size(made.disk_bytes)}: checkpoints, model, rendered data"),
-            ("fits", "yes" if made.fits else "no"),
-            ("basis", _basis(found)),
-        )
-    )
-    _print_devices(made)
+    print_table(*display.of_parts(made))
+    print_pairs(display.of_plan(made))
+    if devices := display.of_devices(made):
+        title = "Several devices (this version trains on one: a forecast, checked against no measurement)"
+        print_table(*devices, title=title)
     for line in made.advice:
         print(f"advice: {line}")
-
-
-def _print_devices(made: Plan) -> None:
-    if made.devices:
-        print_table(
-            ("strategy", "devices", "memory each", "fits", "talking", "time", "cost"),
-            (
-                (
-                    row["strategy"],
-                    row["devices"],
-                    words.size(row["memory_bytes_each"]),
-                    "yes" if row["fits"] else "no",
-                    words.duration_span(row["communication_seconds"], row["communication_seconds"]),
-                    words.duration_span(row["seconds"], row["seconds"]),
-                    "–" if row["cost_usd"] is None else f"{row['cost_usd']:.2f} $",
-                )
-                for row in made.devices
-            ),
-            title="Several devices (this version trains on one: a forecast, checked against no measurement)",
-        )
-
-
-def _tokens(made: Plan) -> str:
-    """All tokens, those of an epoch, and what is cut."""
-    epochs = ", ".join(f"{stage.epoch_tokens:,} an epoch" for stage in made.stages)
-    cut = max((stage.cut_share for stage in made.stages), default=0.0)
-    return f"{made.tokens:,}" + (f" ({epochs}; {cut:.1%} of the examples are cut)" if epochs else "")
-
-
-def _parts(found: Mapping[str, Any]) -> str:
-    sizes = sorted(found["memory_parts"].items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {words.size(size)}" for name, size in sizes if size > 5e6)
-
-
-def _cost(found: Mapping[str, Any]) -> str:
-    if found["cost_usd"] is None:
-        return "unknown: no price for this machine (`--machines FILE`)"
-    low, high = found["cost_usd"]["low"], found["cost_usd"]["high"]
-    return ("under 0.01 $" if high < 0.01 else f"{low:.2f} to {high:.2f} $") + f" ({found['price_note']})"
-
-
-def _basis(found: Mapping[str, Any]) -> str | None:
-    """What the ranges rest on."""
-    trained = [stage for stage in found["stages"] if stage["kind"]]
-    if found.get("probed"):
-        return "three updates made now"
-    if not trained:
-        return None
-    runs = min(stage["earlier_runs"] for stage in trained)
-    basis = {"same": "{} earlier runs of this kind here", "other": "{} earlier runs of other kinds here"}
-    worst = max(trained, key=lambda stage: ("same", "other", "none").index(stage["basis"]))["basis"]
-    return basis.get(worst, "the model of costs alone, which no run on this machine has corrected").format(runs)

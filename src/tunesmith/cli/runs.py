@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith import words
 from tunesmith.cli.asking import require_yes
-from tunesmith.cli.output import Json, Run, interval_text, print_json, print_table
+from tunesmith.cli.output import Json, Run, print_json, print_table
 from tunesmith.cli.tuning import print_run
 from tunesmith.errors import RecipeError
 
@@ -40,7 +41,7 @@ def list_them(root: Root = Path("runs"), as_json: Json = False) -> None:
         (
             (
                 *(row[name] for name in ("run", "status", "task", "model", "method")),
-                next((f"{name} {interval_text(value)}" for name, value in row["metrics"].items()), ""),
+                next((f"{name} {words.interval(value)}" for name, value in row["metrics"].items()), ""),
             )
             for row in rows
         ),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli.output import Json, interval_text, print_json, print_pairs, print_table, stdout
+from tunesmith import display
+from tunesmith.cli.output import Json, print_json, print_pairs, print_table, stdout
 from tunesmith.cli.recipe_flags import RecipeChoices, takes_recipe
 
 if TYPE_CHECKING:
@@ -59,15 +60,7 @@ def print_run(run: Run, *, as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    systems = {f"{summary['method']} (tuned)": summary["metrics"], **summary["baselines"]}
-    names = list(summary["metrics"])
-    print_table(
-        ("system", *names),
-        (
-            (system, *(interval_text(values[name]) if name in values else "" for name in names))
-            for system, values in systems.items()
-        ),
-    )
+    print_table(*display.of_run(summary))
     stdout().print(summary["verdict"], style="bold", markup=False, soft_wrap=True)
     if behind := summary.get("lineage"):
         print_pairs((("began from", as_text(behind, "this run")),))

@@ -149,6 +149,12 @@ class Plan:
             **({"probed": self.probed} if self.probed else {}),
         }
 
+    def _repr_html_(self) -> str:
+        """In a notebook: what the run will take, and what trains."""
+        from tunesmith import display
+
+        return display.html(display.of_plan(self), *self.advice, display.of_parts(self), display.of_devices(self))
+
 
 def _stage_dict(stage: StagePlan) -> dict[str, Any]:
     return {
