@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tunesmith.data.pictures import unpacked_for_now
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.events import Listener, Notice, nobody
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import PICTURES, Recipe
 
 if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
@@ -73,7 +73,7 @@ def check_and_show(
     from tunesmith.models.load import load_config, load_tokenizer, longest_example
     from tunesmith.tasks import TASKS
 
-    if recipe.task == "image-classification":
+    if recipe.task in PICTURES:
         raise UsageError("a model sees pictures, which this cannot print", where="task", fix="look at the files")
     recipe = _resolved(recipe, dropped_to)
     folder = catalog.model_here(recipe.model)
@@ -136,7 +136,7 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
     from tunesmith.models.load import load_config, load_tokenizer, longest_example, natural_form
     from tunesmith.tasks import TASKS
 
-    if recipe.task == "image-classification":
+    if recipe.task in PICTURES:
         return None
     folder = catalog.model_here(recipe.model)
     if folder is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import disk, runs
 from tunesmith.errors import DataError, UsageError
 from tunesmith.events import Listener, Notice, nobody
-from tunesmith.recipe import Data, Evaluate, Recipe
+from tunesmith.recipe import PICTURES, Data, Evaluate, Recipe
 from tunesmith.recipe_file import parse
 from tunesmith.runs import Run
 from tunesmith.tasks import TASKS
@@ -192,7 +192,7 @@ def _checked(recipe: Recipe, shots: Sequence[str], ways: Sequence[str], seeds: i
 
 def _usual_ways(recipe: Recipe, on_event: Listener) -> Sequence[str]:
     """The lines that suit the recipe's model."""
-    if recipe.task == "image-classification":
+    if recipe.task in PICTURES:
         return DEFAULT_WAYS["picture"]
     from tunesmith import catalog
     from tunesmith.models.load import load_config, natural_form

@@ -85,6 +85,8 @@ HEADS: dict[str, tuple[ObjectiveName, ...]] = {
     "image-classification": ("classify", "focal"),
 }
 """Tasks that a head on the model can do, and the objectives that teach it, the usual one first."""
+PICTURES: tuple[TaskName, ...] = ("image-classification",)
+"""Tasks into which pictures go instead of texts."""
 CLASSICAL = ("text-classification", "multi-label-classification", "text-regression", "image-classification")
 """Tasks that a classical fit on frozen features can do."""
 WEIGHTED: tuple[ObjectiveName, ...] = ("classify", "focal", "multi-label")

@@ -14,7 +14,7 @@ import yaml
 
 from tunesmith import catalog, lineage
 from tunesmith.errors import TunesmithError
-from tunesmith.recipe import HEADS, ObjectiveName, Recipe, Stage
+from tunesmith.recipe import HEADS, PICTURES, ObjectiveName, Recipe, Stage
 from tunesmith.recipe_file import line_numbers
 from tunesmith.runs import Run
 from tunesmith.training.defaults import BATCH_SIZE, LEAST_BATCH, LEAST_UPDATES, MICRO_TOKENS, learning_rate
@@ -85,7 +85,7 @@ def _open_at_the_top(recipe: Recipe) -> Iterator[Keys]:
 
 def _answer(recipe: Recipe, stage: Stage) -> _Answer:
     view = recipe.of_stage(stage)
-    if view.task == "image-classification":
+    if view.task in PICTURES:
         return _Answer("classify", stage.objective or HEADS[view.task][0])
     try:
         base = _base_of(view.model)

@@ -19,6 +19,7 @@ from tunesmith.cli.output import Json, Run, print_json, stderr, stdout
 from tunesmith.data.pictures import embedded, is_picture, located, unpacked_for_now
 from tunesmith.data.sources import format_of
 from tunesmith.errors import DataError
+from tunesmith.recipe import PICTURES
 
 if TYPE_CHECKING:
     from tunesmith.evaluation.predicting import Prediction
@@ -47,15 +48,13 @@ def predict(
     """
     from tunesmith.evaluation.predicting import unreadable
     from tunesmith.runs import open_run
-    from tunesmith.tasks import TASKS
-    from tunesmith.tasks.base import reads_pictures
 
     opened = open_run(run)
     name = "stdin" if file is None or str(file) == "-" else str(file)
     labels: list[str] = []
     num_bad = 0
     rows = _rows(file, opened.recipe.data.encoding)
-    if file is not None and not _is_of_pictures(file) and reads_pictures(TASKS[opened.recipe.task]):
+    if file is not None and not _is_of_pictures(file) and opened.recipe.task in PICTURES:
         rows = ((line, _located(row, file)) for line, row in rows)
     for numbered in _batches(rows, batch):
         with unpacked_for_now():  # looked at and answered from one copy

@@ -33,7 +33,7 @@ from tunesmith.models.model import Model
 from tunesmith.models.precision import default_device
 from tunesmith.models.quantized import weight_bytes
 from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, read_notes, save_artefact
-from tunesmith.recipe import Data, Recipe
+from tunesmith.recipe import PICTURES, Data, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
 from tunesmith.training.outcome import Trained
@@ -150,7 +150,7 @@ def refuse_impossible(opened: Run, choice: Quantize) -> None:
             where=str(opened.path),
             fix="quantize the run that it was made from",
         )
-    if notes.task == "image-classification":
+    if notes.task in PICTURES:
         raise UsageError("models of pictures are not quantized here", where=str(opened.path))
     if choice.to == "onnx-int8" and notes.form not in ("classify", "multi-label", "score", "ordinal", "tag"):
         raise UsageError(

@@ -9,7 +9,8 @@ from typing import Any
 
 from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Origin
-from tunesmith.tasks.base import Field, Task, reads_pictures
+from tunesmith.recipe import PICTURES
+from tunesmith.tasks.base import Field, Task
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _find(
 
 
 def _picture_hint(columns: Sequence[str], task: Task) -> str:
-    here = "image" in columns and not reads_pictures(task)
+    here = "image" in columns and task.name not in PICTURES
     return "for the pictures use `task: image-classification`; for texts " if here else ""
 
 

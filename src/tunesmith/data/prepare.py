@@ -41,9 +41,8 @@ from tunesmith.data.survey import Rules, Survey, Surveyor, iterate_choices
 from tunesmith.data.twins import Twins
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, nobody
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import PICTURES, Recipe
 from tunesmith.tasks import TASKS
-from tunesmith.tasks.base import reads_pictures
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
@@ -193,7 +192,7 @@ def _judge(recipe: Recipe, survey: Survey) -> tuple[CheckReport, Assignment, Tal
     names = survey.labels.names if has_labels else [""]
     task = TASKS[recipe.task]
     # Of a document, whose case teaches little, and of a picture, which any file may hold, input and target are enough.
-    by: Literal["target", "content"] = "target" if task.answer == "likelihood" or reads_pictures(task) else "content"
+    by: Literal["target", "content"] = "target" if task.answer == "likelihood" or task.name in PICTURES else "content"
     twins = Twins(ledger.num_rows, by) if data.duplicates == "drop" else None
     repeats = find_repeats(ledger, twins)
     judge_repeats(findings, ledger, repeats, has_labels=has_labels, twins=twins)

@@ -26,9 +26,8 @@ from tunesmith.data.rows import CONTENT, Origin, Row
 from tunesmith.data.sources import ONE_ROW, Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import PICTURES, Recipe
 from tunesmith.tasks import TASKS, Reading
-from tunesmith.tasks.base import reads_pictures
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
@@ -149,7 +148,7 @@ class Surveyor:
                 file_format=self._data.format,
                 key=f"data.{part}",
                 documents=self._task.answer == "likelihood",
-                text_task="" if reads_pictures(self._task) else self._task.name,
+                text_task="" if self._task.name in PICTURES else self._task.name,
                 on_event=self._on_event,
             )
             for part, specs in parts.items()

@@ -25,7 +25,7 @@ from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
 from tunesmith.models.vision import load_vision
-from tunesmith.recipe import Baseline, Evaluate
+from tunesmith.recipe import PICTURES, Baseline, Evaluate
 from tunesmith.tasks.base import Answer
 from tunesmith.tasks.summarization import Summarization
 
@@ -137,7 +137,7 @@ def _without_model(given: Conditions) -> Iterator[Found]:
 def _answers(name: str, folder: Path, given: Conditions) -> Iterator[Found]:
     """An untuned model: asked without examples, with some, and its frozen features."""
     tell, answer = given.setting.on_event, given.setting.task.answer
-    if given.setting.task.name == "image-classification":
+    if given.setting.task.name in PICTURES:
         if "features" in given.kinds:
             yield _picture_features(name, folder, given)
         return

@@ -17,9 +17,8 @@ from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import nobody
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ArtefactNotes
-from tunesmith.recipe import Data, Generation
+from tunesmith.recipe import PICTURES, Data, Generation
 from tunesmith.tasks import TASKS, Task
-from tunesmith.tasks.base import reads_pictures
 from tunesmith.tasks.multi_label import NONE
 
 
@@ -77,7 +76,7 @@ def unreadable(name: str, rows: Sequence[Any]) -> dict[int, DataError]:
     """Place of each picture that cannot be read, from 0, with the reason; empty for tasks that read text."""
     task = TASKS[name]
     found: dict[int, DataError] = {}
-    for place, value in enumerate(rows if reads_pictures(task) else ()):
+    for place, value in enumerate(rows if task.name in PICTURES else ()):
         try:
             _as_row(value, place + 1, task)
         except DataError as error:

@@ -22,7 +22,7 @@ from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.picture_report import WrongPicture, wrong_pictures
 from tunesmith.events import Step, Validated
-from tunesmith.recipe import Evaluate
+from tunesmith.recipe import PICTURES, Evaluate
 
 VERSION = 1
 """Of the layout of ``report.json``."""
@@ -295,7 +295,7 @@ def as_html(content: ReportContent, findings: Findings, best: System | None) -> 
 
 
 def _wrong_pictures(content: ReportContent) -> list[WrongPicture]:
-    if content.task != "image-classification":
+    if content.task not in PICTURES:
         return []
     return wrong_pictures(content.inputs, content.references, content.tuned.outputs, content.right.labels or [])
 

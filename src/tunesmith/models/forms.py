@@ -9,7 +9,7 @@ from tunesmith.errors import UsageError
 from tunesmith.models.load import load_config, natural_form
 from tunesmith.models.model import Form
 from tunesmith.models.vision import refuse_blind
-from tunesmith.recipe import HEADS, ObjectiveName, Recipe, Stage
+from tunesmith.recipe import HEADS, PICTURES, ObjectiveName, Recipe, Stage
 from tunesmith.tasks import TASKS
 
 _BY_HEAD = ("labels", "score", "spans")  # kinds of answers that even a model made to write gives by a head
@@ -28,7 +28,7 @@ def form_of(recipe: Recipe, stage: Stage, folder: Path) -> tuple[Form, Objective
     Raises:
         UsageError: The model cannot do the task.
     """
-    if recipe.task == "image-classification":
+    if recipe.task in PICTURES:
         refuse_blind(folder, recipe.model)
         return "classify", stage.objective or HEADS[recipe.task][0]
     return answer_form(recipe, stage, load_config(folder))

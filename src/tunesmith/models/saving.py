@@ -30,6 +30,7 @@ from tunesmith.models.quantized import narrow_tables, quantize_base
 from tunesmith.models.vision import load_vision
 from tunesmith.parameters.fused_lora import fuse
 from tunesmith.parameters.settings import Quantization, Quantizer
+from tunesmith.recipe import PICTURES
 
 NOTES = "tunesmith.json"
 SHOWN = "in_context.json"
@@ -168,7 +169,7 @@ def load_artefact(
             had by its name.
     """
     notes = read_notes(folder)
-    if notes.task == "image-classification":
+    if notes.task in PICTURES:
         labels = notes.labels or []
         network = load_vision(folder, name=notes.base, labels=labels, device=device)
         return Model(network, None, "classify", notes.base, folder, 0, labels), notes

@@ -23,7 +23,7 @@ from tunesmith.planning.sampling import grouped, render
 from tunesmith.planning.shape import by_formula, skeleton
 from tunesmith.planning.table import parts_of
 from tunesmith.planning.teaching import Teaching, teaching
-from tunesmith.recipe import NoParameters, ObjectiveName, Parameters, Recipe, Stage, Training
+from tunesmith.recipe import PICTURES, NoParameters, ObjectiveName, Parameters, Recipe, Stage, Training
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def forecast(
     if machine is None:
         on_event(Phase(step="model", message="measuring this machine"))
         machine = this_machine(default_device())
-    if recipe.task == "image-classification":
+    if recipe.task in PICTURES:
         return plan_pictures(recipe, folder, data, machine)
     planners = [
         StagePlanner.of(recipe, stage, prepared, folder, machine, correction)

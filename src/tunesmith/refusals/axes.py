@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunesmith.recipe import CLASSICAL, HEADS, LANGUAGE_OBJECTIVES, WEIGHTED, NoParameters, Prompt, Recipe
+from tunesmith.recipe import CLASSICAL, HEADS, LANGUAGE_OBJECTIVES, PICTURES, WEIGHTED, NoParameters, Prompt, Recipe
 from tunesmith.refusals.base import Chosen
 from tunesmith.strict import Refusal
 
@@ -141,7 +141,7 @@ def _of_heads(chosen: Chosen) -> Iterator[Refusal]:
             fix="use `head: svm`",
             key=chosen.at("parameters.head"),
         )
-    if fit.layer is not None and task == "image-classification":
+    if fit.layer is not None and task in PICTURES:
         yield Refusal("`layer` is for models of text", fix="leave out `layer`", key=chosen.at("parameters.layer"))
 
 

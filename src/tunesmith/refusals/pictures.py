@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunesmith.recipe import HEADS, Recipe
+from tunesmith.recipe import HEADS, PICTURES, Recipe
 from tunesmith.refusals.base import Chosen
 from tunesmith.strict import Refusal
 
@@ -14,7 +14,7 @@ PICTURE_METHODS = ("supervised", "full", "transfer", "features")
 
 def of_pictures(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[Refusal]:
     """Pictures have a head, or the classical fit of one, and no words."""
-    if recipe.task != "image-classification":
+    if recipe.task not in PICTURES:
         for chosen in stages:
             if chosen.training.augment:
                 yield Refusal(
@@ -37,7 +37,7 @@ def of_pictures(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[Refusal]:
                 fix="use `head`, `layers` or `full` for pictures",
                 key=chosen.at("parameters.kind"),
             )
-        if chosen.objective not in (None, *HEADS["image-classification"]):
+        if chosen.objective not in (None, *HEADS[recipe.task]):
             yield Refusal(
                 f"the objective `{chosen.objective}` is for texts",
                 fix="use `classify` or `focal` for pictures",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunesmith.recipe import Distillation, LoRA, Recipe
+from tunesmith.recipe import PICTURES, Distillation, LoRA, Recipe
 from tunesmith.refusals.base import TAUGHT, WRITTEN, Chosen
 from tunesmith.strict import Refusal
 
@@ -130,7 +130,7 @@ def _of_rounded_weights(chosen: Chosen, key: str) -> Iterator[Refusal]:
 
 def of_students(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[Refusal]:
     """A model that is cut, and what is compared with a teacher."""
-    if recipe.student is not None and recipe.task == "image-classification":
+    if recipe.student is not None and recipe.task in PICTURES:
         yield Refusal("`student` cuts models of text", fix="leave it out for pictures", key="student")
     if recipe.method == "distillation" or any(chosen.stage.objective == "distill" for chosen in stages):
         return

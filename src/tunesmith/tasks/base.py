@@ -95,11 +95,6 @@ class Task(Protocol):
         ...
 
 
-def reads_pictures(task: Task) -> bool:
-    """Whether what goes into a task are pictures instead of texts."""
-    return any(field.kind == "picture" for form in task.forms for field in form)
-
-
 @runtime_checkable
 class Shortens(Protocol):
     """A task whose rows may lose the end of what goes in where a model has no room for it."""

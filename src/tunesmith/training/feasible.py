@@ -14,7 +14,7 @@ from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.load import load_config, load_tokenizer
 from tunesmith.models.model import Model
 from tunesmith.planning.shape import skeleton
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import PICTURES, Recipe
 from tunesmith.training.remedies import refuse_foreign_pooling
 
 
@@ -26,7 +26,7 @@ def refuse_infeasible(recipe: Recipe, base: Path, data: Sequence[PreparedData]) 
             task cannot be replayed on a later one's body.
     """
     merges, replays = recipe.sequence.adapters in COMBINATIONS, recipe.sequence.replay > 0
-    if len(recipe.stages) < 2 or not (merges or replays) or recipe.task == "image-classification":
+    if len(recipe.stages) < 2 or not (merges or replays) or recipe.task in PICTURES:
         return
     models = [_skeleton(recipe, number, base, data[number]) for number in range(len(recipe.stages))]
     if merges:

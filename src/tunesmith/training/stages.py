@@ -18,7 +18,7 @@ from tunesmith.models.combining import COMBINATIONS, combine
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.saving import load_artefact, save_artefact
-from tunesmith.recipe import InContext, NoParameters, Recipe
+from tunesmith.recipe import PICTURES, InContext, NoParameters, Recipe
 from tunesmith.training import checkpoint, fits, updates
 from tunesmith.training.outcome import Taken, Trained
 from tunesmith.training.remedies import Earlier
@@ -99,7 +99,7 @@ def _tuned(work: updates.Work, tell: Listener) -> Trained:
         return fits.show_examples(recipe, stage, work.base, work.data, tell)
     if not isinstance(stage.parameters, NoParameters):
         return updates.train(work, tell)
-    fit = fits.fit_pictures if recipe.task == "image-classification" else fits.fit
+    fit = fits.fit_pictures if recipe.task in PICTURES else fits.fit
     return fit(recipe, work.base, work.data, tell)
 
 

@@ -34,7 +34,7 @@ from tunesmith.models.model import Form, Model
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.objectives.base import Objective
 from tunesmith.parameters.beginnings import from_activations
-from tunesmith.recipe import LoRA, ObjectiveName, Recipe, Stage, Training
+from tunesmith.recipe import PICTURES, LoRA, ObjectiveName, Recipe, Stage, Training
 from tunesmith.tasks import TASKS
 from tunesmith.training import frozen_cache
 from tunesmith.training.defaults import with_defaults
@@ -114,7 +114,7 @@ def train(work: Work, tell: Listener) -> Trained:
 def _dtype(recipe: Recipe, form: Form, base: Path, device: torch.device) -> torch.dtype:
     """Of weights and activations: as the recipe says, else fp32 where narrow numbers lose more than they gain."""
     if recipe.precision == "auto":
-        if recipe.task == "image-classification":
+        if recipe.task in PICTURES:
             return torch.float32  # convolutions gain little from them on processors, and batch norms lose by them
         if form == "score" and pooling_of(base) is None:
             return torch.float32  # a stock head has the type of the base, and 56.4 in bf16 is 56.5
