@@ -7,6 +7,7 @@ without parts that no test reaches. The tokenizer is a tiny one that has their s
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from typing import Any
 import pytest
 
 from conftest import sentences
+from tunesmith.data import conversations
 from tunesmith.data.render import ConversationRenderer, Rendered
-from tunesmith.data.rows import Origin
+from tunesmith.data.rows import Origin, Row
 from tunesmith.errors import DataError
+from tunesmith.evaluation.answering import read_answer
+from tunesmith.tasks import TASKS
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "fixtures" / "chat_templates"
 
@@ -118,6 +122,39 @@ def assert_served_as_trained(name: str, messages: list[dict[str, Any]], rendered
     assert rendered.loss_weights is not None
     assert len(rendered.input_ids) > len(prompt) and rendered.loss_weights[len(prompt)] > 0
     assert rendered.loss_weights[len(prompt) - 1] == 0
+
+
+@pytest.mark.parametrize("name", ["llama-3.2", "qwen-2.5", "qwen-3"])
+def test_a_call_that_is_written_as_it_was_learned_is_the_right_answer(name: str) -> None:
+    """What the metrics compare: the name and the arguments, not how a template writes them."""
+    arguments = {"film": "rome", "deep": {"b": 1, "a": [None, "é"]}}
+    tools = [{"type": "function", "function": {"name": "rate", "parameters": {}}}]
+    call = {"id": "call_1", "type": "function", "function": {"name": "rate", "arguments": json.dumps(arguments)}}
+    asked = {"role": "user", "content": "rate rome"}
+    given = Row(
+        {"messages": [asked, {"role": "assistant", "content": None, "tool_calls": [call]}], "tools": tools},
+        Origin("x", 1),
+    )
+    row, faults = conversations.convert(given)
+    assert not faults
+    (learnt,) = learned(name, renderer(name)(row.fields["messages"], tools=tools))
+    tokenizer = renderer(name).tokenizer
+    written = tokenizer.decode(tokenizer(learnt)["input_ids"], skip_special_tokens=True).strip()
+    task = TASKS["chat"]
+    assert read_answer(task, row, written) == task.target_text(row)
+    other = written.replace("rome", "paris")
+    assert read_answer(task, row, other) != task.target_text(row)
+
+
+def test_an_empty_thought_is_written_for_a_model_that_shall_not_think() -> None:
+    asked = turns("what is the capital of france", "paris")[:-1]
+    for name in FAMILIES:
+        short, long = renderer(name).prompt(asked), renderer(name).prompt(asked, thought=False)
+        added = renderer(name).tokenizer.decode(long[len(short) :])
+        assert long[: len(short)] == short and added == (FAMILIES[name].before if name == "qwen-3" else "")
+    rendered = renderer("qwen-3")([*asked, {"role": "assistant", "content": "paris"}])
+    long = renderer("qwen-3").prompt(asked, thought=False)
+    assert rendered.input_ids[: len(long)] == long  # token by token what is learned
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -136,9 +136,15 @@ def as_history(value: Any) -> list[list[str]]:
 
 
 def text_of(message: Message) -> str:
-    """What a message says, for readers and for the search of duplicates: its content and its calls."""
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or []]
+    """What a message says, for readers, metrics and the search of duplicates: its content and its calls."""
+    calls = [_call_text(call["function"]) for call in message.get("tool_calls") or []]
     return "\n".join([str(message["content"])] * bool(message.get("content")) + calls)
+
+
+def _call_text(function: Mapping[str, Any]) -> str:
+    """A call in JSON, its arguments in alphabetical order: equal calls are equal texts."""
+    ordered = json.loads(json.dumps(function.get("arguments", {}), sort_keys=True))
+    return json.dumps({**function, "arguments": ordered}, ensure_ascii=False)
 
 
 def shape_name(fields: Mapping[str, Any]) -> str | None:

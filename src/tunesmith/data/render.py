@@ -7,6 +7,7 @@ at the same place, so the model is asked in service exactly what it was taught.
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import json
 import math
@@ -19,6 +20,7 @@ from tunesmith.data import templates
 from tunesmith.data.fitting import TOO_LONG, TOO_LONG_FIX, fit
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.settings import LossOn
+from tunesmith.data.thoughts import is_empty_thought
 from tunesmith.errors import DataError
 from tunesmith.tasks.base import Message, Task
 
@@ -223,10 +225,26 @@ class ConversationRenderer:
         """Tokens of a whole conversation, or one or two more: where an answer begins, a merge may be undone."""
         return len(self._tokens(self._text(messages, tools, None), [])[0]) + 2
 
-    def prompt(self, messages: Sequence[Message], *, tools: Any = None) -> list[int]:
-        """Tokens of a conversation up to the point where the model begins its answer."""
+    def prompt(self, messages: Sequence[Message], *, tools: Any = None, thought: bool = True) -> list[int]:
+        """Tokens of a conversation up to the point where the model begins its answer.
+
+        Args:
+            messages: Without the answer.
+            tools: That may be called.
+            thought: Whether a model that thinks before it answers may. If not, the empty thought which its template
+                puts before an answer without one is already written.
+        """
         text = self._text(messages, tools, None, add_generation_prompt=True)
-        return self._tokens(text, [])[0]
+        return self._tokens(text if thought else text + self._empty_thought, [])[0]
+
+    @functools.cached_property
+    def _empty_thought(self) -> str:
+        """What the template writes between a prompt and an answer, if that is an empty thought."""
+        question, answer = {"role": "user", "content": "?"}, "!"
+        prompt = self._text([question], None, None, add_generation_prompt=True)
+        whole = self._text([question, {"role": "assistant", "content": answer}], None, None)
+        between = whole.removeprefix(prompt).partition(answer)[0]
+        return between if is_empty_thought(between) else ""
 
     def _text(
         self, messages: Sequence[Message], tools: Any, where: str | None, add_generation_prompt: bool = False

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data import thoughts
 from tunesmith.data.fitting import fit
 from tunesmith.data.render import ConversationRenderer, encode_text
 from tunesmith.data.rows import Row
 from tunesmith.data.source_target import encode_target, source_text
+from tunesmith.data.thoughts import without_empty_thought, without_thought
 from tunesmith.evaluation import label_set_metrics, pairs
 from tunesmith.evaluation.features import LinearHead, fit_label_heads, fit_linear_head, fit_score_head
 from tunesmith.evaluation.in_context import Shots, calibrated, shots_of
@@ -27,7 +29,7 @@ from tunesmith.models import inference, vectors, vision
 from tunesmith.models.image_classifier import ImageClassifier
 from tunesmith.models.model import TEXT_HEADS, Model
 from tunesmith.recipe import Generation
-from tunesmith.tasks.base import Message, Shortens, Task
+from tunesmith.tasks.base import Message, ReadsAnswers, Shortens, Task
 from tunesmith.tasks.token_classification import written_spans
 
 SIMILARITY_SCALE = 20.0
@@ -125,7 +127,8 @@ def _by_writing(
         seed=setting.seed,
         on_event=setting.on_event,
     )
-    texts = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    decoded = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    texts = [read_answer(task, row, text) for row, text in zip(rows, decoded, strict=True)]
     taken = Outputs(
         prompt_tokens=sum(len(prompt) for prompt in prompts),
         written_tokens=sum(len(tokens) for tokens in written),
@@ -141,6 +144,18 @@ def _by_writing(
         return answered
     sizes = np.asarray([max(1, len(task.target_text(row).encode())) for row in rows], dtype=np.float64)
     return replace(answered, nats=questions.reference_nats(), reference_bytes=sizes)
+
+
+def read_answer(task: Task, row: Row, written: str) -> str:
+    """What was written, as the data would have it: a thought is left out unless the row's own answer has one."""
+    answer = without_empty_thought(written) if _may_think(task, row) else without_thought(written)
+    return task.read_answer(row, answer) if isinstance(task, ReadsAnswers) else answer
+
+
+def _may_think(task: Task, row: Row) -> bool:
+    """Whether the right answer is not known, or has a thought itself."""
+    known = task.target_text(row)
+    return not known or thoughts.END in known
 
 
 def _own_shots(model: Model, rows: Sequence[Row], task: Task) -> Shots | None:
@@ -214,6 +229,8 @@ def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots |
         (turns, row.fields.get("tools"))
         for row, turns in zip(rows, _fitted(renderer, rows, setting, shots, room), strict=True)
     ]
+    chooses = setting.task.answer == "label"  # among answers as training writes them, empty thoughts included
+    may_think = [chooses or _may_think(setting.task, row) for row in rows]
 
     def reference_nats() -> FloatArray:
         rendered = [renderer(turns, tools=tools) for turns, tools in asked]
@@ -222,7 +239,10 @@ def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots |
         return inference.answer_nats(model, examples, weights, on_event=setting.on_event)
 
     return _Questions(
-        prompts=[renderer.prompt(turns[:-1], tools=tools) for turns, tools in asked],
+        prompts=[
+            renderer.prompt(turns[:-1], tools=tools, thought=thought)
+            for (turns, tools), thought in zip(asked, may_think, strict=True)
+        ],
         answer_tokens=functools.partial(_answer_tokens, renderer),
         reference_nats=reference_nats,
     )

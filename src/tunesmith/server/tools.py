@@ -1,25 +1,20 @@
-"""Calls of tools: from messages to the chat template, and from the model's text back to calls.
-
-Models write calls as their templates taught them. Known are: ``<tool_call>{...}</tool_call>`` (Hermes, Qwen, SmolLM),
-``[TOOL_CALLS][...]`` (Mistral), ``<|python_tag|>{...}`` and a bare ``{"name": ..., "parameters": {...}}`` (Llama).
-"""
+"""Calls of tools: from messages to the chat template, and from the model's text, piece by piece, back to calls."""
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data import tool_calls
+from tunesmith.data.thoughts import EmptyThoughtFilter
+from tunesmith.data.tool_calls import MARKS, parsed
 from tunesmith.server.bodies import NamedFunction
 from tunesmith.server.errors import ApiError
 
 if TYPE_CHECKING:
     from tunesmith.generation.batch import Token
-
-MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
-_BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 
 def call_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
@@ -100,19 +95,22 @@ class Written:
 
     Attributes:
         reader: Tells calls of tools from text; ``None`` where no tool was offered.
+        thought: Leaves an empty thought out.
         text: For the user.
         calls: In OpenAI's form, once the answer has ended.
         finish_reason: ``stop``, ``length`` or ``tool_calls``, likewise.
     """
 
     reader: CallReader | None
+    thought: EmptyThoughtFilter = field(default_factory=EmptyThoughtFilter)
     text: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
 
     def take(self, token: Token) -> str:
         """The text that one more token settles."""
-        piece = self.reader.push(token.text) if self.reader else token.text
+        piece = self.thought.push(token.text, last=token.finish_reason is not None)
+        piece = self.reader.push(piece) if self.reader else piece
         if token.finish_reason is not None:
             self.finish_reason = token.finish_reason
             if self.reader:
@@ -126,36 +124,14 @@ class Written:
 
 def read_calls(text: str) -> list[dict[str, Any]]:
     """The calls in an answer, in OpenAI's form; none if what looks like a call cannot be read."""
-    if "<tool_call>" in text:
-        values = [_parsed(block) for block in _BLOCK.findall(text)]
-    else:
-        mark = next((mark for mark in MARKS if mark in text), None)
-        values = [_parsed(text.split(mark, 1)[1] if mark else text)]
-    found = [call for value in values for call in (value if isinstance(value, list) else [value])]
-    calls = [_call(value) for value in found]
-    return [call for call in calls if call] if all(calls) else []
+    return [_numbered(call) for call in tool_calls.read_calls(text)]
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.JSONDecoder().raw_decode(text.strip())[0]
-    except ValueError:
-        return None
-
-
-def _call(value: Any) -> dict[str, Any] | None:
-    if not isinstance(value, dict):
-        return None
-    value = value.get("function", value) if isinstance(value.get("function"), dict) else value
-    arguments = value.get("arguments", value.get("parameters"))
-    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict | str):
-        return None
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {
-        "id": f"call_{secrets.token_hex(12)}",
-        "type": "function",
-        "function": {"name": value["name"], "arguments": written},
-    }
+def _numbered(call: dict[str, Any]) -> dict[str, Any]:
+    given = call["arguments"]
+    written = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    function = {"name": call["name"], "arguments": written}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def for_template(message: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +145,6 @@ def for_template(message: dict[str, Any]) -> dict[str, Any]:
 def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = dict(call.get("function") or {})
     if isinstance(function.get("arguments"), str):
-        parsed = _parsed(function["arguments"])
-        function["arguments"] = parsed if isinstance(parsed, dict) else function["arguments"]
+        found = parsed(function["arguments"])
+        function["arguments"] = found if isinstance(found, dict) else function["arguments"]
     return {**call, "function": function}

@@ -102,3 +102,12 @@ class Shortens(Protocol):
     def shortened(self, row: Row, characters: int) -> Row:
         """The row with at most so many characters of :meth:`Task.input_text`."""
         ...
+
+
+@runtime_checkable
+class ReadsAnswers(Protocol):
+    """A task whose answers a model may write in another form than the data have them."""
+
+    def read_answer(self, row: Row, written: str) -> str:
+        """What the model has written, thoughts left out, in the form of :meth:`Task.target_text`."""
+        ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data import conversations
+from tunesmith.data import conversations, tool_calls
 from tunesmith.data.rows import Row
 from tunesmith.tasks.base import Answer, Field, Message, Reading
 
@@ -71,6 +71,11 @@ class TextGeneration:
     def reference(self, row: Row) -> Any:
         """The (last) answer."""
         return self.target_text(row)
+
+    def read_answer(self, row: Row, written: str) -> str:
+        """Calls of tools as the data have them, whatever the chat template makes of them; other text as it is."""
+        may_call = row.fields.get("tools") or conversations.of_row(row.fields)[-1].get("tool_calls")
+        return conversations.text_of(tool_calls.read_turn(written)) if may_call else written
 
     def labels(self, row: Row) -> Sequence[str]:
         """None."""
