@@ -16,11 +16,11 @@ from tunesmith.data.render_labels import classification_renderer
 from tunesmith.data.rows import Origin, Row
 from tunesmith.evaluation.answering import Setting, answer
 from tunesmith.models.build import build_for_training
-from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.model import Model
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.recipe import Data, Full, Generation, Training
 from tunesmith.tasks import TASKS
+from tunesmith.training.compiling import compile_if_worthwhile
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import Trainer
 

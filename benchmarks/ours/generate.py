@@ -14,10 +14,10 @@ from tunesmith.data.render import Rendered
 from tunesmith.data.rows import Origin, Row
 from tunesmith.events import Event, Notice, Step
 from tunesmith.models.build import build_for_training
-from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.models.saving import save_artefact
 from tunesmith.recipe import Data, Full, LoRA, Training
+from tunesmith.training.compiling import compile_if_worthwhile
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.loop import Trainer
 

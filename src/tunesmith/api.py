@@ -15,7 +15,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 
 if TYPE_CHECKING:
-    from tunesmith.models.adapter_set import AdapterSet
+    from tunesmith.adapter_set import AdapterSet
     from tunesmith.planning import Plan
 
 ROW_FILES = {"train": "rows.jsonl", "validation": "rows-validation.jsonl", "test": "rows-test.jsonl"}
@@ -90,7 +90,7 @@ def load_adapters(named: Mapping[str, str | Path | Run]) -> AdapterSet:
         UsageError: The runs do not share a base, or their models are no adapters that can be switched.
         NotFoundError: There is no such run.
     """
-    from tunesmith.models.adapter_set import AdapterSet
+    from tunesmith.adapter_set import AdapterSet
 
     opened = {name: run if isinstance(run, Run) else runs.open_run(run) for name, run in named.items()}
     return AdapterSet({name: run.model_folder for name, run in opened.items()})

@@ -217,7 +217,8 @@ def test_an_encoder_decoder_writes_the_label(folder: Path) -> None:
 
 def test_what_is_planned_counts_encoder_and_decoder(folder: Path) -> None:
     from tunesmith.models.load import load_config, load_tokenizer
-    from tunesmith.planning.shape import shape_of, skeleton
+    from tunesmith.models.skeleton import skeleton
+    from tunesmith.planning.shape import shape_of
 
     config = load_config(folder)
     model = skeleton(folder, config, load_tokenizer(folder), "seq2seq", None, LoRA(rank=4))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tiny
+from tunesmith.adapter_set import AdapterSet
 from tunesmith.errors import NotFoundError, UsageError
-from tunesmith.models.adapter_set import AdapterSet
 from tunesmith.models.merging import merge_artefact
 from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.recipe import LoRA, Parameters, Prompt

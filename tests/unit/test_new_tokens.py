@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tiny
+from tunesmith.adapter_set import AdapterSet
 from tunesmith.errors import RecipeError, UsageError
-from tunesmith.models.adapter_set import AdapterSet
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.new_tokens import ids_of, tables
@@ -142,7 +142,7 @@ def test_all_may_train_beside_them(tiny_decoder: Path) -> None:
 )
 def test_a_plan_counts_them_without_weights(choice: Parameters, tiny_decoder: Path) -> None:
     from tunesmith.models.load import load_config, load_tokenizer
-    from tunesmith.planning.shape import skeleton
+    from tunesmith.models.skeleton import skeleton
 
     planned = skeleton(tiny_decoder, load_config(tiny_decoder), load_tokenizer(tiny_decoder), "generate", None, choice)
     real = built(tiny_decoder, "generate", choice)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tunesmith.errors import ResourceError
-from tunesmith.models import compiling
 from tunesmith.recipe import Training
+from tunesmith.training import compiling
 from tunesmith.training.optimizer import MasterAdamW, Schedule
 
 

@@ -13,11 +13,12 @@ from tunesmith import parameters, planning
 from tunesmith.errors import DataError
 from tunesmith.events import Event
 from tunesmith.models.load import load_config, load_model, load_tokenizer
+from tunesmith.models.skeleton import skeleton
 from tunesmith.planning import dry_run, machine
 from tunesmith.planning.costs import LATER_BYTES
 from tunesmith.planning.dry_run import Layout
 from tunesmith.planning.machine import Machine
-from tunesmith.planning.shape import by_formula, flops_per_token, shape_of, skeleton
+from tunesmith.planning.shape import by_formula, flops_per_token, shape_of
 from tunesmith.recipe import Full, Head, Layers, LoRA, NoParameters
 from tunesmith.recipe_file import parse
 

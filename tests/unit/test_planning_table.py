@@ -9,8 +9,9 @@ import torch
 
 import tiny
 from tunesmith.models.load import load_config, load_tokenizer
+from tunesmith.models.skeleton import skeleton
 from tunesmith.parameters.settings import Parameters
-from tunesmith.planning.shape import shape_of, skeleton
+from tunesmith.planning.shape import shape_of
 from tunesmith.planning.table import Part, parts_of
 from tunesmith.recipe import Adapter, Full, Layers, LoRA, Prompt
 

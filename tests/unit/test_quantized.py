@@ -15,7 +15,6 @@ from torch import nn
 import tiny
 from tunesmith.errors import MissingExtraError, RecipeError, UsageError
 from tunesmith.models.bits_and_bytes import is_narrow_layer
-from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.merging import merge
 from tunesmith.models.model import Model
 from tunesmith.models.narrow_tensor import is_narrow, widened
@@ -24,6 +23,7 @@ from tunesmith.models.saving import load_artefact, save_artefact
 from tunesmith.parameters.settings import Quantization
 from tunesmith.recipe import Adapter, LoRA, Training
 from tunesmith.recipe_file import parse
+from tunesmith.training.compiling import compile_if_worthwhile
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra `quantization`")
 

@@ -13,7 +13,7 @@ import numpy as np
 from tunesmith.data.batches import Batch, Ragged, TokenFile
 from tunesmith.data.pictures import read_picture
 from tunesmith.data.rows import CONTENT, Origin, Row
-from tunesmith.training.settings import Augmentation
+from tunesmith.data.settings import Augmentation
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from tunesmith.strict import Part, Refusal
 
+Augmentation = Literal["flip", "crop"]
 LossOn = Literal["every-answer", "last-answer"]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.data import thoughts
 from tunesmith.data.fitting import fit
 from tunesmith.data.render import ConversationRenderer, encode_text
@@ -21,7 +22,7 @@ from tunesmith.evaluation import label_set_metrics, pairs
 from tunesmith.evaluation.features import LinearHead, fit_label_heads, fit_linear_head, fit_score_head
 from tunesmith.evaluation.in_context import Shots, calibrated, shots_of
 from tunesmith.evaluation.likelihood import score_documents
-from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.rewarded import Judges
 from tunesmith.evaluation.span_answers import by_head
 from tunesmith.events import Listener, Notice, nobody

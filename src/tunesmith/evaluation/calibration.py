@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunesmith.arrays import BoolArray, FloatArray, IntArray
 from tunesmith.evaluation.intervals import Interval, Statistic, exact_limits, mean
-from tunesmith.evaluation.outputs import BoolArray, FloatArray, IntArray
 
 BINS = 15
 """Equal-width bins of confidence, as in Guo et al. 2017."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all
-from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.recipe import Evaluate
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray, IntArray
 from tunesmith.data.spans import Span
 from tunesmith.evaluation import label_set_metrics, span_metrics
 from tunesmith.evaluation.calibration import ReliabilityBin, reliability
@@ -22,7 +23,7 @@ from tunesmith.evaluation.label_metrics import (
     reference_numbers,
 )
 from tunesmith.evaluation.metrics import available, kind, primary, statistics
-from tunesmith.evaluation.outputs import FloatArray, IntArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 SHOWN = 8

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.errors import DataError
-from tunesmith.evaluation.outputs import FloatArray
 
 RESAMPLES_AT_ONCE = 64
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray, IntArray
 from tunesmith.errors import DataError
 from tunesmith.evaluation import calibration
 from tunesmith.evaluation.f1 import ClassScores, class_scores, macro_f1, micro_f1
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import FloatArray, IntArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("accuracy",)

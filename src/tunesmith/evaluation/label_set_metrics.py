@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tunesmith.arrays import BoolArray, FloatArray
 from tunesmith.errors import DataError
 from tunesmith.evaluation.f1 import ClassScores, class_scores, macro_f1, micro_f1, micro_precision, micro_recall
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import BoolArray, FloatArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("micro_f1",)

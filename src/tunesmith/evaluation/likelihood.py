@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.data.documents import masked_blocks, opened, windows
 from tunesmith.data.rows import Row
-from tunesmith.evaluation.outputs import FloatArray, Outputs
+from tunesmith.evaluation.outputs import Outputs
 from tunesmith.events import Listener, nobody
 from tunesmith.models import inference
 from tunesmith.models.model import Model

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Statistic
-from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 
 PRIMARY = ("bits_per_byte", "masked_loss")
 VALIDATION = None

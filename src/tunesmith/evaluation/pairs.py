@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.data.render import ConversationRenderer, encode_text, only_last_learned
 from tunesmith.data.render_pairs import plain_text, score_reader
 from tunesmith.data.rows import Row
 from tunesmith.evaluation.intervals import Interval, bootstrap, mean
-from tunesmith.evaluation.outputs import FloatArray, Outputs
+from tunesmith.evaluation.outputs import Outputs
 from tunesmith.events import Listener
 from tunesmith.models import inference
 from tunesmith.models.heads import pooling_of

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.data.batches import write_tokens
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.rows import Row
@@ -18,7 +19,7 @@ from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.intervals import Interval, bootstrap, mean
 from tunesmith.evaluation.metrics import evaluated, measure
-from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Phase
 from tunesmith.models.load import load_model

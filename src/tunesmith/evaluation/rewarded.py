@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith import rewards
+from tunesmith.arrays import FloatArray
 from tunesmith.data.rows import Row
-from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.recipe import Recipe
 from tunesmith.rewards import Reward
 

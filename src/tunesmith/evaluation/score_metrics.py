@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 
 PRIMARY = ("r2",)
 VALIDATION = "r2"

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from tunesmith import disk, runs
+from tunesmith.arrays import FloatArray
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import answering, charts
 from tunesmith.evaluation.held_out import held_out, some_rows
 from tunesmith.evaluation.intervals import Interval, percentiles, resampled
 from tunesmith.evaluation.metrics import METRICS, available, primary, statistics, truth
-from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Listener, Notice, Phase, nobody
 from tunesmith.models.combining import COMBINATIONS, combine

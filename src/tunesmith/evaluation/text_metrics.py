@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.evaluation import text_scores
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import FloatArray, Outputs, Truth
+from tunesmith.evaluation.outputs import Outputs, Truth
 
 PRIMARY = ("judge", "reward", "rougeL", "bits_per_byte")
 """What was learned from a reward is measured by it, or better by a judge that was not learned from."""

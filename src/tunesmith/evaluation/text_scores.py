@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import FloatArray
 
 Tokenizer = Callable[[str], list[str]]
 References = Sequence[Sequence[str]]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.evaluation.outputs import BoolArray, FloatArray, Outputs, Truth
+from tunesmith.arrays import BoolArray, FloatArray
+from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Notice
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def build_for_training(
 ) -> Model:
     """A model with a head if the task wants one, and exactly the chosen parameters requiring gradients.
 
-    (Compiling comes last, when the number of updates is known: :mod:`tunesmith.models.compiling`.)
+    (Compiling comes last, when the number of updates is known: :mod:`tunesmith.training.compiling`.)
     """
     if device.type == "cpu":
         keep_freed_memory()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith import rewards
+from tunesmith.arrays import FloatArray
 from tunesmith.data.batches import TokenFile
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import Objective

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from tunesmith.arrays import FloatArray
 from tunesmith.data.batches import Batch, TokenFile, collate, micro_batches
-from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.events import Listener
 from tunesmith.models.inference import TOKENS_A_PASS
 from tunesmith.models.model import Model, decoder_of

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tunesmith.evaluation.outputs import FloatArray
+from tunesmith.arrays import FloatArray
 
 Estimator = Literal["k1", "k2", "k3"]
 

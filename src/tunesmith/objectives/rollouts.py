@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tunesmith.arrays import FloatArray
 from tunesmith.data.batches import TokenFile, collate, micro_batches, write_tokens
 from tunesmith.data.render import Rendered
 from tunesmith.data.rows import Row
 from tunesmith.data.thoughts import without_empty_thought
-from tunesmith.evaluation.outputs import FloatArray
 from tunesmith.generation.batch import Request, RunningBatch, Token, unsupported
 from tunesmith.generation.sampling import Sampling
 from tunesmith.models.inference import TOKENS_A_PASS, generate

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tunesmith import words
 from tunesmith.errors import UsageError
 from tunesmith.events import Listener, Phase, nobody
+from tunesmith.models.skeleton import skeleton
 from tunesmith.planning import calibration, costs
 from tunesmith.planning.cached import cached
 from tunesmith.planning.calibration import Correction
@@ -20,7 +21,7 @@ from tunesmith.planning.dry_run import Layout, Scaled, scaled
 from tunesmith.planning.machine import Machine, named, this_machine
 from tunesmith.planning.result import FLEXIBLE, Plan, StagePlan
 from tunesmith.planning.sampling import grouped, render
-from tunesmith.planning.shape import by_formula, skeleton
+from tunesmith.planning.shape import by_formula
 from tunesmith.planning.table import parts_of
 from tunesmith.planning.teaching import Teaching, teaching
 from tunesmith.recipe import PICTURES, NoParameters, ObjectiveName, Parameters, Recipe, Stage, Training
@@ -393,8 +394,8 @@ class StagePlanner:
         steps: int,
         largest: tuple[float, float],
     ) -> Network:
-        from tunesmith.models import compiling
         from tunesmith.models.model import TEXT_HEADS
+        from tunesmith.training import compiling
 
         trains = choice.kind not in UNTRAINED
         writes = self.form not in (*TEXT_HEADS, "tag")

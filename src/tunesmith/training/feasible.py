@@ -13,7 +13,7 @@ from tunesmith.models.forms import form_of
 from tunesmith.models.heads import SentenceClassifier
 from tunesmith.models.load import load_config, load_tokenizer
 from tunesmith.models.model import Model
-from tunesmith.planning.shape import skeleton
+from tunesmith.models.skeleton import skeleton
 from tunesmith.recipe import PICTURES, Recipe
 from tunesmith.training.remedies import refuse_foreign_pooling
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tunesmith.errors import MissingExtraError, ResourceError
-from tunesmith.models import compiling
 from tunesmith.recipe import Training
+from tunesmith.training import compiling
 
 
 class MasterAdamW:

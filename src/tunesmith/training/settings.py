@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from tunesmith.compression.settings import AwareKind
+from tunesmith.data.settings import Augmentation
 from tunesmith.objectives.settings import (
     ContrastiveLoss,
     Distillation,
@@ -25,8 +26,6 @@ Switch = Annotated[
     # YAML 1.1 reads a bare `off` as false.
     BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
 ]
-
-Augmentation = Literal["flip", "crop"]
 
 
 class Training(Part):

@@ -26,7 +26,6 @@ from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models import recomputing
 from tunesmith.models.build import build_for_training
 from tunesmith.models.combining import COMBINATIONS, refuse_own_heads
-from tunesmith.models.compiling import compile_if_worthwhile
 from tunesmith.models.forms import form_of
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.image_classifier import ImageClassifier
@@ -37,6 +36,7 @@ from tunesmith.parameters.beginnings import from_activations
 from tunesmith.recipe import PICTURES, LoRA, ObjectiveName, Recipe, Stage, Training
 from tunesmith.tasks import TASKS
 from tunesmith.training import frozen_cache
+from tunesmith.training.compiling import compile_if_worthwhile
 from tunesmith.training.defaults import with_defaults
 from tunesmith.training.fits import setting_of
 from tunesmith.training.loop import StageResult, Trainer
