@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.server.tools import CallReader, call_schema, for_template, read_calls
+from tunesmith.generation.batch import Token
+from tunesmith.server.tools import CallReader, Written, call_schema, for_template, read_calls
 
 CALL = '{"name": "weather", "arguments": {"city": "paris"}}'
 LLAMA = '{"name": "weather", "parameters": {"city": "paris"}}'
@@ -79,3 +80,22 @@ def test_the_schema_of_a_required_call() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
     assert call_schema(tools[:1])["properties"]["name"] == {"const": "a"}
     assert [option["properties"]["name"]["const"] for option in call_schema(tools)["anyOf"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("with_tools", [False, True])
+def test_an_empty_thought_before_an_answer_is_not_shown(with_tools: bool) -> None:
+    written = Written(CallReader() if with_tools else None)
+    pieces = ["<th", "ink>", "\n\n</think>", "\n\n", "It is", " sunny."]
+    tokens = [Token(None, piece, finish_reason="stop" if piece == pieces[-1] else None) for piece in pieces]
+    assert [written.take(token) for token in tokens] == ["", "", "", "", "It is", " sunny."]
+    assert written.text == "It is sunny." and written.finish_reason == "stop"
+
+
+def test_a_call_behind_an_empty_thought_is_a_call() -> None:
+    written = Written(CallReader())
+    shown = [
+        written.take(Token(None, f"<think></think>{CALL[:9]}")),
+        written.take(Token(None, CALL[9:], finish_reason="stop")),
+    ]
+    assert shown == ["", ""] and written.finish_reason == "tool_calls"
+    assert [call["function"]["name"] for call in written.calls] == ["weather"]
