@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from tunesmith.errors import UsageError
+from tunesmith.models import packing
 from tunesmith.models.attention import batched_attention
 
 B, S, H = 3, 7, 8
@@ -58,6 +59,64 @@ def test_causal_without_a_mask(heads: int, keys: int) -> None:
 def test_both_ways_without_a_mask(heads: int, keys: int) -> None:
     inputs = tensors(heads, keys, S, S)
     assert_same(batched_attention(module(False), *inputs, None)[0], reference(*inputs), inputs)
+
+
+WIDE, MASKED = (
+    packing.Rectangle(0, 2, 6, None),
+    packing.Rectangle(12, 3, 4, torch.tensor([[True] * 4, [True, True, True, False], [True, False, False, False]])),
+)
+TEXTS = [(0, 6), (6, 6), (12, 4), (16, 3), (20, 1)]
+"""Where the texts of these rectangles begin in the long row, and their lengths."""
+
+
+def long_row(heads: int, keys: int, like: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """Queries, keys and values of 24 tokens as a model lays them out, token by token: (1, H or K, T, h) views."""
+    source = torch.Generator().manual_seed(0)
+    made = [torch.randn(1, 24, count, H, generator=source, dtype=like) for count in (heads, keys, keys)]
+    return [states.requires_grad_(True).transpose(1, 2) for states in made]
+
+
+def packed(layer: nn.Module, inputs: list[torch.Tensor], **keys: Any) -> torch.Tensor:
+    with packing.laid_out(packing.Layout([WIDE, MASKED], torch.arange(24), torch.ones(1, 24, dtype=torch.bool))):
+        return batched_attention(layer, *inputs, None, **keys)[0]
+
+
+@HEADS
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("causal", [True, False])
+def test_texts_in_one_long_row_see_themselves_alone(heads: int, keys: int, causal: bool, softcap: float | None) -> None:
+    inputs = long_row(heads, keys)
+    real = torch.tensor([number for start, length in TEXTS for number in range(start, start + length)])
+    alone = [
+        batched_attention(module(causal), *(each[:, :, a : a + n] for each in inputs), None, softcap=softcap)[0]
+        for a, n in TEXTS
+    ]
+    mine = packed(module(causal), inputs, softcap=softcap)
+    assert mine.shape == (1, 24, heads, H)
+    upstream = torch.randn(1, len(real), heads, H, generator=torch.Generator().manual_seed(1), dtype=mine.dtype)
+    torch.testing.assert_close(mine[:, real], torch.cat(alone, 1), rtol=1e-10, atol=1e-12)
+    found = torch.autograd.grad((mine[:, real] * upstream).sum(), inputs)
+    expected = torch.autograd.grad((torch.cat(alone, 1) * upstream).sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "trained", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+)
+def test_the_gradient_that_is_written_out(dropout: float, trained: tuple[bool, ...]) -> None:
+    """Against finite differences, with the same elements dropped each time; also where not all of the states learn."""
+    inputs = [each.detach().requires_grad_(want) for each, want in zip(long_row(4, 2), trained, strict=True)]
+    layer = module(False).train()
+
+    def attend(*states: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return packed(layer, list(states), dropout=dropout)
+
+    assert torch.autograd.gradcheck(attend, inputs)
+    if dropout:
+        assert not torch.equal(attend(*inputs), packed(layer.eval(), inputs, dropout=dropout))
 
 
 @HEADS

@@ -8,6 +8,7 @@ never copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from tunesmith.errors import UsageError
 from tunesmith.models import packing
 from tunesmith.models.dropout import dropout as drop
+from tunesmith.models.dropout import factors
 
 NAME = "tunesmith"
 
@@ -62,12 +64,125 @@ def batched_attention(
     if rectangles is None:
         bias = _bias(attention_mask, causal, query.shape[2], key.shape[2], query)
         return _attend(query, key, value, bias, scaling, dropout, softcap), None
+    if softcap is None:
+        how = _Packed(rectangles, causal, scaling, dropout)
+        return _PackedAttention.apply(query[0], key[0], value[0], how)[None], None
     mixed = []
     for part, q, k, v in zip(rectangles, *(_rows(each, rectangles) for each in (query, key, value)), strict=True):
-        mask = None if causal or part.mask is None else part.mask[:, None, None]  # padding is behind what is causal
-        bias = _bias(mask, causal, part.width, part.width, query)
+        bias = _part_bias(part, causal, query)
         mixed.append(_attend(q, k, v, bias, scaling, dropout, softcap).flatten(0, 1))
     return torch.cat(mixed)[None], None
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What attention to packed texts is told besides the states."""
+
+    rectangles: Sequence[packing.Rectangle]
+    causal: bool
+    scaling: float
+    dropout: float
+
+
+class _PackedAttention(torch.autograd.Function):
+    """:func:`_attend` for all rectangles of a long row, with its gradient written out.
+
+    Recorded operation by operation, a rectangle takes some thirty small copies and as many nodes of the graph; here it
+    takes eight, and a pass of MiniLM-L6 a tenth less time. States are (H or K, T, h), the result is (T, H, h).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _Packed) -> torch.Tensor:
+        """Of each rectangle keep queries, keys, values and weights; with dropout its factors and the weights left."""
+        (heads, total, width), keys = query.shape, key.shape[0]
+        mixed = query.new_empty(total, heads, width)
+        kept: list[torch.Tensor] = []
+        for part in how.rectangles:
+            q, k, v = (_stacked(states, part, keys) for states in (query, key, value))
+            bias = _stacked_bias(_part_bias(part, how.causal, query), keys, heads // keys)
+            weights = torch.softmax(_scaled(q, k.transpose(1, 2), how.scaling, bias), dim=-1)
+            kept += [q, k, v, weights]
+            if how.dropout:
+                kept.append(factors(weights, how.dropout))
+                weights = weights * kept[-1]
+                kept.append(weights)
+            _put(mixed.transpose(0, 1), part, torch.bmm(weights, v), keys)
+        ctx.save_for_backward(*kept)
+        ctx.how = how
+        ctx.shapes = query.shape, key.shape
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of queries, keys and values, laid out token by token."""
+        how: _Packed = ctx.how
+        query_shape, key_shape = ctx.shapes
+        keys = key_shape[0]
+        wanted = ctx.needs_input_grad
+        found = [_by_token(grad, shape) for shape in (query_shape, key_shape, key_shape)]
+        each = 6 if how.dropout else 4
+        for number, part in enumerate(how.rectangles):
+            q, k, v, weights, *dropped = ctx.saved_tensors[number * each : (number + 1) * each]
+            grad_mixed = _stacked(grad.transpose(0, 1), part, keys)
+            if wanted[2]:
+                _put(found[2], part, torch.bmm((dropped[1] if dropped else weights).transpose(1, 2), grad_mixed), keys)
+            if not (wanted[0] or wanted[1]):
+                continue
+            grad_weights = torch.bmm(grad_mixed, v.transpose(1, 2))
+            if dropped:
+                grad_weights.mul_(dropped[0])
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            if wanted[0]:
+                _put(found[0], part, _scaled(grad_scores, k, how.scaling), keys)
+            if wanted[1]:
+                _put(found[1], part, _scaled(grad_scores.transpose(1, 2), q, how.scaling), keys)
+        return *(states if want else None for states, want in zip(found, wanted, strict=False)), None
+
+
+def _by_token(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Room for states (H, T, h) in the order (T, H, h)."""
+    heads, total, width = shape
+    return like.new_empty(total, heads, width).transpose(0, 1)
+
+
+def _as_rows(states: torch.Tensor, part: packing.Rectangle, keys: int) -> torch.Tensor:
+    """The texts of a rectangle out of (H, T, h): a view (K, B, G, S, h), where G heads share a key head."""
+    own = states[:, part.start : part.start + part.rows * part.width]
+    return own.unflatten(1, (part.rows, part.width)).unflatten(0, (keys, -1)).transpose(1, 2)
+
+
+def _stacked(states: torch.Tensor, part: packing.Rectangle, keys: int) -> torch.Tensor:
+    """The same as (K B, G S, h)."""
+    return _as_rows(states, part, keys).reshape(keys * part.rows, -1, states.shape[-1])
+
+
+def _put(states: torch.Tensor, part: packing.Rectangle, stacked: torch.Tensor, keys: int) -> None:
+    """Write what :func:`_stacked` has read back to its place."""
+    rows = _as_rows(states, part, keys)
+    rows.copy_(stacked.view(rows.shape))
+
+
+def _scaled(first: torch.Tensor, second: torch.Tensor, factor: float, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A batched product times a number, plus a bias: one pass."""
+    if bias is None:
+        return torch.baddbmm(first.new_empty(1, 1, 1), first, second, beta=0, alpha=factor)
+    return torch.baddbmm(bias, first, second, alpha=factor)
+
+
+def _stacked_bias(bias: torch.Tensor | None, keys: int, group: int) -> torch.Tensor | None:
+    """The bias of a rectangle, (B, 1, 1, T) or (1, 1, S, T), on stacked scores: (K B, 1, T) or (1, G S, T)."""
+    if bias is None:
+        return None
+    batch, _, length, total = bias.shape
+    if batch > 1 or length == 1:
+        return bias[:, 0].expand(keys, batch, length, total).reshape(keys * batch, length, total)
+    return bias[0].expand(group, length, total).reshape(1, group * length, total)
+
+
+def _part_bias(part: packing.Rectangle, causal: bool, like: torch.Tensor) -> torch.Tensor | None:
+    """The bias of a rectangle; padding is behind what is causal."""
+    mask = None if causal or part.mask is None else part.mask[:, None, None]
+    return _bias(mask, causal, part.width, part.width, like)
 
 
 def _rows(states_1HTh: torch.Tensor, rectangles: Sequence[packing.Rectangle]) -> list[torch.Tensor]:
@@ -91,11 +206,12 @@ def _attend(
     group = heads // keys
     stacked = query.reshape(batch * keys, group * length, width)
     turned = key.reshape(batch * keys, total, width).transpose(1, 2)
-    spread = query.new_zeros(1, 1, 1) if bias is None else _spread(bias, batch, keys, group, length)
+    spread = None if bias is None else _spread(bias, batch, keys, group, length)
     if softcap is None:
-        scores = torch.baddbmm(spread, stacked, turned, alpha=scaling)  # one pass: scaled, masked and stored
+        scores = _scaled(stacked, turned, scaling, spread)
     else:
-        scores = torch.tanh(torch.bmm(stacked, turned) * (scaling / softcap)) * softcap + spread
+        scores = torch.tanh(torch.bmm(stacked, turned) * (scaling / softcap)) * softcap
+        scores = scores if spread is None else scores + spread
     weights = torch.softmax(scores, dim=-1)
     if dropout:
         weights = drop(weights, dropout)

@@ -21,11 +21,20 @@ def draw(count: int) -> torch.Tensor:
 
 def dropout(states: torch.Tensor, p: float) -> torch.Tensor:
     """Set each element to zero with probability ``p`` and divide the others by 1 - p. For training only."""
+    return states * factors(states, p) if _is_cheap(states, p) else nn.functional.dropout(states, p)
+
+
+def factors(like: torch.Tensor, p: float) -> torch.Tensor:
+    """What dropout multiplies each element by: 0 or 1 / (1 - p), in the shape and type of ``like``."""
+    if not _is_cheap(like, p):
+        return nn.functional.dropout(torch.ones_like(like), p)
     dropped = round(p * LEVELS)
-    if states.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < dropped < LEVELS:
-        return nn.functional.dropout(states, p)
-    kept = draw(states.numel()).view(states.shape) >= dropped - LEVELS // 2
-    return states * kept.to(states.dtype).mul_(LEVELS / (LEVELS - dropped))
+    kept = draw(like.numel()).view(like.shape) >= dropped - LEVELS // 2
+    return kept.to(like.dtype).mul_(LEVELS / (LEVELS - dropped))
+
+
+def _is_cheap(states: torch.Tensor, p: float) -> bool:
+    return states.device.type == "cpu" and not torch.compiler.is_compiling() and 0 < round(p * LEVELS) < LEVELS
 
 
 class CheapDropout(nn.Dropout):
