@@ -442,7 +442,7 @@ def test_a_client_that_goes_away_frees_its_row(
     stream: bool, client: Any, live: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1)
-    host = next(h for h in live.services.pool.hosts() if h.engine is not None)
+    host = live.services.pool._loaded["gpt-tiny"].host  # other models may be in memory too
     step, steps = host.engine._batch.step, itertools.count()
     monkeypatch.setattr(host.engine._batch, "step", lambda: (time.sleep(0.1), next(steps), step()))
     body = {"model": "gpt-tiny", "messages": ASK, "stream": stream, "logit_bias": {"2": -100}}
@@ -461,7 +461,7 @@ def test_a_client_that_goes_away_frees_its_row(
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(live: SimpleNamespace, client: Any) -> None:
     client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1)
-    engine = next(h.engine for h in live.services.pool.hosts() if h.engine is not None)
+    engine = live.services.pool._loaded["gpt-tiny"].host.engine
     limit, engine.queue_limit = engine.queue_limit, 0
     held, opened = threading.Event(), threading.Event()
     engine.call(lambda: (held.set(), opened.wait(120)))
