@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ import torch
 import tiny
 from conftest import labelled_rows, write_jsonl
 from tunesmith import pipeline
-from tunesmith.errors import CheckpointError, NonFiniteError, ResourceError
-from tunesmith.events import CheckpointSaved, Notice, Step
+from tunesmith.errors import CheckpointError, InterruptedRun, NonFiniteError, ResourceError
+from tunesmith.events import CheckpointSaved, Event, Notice, Step, Validated
 from tunesmith.models.model import Model
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import parse
@@ -235,6 +237,58 @@ def test_a_disk_that_is_really_full(small_disk: Path, tiny_encoder: Path, tmp_pa
     assert pipeline.resume(tmp_path / "run").status == "finished"
     pipeline.run(recipe, run_dir=tmp_path / "unbroken")
     assert tiny.sha256s(tmp_path / "run" / "model") == tiny.sha256s(tmp_path / "unbroken" / "model")
+
+
+# --- stopped politely ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_stopped_where_a_validation_is_due(
+    moment: str, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take long, and who sent the signal waits a short time: it is given up, and measured by the resume."""
+
+    def trainer(folder: Path) -> tuple[Trainer, tiny.Events]:
+        settings = SETTINGS | {"eval_steps": 4, "checkpoint_steps": None, "keep_checkpoints": 4}
+        rows, events = labelled_rows(16, seed=1), tiny.Events()
+        model = model_of(tiny_encoder)
+        return tiny.trainer(model, labelled_rows(40), folder, validation=rows, events=events, **settings), events
+
+    unbroken, expected = trainer(tmp_path / "unbroken")
+    unbroken.run()
+    stopped, before = trainer(tmp_path / "stopped")
+    if moment == "before":
+        report = stopped.on_event
+
+        def listen(event: Event) -> None:
+            report(event)
+            if isinstance(event, Step) and event.step == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        stopped.on_event = listen
+    if moment == "within":
+        measure = stopped.objective.validate
+        left = iter([None, "stop"])
+
+        def measure_for_long(*given: Any) -> Any:
+            if next(left, None):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(300)
+            return measure(*given)
+
+        monkeypatch.setattr(stopped.objective, "validate", measure_for_long)
+    with pytest.raises(InterruptedRun, match="step 8 of 12"):
+        stopped.run()
+    assert validations(before) == validations(expected)[:1]
+    resumed, after = trainer(tmp_path / "stopped")
+    resumed.run()
+    assert [*validations(before), *validations(after)] == validations(expected)
+    assert [step for step, _ in validations(expected)] == [4, 8, 12]
+    assert same(weights(resumed.model), weights(unbroken.model))
+
+
+def validations(events: tiny.Events) -> list[tuple[int, dict[str, float]]]:
+    return [(event.step, dict(event.metrics)) for event in events if isinstance(event, Validated)]
 
 
 # --- numbers and memory ----------------------------------------------------------------------------------------------

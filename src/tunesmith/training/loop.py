@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -122,6 +122,7 @@ class Trainer:
         self._epoch_batches: tuple[int, list[np.ndarray]] | None = None
         self._first_updates = layerwise.first_updates(model, settings, len(self._batches(0)))
         self._stop = threading.Event()
+        self._measuring = False  # what is measured may be given up: a resume measures it
         self._memory = PeakMemory()
         self._heap = Heap() if model.device.type == "cpu" else None
         self._scarce = ScarceMemory(
@@ -179,21 +180,26 @@ class Trainer:
 
     def _update_until_the_end(self) -> str:
         """All updates that are left, with their validations and checkpoints. Returns why they ended."""
-        position = self.position
         with self._signals():
+            self._validate_if_due()  # stopped between an update and its validation
             if self._out_of_patience():  # killed between the early stop and the end of the run
                 return "early_stopping"
             for rows in self._remaining_batches():
                 self._update(rows)
+                if self._stop.is_set():
+                    self._save_and_stop()
                 if self._validate_if_due() and self._out_of_patience():
                     return "early_stopping"
-                if self._checkpoint_due() or self._stop.is_set():
+                if self._checkpoint_due():
                     self._save()
                 if self._stop.is_set():
-                    raise InterruptedRun(
-                        f"stopped at step {position.step} of {self.steps}; everything up to here is saved"
-                    )
+                    self._save_and_stop()
         return "done" if self.settings.max_steps is None else "max_steps"
+
+    def _save_and_stop(self) -> NoReturn:
+        self._save()
+        step = self.position.step
+        raise InterruptedRun(f"stopped at step {step} of {self.steps}; everything up to here is saved")
 
     def _remaining_batches(self) -> Iterator[np.ndarray]:
         """Global batches from the present position on; the position is that *after* the batch when it is worked on."""
@@ -319,14 +325,16 @@ class Trainer:
         epoch_over = position.batch >= len(self._batches(position.epoch))
         every = self.settings.eval_steps
         due = position.step % every == 0 if every else epoch_over
-        if self.validation is None or not (due or position.step == self.steps):
+        begun = position.step > 0 and str(position.step) not in position.scores
+        if self.validation is None or not begun or not (due or position.step == self.steps):
             return False
-        data = self.validation
-        metrics = self.objective.validate(self.model, data) or self._scarce.fitted(
-            data,
-            np.arange(len(data)),
-            lambda: evaluate_loss(self.model, self.objective, data, position.micro_tokens),
-        )
+        try:
+            self._measuring = True
+            metrics = self._validated(self.validation)
+        except _GivenUpError:
+            self._save_and_stop()
+        finally:
+            self._measuring = False
         score = position.scores[str(position.step)] = self.objective.score(metrics)
         best = position.best_score is None or score > position.best_score
         position.validations_without_gain = 0 if best else position.validations_without_gain + 1
@@ -335,6 +343,13 @@ class Trainer:
         self.on_event(Validated(stage=self.name, step=position.step, metrics=metrics, best=best))
         self._save()
         return True
+
+    def _validated(self, data: TokenFile) -> dict[str, float]:
+        return self.objective.validate(self.model, data) or self._scarce.fitted(
+            data,
+            np.arange(len(data)),
+            lambda: evaluate_loss(self.model, self.objective, data, self.position.micro_tokens),
+        )
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -403,7 +418,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM let the update finish, save, and stop; a second SIGINT stops at once."""
+        """SIGINT and SIGTERM let an update finish, give a validation up, save, and stop; a second SIGINT stops at once.
+
+        Who sends SIGTERM often waits a short time only, and a validation may take long.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -412,6 +430,8 @@ class Trainer:
             if self._stop.is_set() and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._stop.set()
+            if self._measuring:
+                raise _GivenUpError
 
         before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -419,6 +439,10 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class _GivenUpError(Exception):
+    """A validation was not finished."""
 
 
 def total_steps(lengths: np.ndarray, settings: Training) -> int:
