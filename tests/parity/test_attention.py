@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import UsageError
 from tunesmith.models import packing
@@ -101,22 +102,34 @@ def test_texts_in_one_long_row_see_themselves_alone(heads: int, keys: int, causa
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize(
-    "trained", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
-)
-def test_the_gradient_that_is_written_out(dropout: float, trained: tuple[bool, ...]) -> None:
+@pytest.mark.parametrize("learning", ["qkv", "q", "k", "v"])
+def test_the_gradient_that_is_written_out(dropout: float, learning: str, softcap: float | None) -> None:
     """Against finite differences, with the same elements dropped each time; also where not all of the states learn."""
-    inputs = [each.detach().requires_grad_(want) for each, want in zip(long_row(4, 2), trained, strict=True)]
+    inputs = [each.detach().requires_grad_(name in learning) for each, name in zip(long_row(4, 2), "qkv", strict=True)]
     layer = module(False).train()
 
     def attend(*states: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(0)
-        return packed(layer, list(states), dropout=dropout)
+        return packed(layer, list(states), dropout=dropout, softcap=softcap)
 
     assert torch.autograd.gradcheck(attend, inputs)
     if dropout:
-        assert not torch.equal(attend(*inputs), packed(layer.eval(), inputs, dropout=dropout))
+        assert not torch.equal(attend(*inputs), packed(module(False).eval(), inputs, dropout=dropout, softcap=softcap))
+    once = attend(*inputs)
+    again = checkpoint(attend, *inputs, use_reentrant=False)  # as recomputed activations are
+    wanted = [each for each in inputs if each.requires_grad]
+    for one, other in zip(
+        torch.autograd.grad(once.sum(), wanted), torch.autograd.grad(again.sum(), wanted), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_rectangles_that_do_not_cover_the_row_are_refused() -> None:
+    query, key, value = long_row(4, 4)
+    with pytest.raises(ValueError, match="24 tokens for 20 queries"):
+        packed(module(False), [query[:, :, :20], key, value])
 
 
 @HEADS

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import UsageError
 from tunesmith.models import packing
@@ -64,14 +65,8 @@ def batched_attention(
     if rectangles is None:
         bias = _bias(attention_mask, causal, query.shape[2], key.shape[2], query)
         return _attend(query, key, value, bias, scaling, dropout, softcap), None
-    if softcap is None:
-        how = _Packed(rectangles, causal, scaling, dropout)
-        return _PackedAttention.apply(query[0], key[0], value[0], how)[None], None
-    mixed = []
-    for part, q, k, v in zip(rectangles, *(_rows(each, rectangles) for each in (query, key, value)), strict=True):
-        bias = _part_bias(part, causal, query)
-        mixed.append(_attend(q, k, v, bias, scaling, dropout, softcap).flatten(0, 1))
-    return torch.cat(mixed)[None], None
+    how = _Packed(rectangles, causal, scaling, dropout, softcap)
+    return _PackedAttention.apply(query[0], key[0], value[0], how)[None], None
 
 
 @dataclass(frozen=True)
@@ -82,61 +77,74 @@ class _Packed:
     causal: bool
     scaling: float
     dropout: float
+    softcap: float | None
 
 
 class _PackedAttention(torch.autograd.Function):
     """:func:`_attend` for all rectangles of a long row, with its gradient written out.
 
     Recorded operation by operation, a rectangle takes some thirty small copies and as many nodes of the graph; here it
-    takes eight, and a pass of MiniLM-L6 a tenth less time. States are (H or K, T, h), the result is (T, H, h).
+    takes eight copies. States are (H or K, T, h), the result is (T, H, h).
     """
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _Packed) -> torch.Tensor:
-        """Of each rectangle keep queries, keys, values and weights; with dropout its factors and the weights left."""
-        (heads, total, width), keys = query.shape, key.shape[0]
-        mixed = query.new_empty(total, heads, width)
+        """Of each rectangle keep what the gradient needs, if any is wanted.
+
+        Raises:
+            ValueError: The rectangles do not cover the row.
+        """
+        tokens = sum(part.rows * part.width for part in how.rectangles)
+        if not tokens == query.shape[1] == key.shape[1] == value.shape[1]:
+            raise ValueError(f"rectangles of {tokens} tokens for {query.shape[1]} queries and {key.shape[1]} keys")
+        keys = key.shape[0]
+        mixed = value.new_empty(tokens, query.shape[0], value.shape[2])
         kept: list[torch.Tensor] = []
         for part in how.rectangles:
             q, k, v = (_stacked(states, part, keys) for states in (query, key, value))
-            bias = _stacked_bias(_part_bias(part, how.causal, query), keys, heads // keys)
-            weights = torch.softmax(_scaled(q, k.transpose(1, 2), how.scaling, bias), dim=-1)
-            kept += [q, k, v, weights]
-            if how.dropout:
-                kept.append(factors(weights, how.dropout))
-                weights = weights * kept[-1]
-                kept.append(weights)
-            _put(mixed.transpose(0, 1), part, torch.bmm(weights, v), keys)
+            bias = _stacked_bias(_part_bias(part, how.causal, query), keys, len(query) // keys)
+            scores, bent = _scores(q, k.transpose(1, 2), how.scaling, how.softcap, bias)
+            weights = torch.softmax(scores, dim=-1)
+            dropped = factors(weights, how.dropout) if how.dropout else None
+            left = weights if dropped is None else weights * dropped
+            _put(mixed.transpose(0, 1), part, torch.bmm(left, v), keys)
+            if any(ctx.needs_input_grad):
+                kept += [q, k, v, weights, *([] if bent is None else [bent])]
+                kept += [] if dropped is None else [dropped, left]
         ctx.save_for_backward(*kept)
         ctx.how = how
-        ctx.shapes = query.shape, key.shape
+        ctx.shapes = query.shape, key.shape, value.shape
         return mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of queries, keys and values, laid out token by token."""
         how: _Packed = ctx.how
-        query_shape, key_shape = ctx.shapes
-        keys = key_shape[0]
-        wanted = ctx.needs_input_grad
-        found = [_by_token(grad, shape) for shape in (query_shape, key_shape, key_shape)]
-        each = 6 if how.dropout else 4
-        for number, part in enumerate(how.rectangles):
-            q, k, v, weights, *dropped = ctx.saved_tensors[number * each : (number + 1) * each]
+        keys = ctx.shapes[1][0]
+        for_query, for_key, for_value, _ = ctx.needs_input_grad
+        found = [_by_token(grad, shape) for shape in ctx.shapes]
+        saved = iter(ctx.saved_tensors)  # asked for once: recomputed activations are given only once
+        for part in how.rectangles:
+            q, k, v, weights = (next(saved) for _ in range(4))
+            bent = None if how.softcap is None else next(saved)
+            dropped, left = (next(saved), next(saved)) if how.dropout else (None, weights)
             grad_mixed = _stacked(grad.transpose(0, 1), part, keys)
-            if wanted[2]:
-                _put(found[2], part, torch.bmm((dropped[1] if dropped else weights).transpose(1, 2), grad_mixed), keys)
-            if not (wanted[0] or wanted[1]):
+            if for_value:
+                _put(found[2], part, torch.bmm(left.transpose(1, 2), grad_mixed), keys)
+            if not (for_query or for_key):
                 continue
             grad_weights = torch.bmm(grad_mixed, v.transpose(1, 2))
-            if dropped:
-                grad_weights.mul_(dropped[0])
+            if dropped is not None:
+                grad_weights.mul_(dropped)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            if wanted[0]:
+            if bent is not None:
+                grad_scores = grad_scores * (1 - bent.square())
+            if for_query:
                 _put(found[0], part, _scaled(grad_scores, k, how.scaling), keys)
-            if wanted[1]:
+            if for_key:
                 _put(found[1], part, _scaled(grad_scores.transpose(1, 2), q, how.scaling), keys)
-        return *(states if want else None for states, want in zip(found, wanted, strict=False)), None
+        return *(states if want else None for states, want in zip(found, ctx.needs_input_grad, strict=False)), None
 
 
 def _by_token(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -185,10 +193,14 @@ def _part_bias(part: packing.Rectangle, causal: bool, like: torch.Tensor) -> tor
     return _bias(mask, causal, part.width, part.width, like)
 
 
-def _rows(states_1HTh: torch.Tensor, rectangles: Sequence[packing.Rectangle]) -> list[torch.Tensor]:
-    """The texts of each rectangle as rows, (B, H, S, h): split, whose gradient is put together once, not sliced."""
-    parts = states_1HTh[0].split([part.rows * part.width for part in rectangles], dim=1)
-    return [p.unflatten(1, (r.rows, r.width)).transpose(0, 1) for p, r in zip(parts, rectangles, strict=True)]
+def _scores(
+    query: torch.Tensor, turned: torch.Tensor, scaling: float, softcap: float | None, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores of stacked queries and turned keys with their bias, and what bends them (a tanh) if anything does."""
+    if softcap is None:
+        return _scaled(query, turned, scaling, bias), None
+    bent = torch.tanh(torch.bmm(query, turned) * (scaling / softcap))
+    return (bent * softcap if bias is None else bent * softcap + bias), bent
 
 
 def _attend(
@@ -207,11 +219,7 @@ def _attend(
     stacked = query.reshape(batch * keys, group * length, width)
     turned = key.reshape(batch * keys, total, width).transpose(1, 2)
     spread = None if bias is None else _spread(bias, batch, keys, group, length)
-    if softcap is None:
-        scores = _scaled(stacked, turned, scaling, spread)
-    else:
-        scores = torch.tanh(torch.bmm(stacked, turned) * (scaling / softcap)) * softcap
-        scores = scores if spread is None else scores + spread
+    scores, _ = _scores(stacked, turned, scaling, softcap, spread)
     weights = torch.softmax(scores, dim=-1)
     if dropout:
         weights = drop(weights, dropout)
