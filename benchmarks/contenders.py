@@ -63,7 +63,7 @@ class Contender:
 _GENERATE = {"batch_size": 8, "schedule": "linear", "weight_decay": 0.0, "max_grad_norm": 1.0}
 _LORA = _GENERATE | {"parameters": "lora", "rank": 16, "alpha": 32, "learning_rate": 2e-4}
 _FULL = _GENERATE | {"parameters": "full", "learning_rate": 2e-5}
-_OF_FOUR = {"batch_size": 4}  # the same question in half the hours
+_OF_FOUR = {"batch_size": 4}  # for half the hours
 
 GROUPS = {
     group.name: group

@@ -44,7 +44,7 @@ def write_conversations(
         chosen += rows[:share]
         taken[name] = len(rows[:share])
     if len(chosen) < wanted:
-        raise SystemExit(f"{wanted} texts are wanted and {len(chosen)} were found: lower --steps")
+        raise SystemExit(f"{wanted} texts are wanted and {len(chosen)} were found")
     random.Random(1).shuffle(chosen)
     facts = {"sources": taken, "train": _describe(chosen[:train_rows]), "held_out": _describe(chosen[train_rows:])}
     return (

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 BASES = {"same": "{} earlier runs of this kind here", "other": "{} earlier runs of other kinds here"}
 
 
+DEVICES = "Several devices (this version trains on one: a forecast, checked against no measurement)"
+"""Title of what :func:`of_devices` gives."""
+
+
 class Table(NamedTuple):
     """Cells are texts or what `str` makes one of; ``None`` is an empty cell."""
 
@@ -55,13 +59,13 @@ def of_sequence(comparison: RunComparison) -> Table | None:
         return None
     columns = [column for one in averages for column in (one["name"].replace("_", " "), "difference")]
     rows = [
-        (row["name"], *(cell for one in averages for cell in _of_run(one, number)))
+        (row["name"], *(cell for one in averages for cell in _average_cells(one, number)))
         for number, row in enumerate(comparison.rows)
     ]
     return Table(("tasks in turn", *columns), rows)
 
 
-def _of_run(average: Mapping[str, Any], number: int) -> tuple[str, str | None]:
+def _average_cells(average: Mapping[str, Any], number: int) -> tuple[str, str | None]:
     """An average over a run's tasks, and its difference to that of the first run."""
     difference = average["differences"][number]
     return words.interval(average["values"][number]), None if difference is None else words.interval(difference)

@@ -260,6 +260,17 @@ def test_a_stop_string_over_several_tokens_cuts_the_text(stop: list[str], tokeni
     assert stream.stopped is any(s in text for s in stop)
 
 
+@pytest.mark.parametrize(("is_turn", "shown"), [(True, "It is"), (False, "<think>")])
+def test_a_stop_string_does_not_act_in_an_empty_thought(is_turn: bool, shown: str, tokenizer: Any) -> None:
+    """Which is no part of a turn's text."""
+    stream, text = TextStream(tokenizer, ["\n"], is_turn=is_turn), ""
+    for token in tokenizer("<think>\n\n</think>\n\nIt is\nsunny")["input_ids"]:
+        text += stream.push(token)
+        if stream.stopped:
+            break
+    assert stream.stopped and text + stream.finish() == shown
+
+
 def test_the_batch_ends_a_row_at_a_stop_string(decoder: Model) -> None:
     heard: list[Token] = []
     batch = RunningBatch(decoder)

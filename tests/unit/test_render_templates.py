@@ -18,8 +18,8 @@ from conftest import sentences
 from tunesmith.data import conversations
 from tunesmith.data.render import ConversationRenderer, Rendered
 from tunesmith.data.rows import Origin, Row
+from tunesmith.data.thoughts import without_empty_thought, written_text
 from tunesmith.errors import DataError
-from tunesmith.evaluation.answering import read_answer
 from tunesmith.tasks import TASKS
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "fixtures" / "chat_templates"
@@ -139,11 +139,13 @@ def test_a_call_that_is_written_as_it_was_learned_is_the_right_answer(name: str)
     assert not faults
     (learnt,) = learned(name, renderer(name)(row.fields["messages"], tools=tools))
     tokenizer = renderer(name).tokenizer
-    written = tokenizer.decode(tokenizer(learnt)["input_ids"], skip_special_tokens=True).strip()
-    task = TASKS["chat"]
-    assert read_answer(task, row, written) == task.target_text(row)
-    other = written.replace("rome", "paris")
-    assert read_answer(task, row, other) != task.target_text(row)
+    tokens = tokenizer(learnt.removesuffix(FAMILIES[name].end))["input_ids"]
+    marked = without_empty_thought(tokenizer.decode(tokens))
+    task: Any = TASKS["chat"]
+    assert task.read_answer(row, written_text(tokenizer, tokens), marked) == task.target_text(row)
+    assert task.read_answer(row, "", marked.replace("rome", "paris")) != task.target_text(row)
+    plain = Row(row.fields | {"tools": None, "messages": turns("As JSON.", "ok")}, row.origin)
+    assert task.read_answer(plain, marked, marked) == marked  # nobody may call here: it is an answer in JSON
 
 
 def test_an_empty_thought_is_written_for_a_model_that_shall_not_think() -> None:

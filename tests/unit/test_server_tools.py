@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.generation.batch import Token
-from tunesmith.server.tools import CallReader, Written, call_schema, for_template, read_calls
+from tunesmith.data.tool_calls import read_turn
+from tunesmith.server.tools import CallReader, call_schema, for_template, read_calls
 
 CALL = '{"name": "weather", "arguments": {"city": "paris"}}'
 LLAMA = '{"name": "weather", "parameters": {"city": "paris"}}'
@@ -82,20 +82,19 @@ def test_the_schema_of_a_required_call() -> None:
     assert [option["properties"]["name"]["const"] for option in call_schema(tools)["anyOf"]] == ["a", "b"]
 
 
-@pytest.mark.parametrize("with_tools", [False, True])
-def test_an_empty_thought_before_an_answer_is_not_shown(with_tools: bool) -> None:
-    written = Written(CallReader() if with_tools else None)
-    pieces = ["<th", "ink>", "\n\n</think>", "\n\n", "It is", " sunny."]
-    tokens = [Token(None, piece, finish_reason="stop" if piece == pieces[-1] else None) for piece in pieces]
-    assert [written.take(token) for token in tokens] == ["", "", "", "", "It is", " sunny."]
-    assert written.text == "It is sunny." and written.finish_reason == "stop"
-
-
-def test_a_call_behind_an_empty_thought_is_a_call() -> None:
-    written = Written(CallReader())
-    shown = [
-        written.take(Token(None, f"<think></think>{CALL[:9]}")),
-        written.take(Token(None, CALL[9:], finish_reason="stop")),
-    ]
-    assert shown == ["", ""] and written.finish_reason == "tool_calls"
-    assert [call["function"]["name"] for call in written.calls] == ["weather"]
+@pytest.mark.parametrize(
+    ("written", "content", "names"),
+    [
+        (f"<tool_call>{CALL}</tool_call> The weather is", "The weather is", ["weather"]),  # a result that it made up
+        (f"<|python_tag|>{LLAMA}; {LLAMA}", "", ["weather", "weather"]),
+        (f"{CALL} and so on", "and so on", ["weather"]),
+        (f"Let me see. [TOOL_CALLS] [{CALL}]", "Let me see.", ["weather"]),
+        ('<tool_call>{"name": "now"}</tool_call>', "", ["now"]),
+        ('{"name": "now"}', '{"name": "now"}', []),  # without a mark this may be any answer in JSON
+        (f"<tool_call>{CALL}</tool_call><tool_call>?</tool_call>", None, []),
+    ],
+)
+def test_nothing_around_a_call_is_lost(written: str, content: str | None, names: list[str]) -> None:
+    turn = read_turn(written)
+    assert [call["function"]["name"] for call in turn.get("tool_calls", [])] == names
+    assert turn["content"] == (written if content is None else content)

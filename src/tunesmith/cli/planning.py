@@ -137,7 +137,6 @@ def _print_plan(made: Plan) -> None:
     print_table(*display.of_parts(made))
     print_pairs(display.of_plan(made))
     if devices := display.of_devices(made):
-        title = "Several devices (this version trains on one: a forecast, checked against no measurement)"
-        print_table(*devices, title=title)
+        print_table(*devices, title=display.DEVICES)
     for line in made.advice:
         print(f"advice: {line}")

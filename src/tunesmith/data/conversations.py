@@ -18,6 +18,7 @@ from typing import Any
 
 from tunesmith.data.problems import Fault, kind_of
 from tunesmith.data.rows import Row
+from tunesmith.data.thoughts import without_empty_thought
 
 Message = dict[str, Any]
 
@@ -136,9 +137,13 @@ def as_history(value: Any) -> list[list[str]]:
 
 
 def text_of(message: Message) -> str:
-    """What a message says, for readers, metrics and the search of duplicates: its content and its calls."""
+    """What a message says, for readers, metrics and the search of duplicates: its content and its calls.
+
+    An empty thought, which some data write out, says nothing.
+    """
     calls = [_call_text(call["function"]) for call in message.get("tool_calls") or []]
-    return "\n".join([str(message["content"])] * bool(message.get("content")) + calls)
+    content = without_empty_thought(str(message.get("content") or ""))
+    return "\n".join([content] * bool(content) + calls)
 
 
 def _call_text(function: Mapping[str, Any]) -> str:

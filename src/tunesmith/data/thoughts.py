@@ -1,16 +1,18 @@
-"""Thoughts: what some models write before an answer, as ``<think> ... </think>`` (Qwen 3, DeepSeek-R1, SmolLM3).
+"""Thoughts: what some models write before an answer, as ``<think> ... </think>``.
 
-The templates of such models put an empty thought before an answer that has none, so a model that is taught such answers
-writes it too. It is no part of the answer.
+The template of Qwen 3 puts an empty thought before an answer that has none, so a model that is taught such answers
+writes it too. It is no part of the answer. Some templates open the thought in the prompt; its end is then left out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 END = "</think>"
 _BEGIN = "<think>"
-_EMPTY = re.compile(rf"\s*{_BEGIN}\s*{END}\s*")
+_EMPTY = re.compile(rf"\s*(?:{_BEGIN})?\s*{END}\s*")
 
 
 def is_empty_thought(text: str) -> bool:
@@ -24,11 +26,9 @@ def without_empty_thought(text: str) -> str:
     return text[found.end() :] if found else text
 
 
-def without_thought(text: str) -> str:
-    """The answer behind a thought, nothing if the thought was cut off; other texts as they are."""
-    if END in text:
-        return text.rpartition(END)[2].strip()
-    return "" if text.lstrip().startswith(_BEGIN) else text
+def written_text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """An answer of a model as people read it, and as what rewards it does: no special tokens, no empty thought."""
+    return without_empty_thought(tokenizer.decode(tokens, skip_special_tokens=True).strip())
 
 
 class EmptyThoughtFilter:
@@ -42,7 +42,8 @@ class EmptyThoughtFilter:
         if self._held is None:
             return piece
         self._held += piece
-        if not last and (_BEGIN + END).startswith("".join(self._held.split())):
+        so_far = "".join(self._held.split())
+        if not last and any(text.startswith(so_far) for text in (_BEGIN + END, END)):
             return ""
         shown, self._held = without_empty_thought(self._held), None
         return shown

@@ -17,39 +17,67 @@ _BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 
 def read_calls(text: str) -> list[dict[str, Any]]:
     """The calls in an answer: ``{"name": ..., "arguments": ...}``; none if what looks like a call cannot be read."""
-    if MARKS[0] in text:
-        values = [parsed(block) for block in _BLOCK.findall(text)]
-    else:
-        mark = next((mark for mark in MARKS if mark in text), None)
-        values = [parsed(text.split(mark, 1)[1] if mark else text)]
-    found = [call for value in values for call in (value if isinstance(value, list) else [value])]
-    calls = [_call(value) for value in found]
-    return [call for call in calls if call] if all(calls) else []
+    return _split(text)[0]
 
 
 def read_turn(text: str) -> dict[str, Any]:
-    """An answer as a message of the one shape: the text before the calls, and the calls."""
-    calls = read_calls(text)
-    if not calls:
-        return {"role": "assistant", "content": text}
-    before = min((text.find(mark) for mark in MARKS if mark in text), default=0)
+    """An answer as a message of the one shape: the calls, and as its content all that stands around them."""
+    calls, around = _split(text)
     made = [{"type": "function", "function": _as_object(call)} for call in calls]
-    return {"role": "assistant", "content": text[:before].strip(), "tool_calls": made}
+    return {"role": "assistant", "content": around, **({"tool_calls": made} if made else {})}
+
+
+def _split(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The calls of an answer, and the text around them; no call and the text itself if one cannot be read."""
+    mark = next((mark for mark in MARKS if mark in text), None)
+    if mark == MARKS[0]:
+        blocks, around = _BLOCK.findall(text), [_BLOCK.sub("", text)]
+    else:
+        before, _, block = text.partition(mark) if mark else ("", "", text)
+        blocks, around = [block], [before]
+    calls: list[dict[str, Any] | None] = []
+    for block in blocks:
+        values, rest = _values(block)
+        calls += [_call(call, marked=mark is not None) for value in values or [None] for call in _several(value)]
+        around.append(rest)
+    read = [call for call in calls if call]
+    if not read or len(read) < len(calls):
+        return [], text
+    return read, "\n".join(part.strip() for part in around if part.strip())
+
+
+def _values(block: str) -> tuple[list[Any], str]:
+    """The JSON values with which a text begins (Llama parts several by a semicolon), and what follows."""
+    values, rest = [], block.strip()
+    while rest:
+        try:
+            value, end = json.JSONDecoder().raw_decode(rest)
+        except (ValueError, RecursionError):
+            break
+        values.append(value)
+        rest = rest[end:].strip()
+        if not rest.startswith(";"):
+            break
+        rest = rest[1:].strip()
+    return values, rest
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def parsed(text: str) -> Any:
     """The JSON value with which a text begins; ``None`` if it begins with none."""
-    try:
-        return json.JSONDecoder().raw_decode(text.strip())[0]
-    except (ValueError, RecursionError):
-        return None
+    values, _ = _values(text)
+    return values[0] if values else None
 
 
-def _call(value: Any) -> dict[str, Any] | None:
+def _call(value: Any, *, marked: bool) -> dict[str, Any] | None:
+    """A call in one form; without arguments it is one only where a mark says so."""
     if not isinstance(value, dict):
         return None
     value = value.get("function", value) if isinstance(value.get("function"), dict) else value
-    arguments = value.get("arguments", value.get("parameters"))
+    arguments = value.get("arguments", value.get("parameters", {} if marked else None))
     if not isinstance(value.get("name"), str) or not isinstance(arguments, dict | str):
         return None
     return {"name": value["name"], "arguments": arguments}

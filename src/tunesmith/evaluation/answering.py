@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from tunesmith.arrays import FloatArray
-from tunesmith.data import thoughts
 from tunesmith.data.fitting import fit
 from tunesmith.data.render import ConversationRenderer, encode_text
 from tunesmith.data.rows import Row
 from tunesmith.data.source_target import encode_target, source_text
-from tunesmith.data.thoughts import without_empty_thought, without_thought
+from tunesmith.data.thoughts import without_empty_thought, written_text
 from tunesmith.evaluation import label_set_metrics, pairs
 from tunesmith.evaluation.features import LinearHead, fit_label_heads, fit_linear_head, fit_score_head
 from tunesmith.evaluation.in_context import Shots, calibrated, shots_of
@@ -39,7 +38,19 @@ SIMILARITY_SCALE = 20.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What all systems share in one evaluation."""
+    """What all systems share in one evaluation.
+
+    Attributes:
+        task: Theirs.
+        labels: That there are; ``None`` for tasks without.
+        system_prompt: The recipe's.
+        generation: How answers are written.
+        seed: Of answers that are drawn.
+        on_event: Told the progress.
+        judges: What scores answers, where the model learned from that.
+        may_think: Whether a model that thinks before it answers may. If not, the empty thought which its template puts
+            before an answer without one stands in the prompt.
+    """
 
     task: Task
     labels: list[str] | None
@@ -48,6 +59,7 @@ class Setting:
     seed: int = 0
     on_event: Listener = nobody
     judges: Judges | None = None
+    may_think: bool = True
 
 
 def answer(
@@ -128,8 +140,7 @@ def _by_writing(
         seed=setting.seed,
         on_event=setting.on_event,
     )
-    decoded = [model.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
-    texts = [read_answer(task, row, text) for row, text in zip(rows, decoded, strict=True)]
+    texts = [written_text(model.tokenizer, tokens) for tokens in written]
     taken = Outputs(
         prompt_tokens=sum(len(prompt) for prompt in prompts),
         written_tokens=sum(len(tokens) for tokens in written),
@@ -140,6 +151,9 @@ def _by_writing(
         spans = [written_spans(text, task.input_text(row), labels) for text, row in zip(texts, rows, strict=True)]
         return replace(taken, spans=spans)
     worth = setting.judges.score(rows, texts, written) if setting.judges is not None else {}
+    if isinstance(task, ReadsAnswers):
+        marked = [_with_marks(model, tokens) for tokens in written]
+        texts = [task.read_answer(row, *both) for row, *both in zip(rows, texts, marked, strict=True)]
     answered = replace(taken, texts=texts, rewards=worth.get("rewards"), judged=worth.get("judged"))
     if not score_references or task.answer != "text":
         return answered
@@ -147,16 +161,11 @@ def _by_writing(
     return replace(answered, nats=questions.reference_nats(), reference_bytes=sizes)
 
 
-def read_answer(task: Task, row: Row, written: str) -> str:
-    """What was written, as the data would have it: a thought is left out unless the row's own answer has one."""
-    answer = without_empty_thought(written) if _may_think(task, row) else without_thought(written)
-    return task.read_answer(row, answer) if isinstance(task, ReadsAnswers) else answer
-
-
-def _may_think(task: Task, row: Row) -> bool:
-    """Whether the right answer is not known, or has a thought itself."""
-    known = task.target_text(row)
-    return not known or thoughts.END in known
+def _with_marks(model: Model, tokens: Sequence[int]) -> str:
+    """The same with the special tokens by which some families mark calls of tools."""
+    ends = {*model.eos_ids, model.pad_id}
+    kept = [token for token in tokens if token not in ends]
+    return without_empty_thought(model.tokenizer.decode(kept, skip_special_tokens=False).strip())
 
 
 def _own_shots(model: Model, rows: Sequence[Row], task: Task) -> Shots | None:
@@ -231,7 +240,7 @@ def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots |
         for row, turns in zip(rows, _fitted(renderer, rows, setting, shots, room), strict=True)
     ]
     chooses = setting.task.answer == "label"  # among answers as training writes them, empty thoughts included
-    may_think = [chooses or _may_think(setting.task, row) for row in rows]
+    thought = setting.may_think or chooses
 
     def reference_nats() -> FloatArray:
         rendered = [renderer(turns, tools=tools) for turns, tools in asked]
@@ -240,10 +249,7 @@ def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots |
         return inference.answer_nats(model, examples, weights, on_event=setting.on_event)
 
     return _Questions(
-        prompts=[
-            renderer.prompt(turns[:-1], tools=tools, thought=thought)
-            for (turns, tools), thought in zip(asked, may_think, strict=True)
-        ],
+        prompts=[renderer.prompt(turns[:-1], tools=tools, thought=thought) for turns, tools in asked],
         answer_tokens=functools.partial(_answer_tokens, renderer),
         reference_nats=reference_nats,
     )
@@ -261,7 +267,7 @@ def _fitted(
     conversations, cut, fewer = [], [], []
 
     def length_of(row: Row, shown: Sequence[Row]) -> int:
-        return len(renderer.prompt(with_shots(row, setting, shown)[:-1]))
+        return len(renderer.prompt(with_shots(row, setting, shown)[:-1], thought=setting.may_think))
 
     for row in rows:
         shown = list(shots(row)) if shots else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tunesmith.data import thoughts
 from tunesmith.data.rows import Row
 from tunesmith.data.shots import shots_per_label
 from tunesmith.evaluation import answering, extractive, pairs
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
 
 DEFAULT_SHOTS = 5
+LOOKED_AT = 1000
+"""Training rows in which thoughts are looked for."""
 
 Found = tuple[str, str, str, Outputs, int]
 """A baseline that was measured: its name, its title, what it is, its outputs and its parameters."""
@@ -82,12 +86,19 @@ def run_baselines(given: Conditions, base: Untuned, larger: Sequence[Untuned]) -
         base: The untuned base model.
         larger: Larger ones; their systems' names begin with theirs.
     """
+    given = replace(given, setting=replace(given.setting, may_think=_answers_have_thoughts(given)))
     setting, settings = given.setting, given.settings
     right = truth(setting.task, [setting.task.reference(row) for row in given.rows], setting.labels, settings)
     for name, title, what, outputs, parameters in _measured(base, larger, given):
         metrics = measure(outputs, right, settings)
         setting.on_event(evaluated(name, outputs, metrics))
         yield System(name, title, what, outputs, metrics, parameters=parameters, is_ceiling=name == "oracle")
+
+
+def _answers_have_thoughts(given: Conditions) -> bool:
+    """Whether untuned models may think: training answers do, or are not known, or what they are worth is learned."""
+    known = [given.setting.task.target_text(row) for row in itertools.islice(given.data.train, LOOKED_AT)]
+    return given.setting.judges is not None or not any(known) or any(thoughts.END in text for text in known)
 
 
 def _measured(base: Untuned, larger: Sequence[Untuned], given: Conditions) -> Iterator[Found]:

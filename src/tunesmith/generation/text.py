@@ -8,6 +8,8 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+from tunesmith.data.thoughts import EmptyThoughtFilter
+
 
 class TextStream:
     """The text of one answer, piece by piece.
@@ -20,18 +22,23 @@ class TextStream:
         tokenizer: The model's fast tokenizer.
         stop: Texts that end the answer; they are not part of it.
         keep_special: Whether special tokens are text too: some models mark their tool calls by them.
+        is_turn: Whether this is a turn of a conversation: an empty thought before it is then no part of the text.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, keep_special: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), *, keep_special: bool = False, is_turn: bool = False
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._decoder = DecodeStream(skip_special_tokens=not keep_special)
         self._stop = [text for text in stop if text]
+        self._thought = EmptyThoughtFilter() if is_turn else None
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that is settled by one more token; sets :attr:`stopped` at a stop string."""
-        self._held += self._decoder.step(self._backend, token) or ""
+        piece = self._decoder.step(self._backend, token) or ""
+        self._held += self._thought.push(piece) if self._thought else piece
         found = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
         if found:
             self.stopped = True
@@ -44,7 +51,7 @@ class TextStream:
     def finish(self) -> str:
         """What was held back; a character that was cut in the middle is left out."""
         settled, self._held = self._held, ""
-        return settled
+        return settled + (self._thought.push("", last=True) if self._thought else "")
 
     def _open_end(self) -> int:
         """Length of the longest end of the held text with which a stop string begins."""

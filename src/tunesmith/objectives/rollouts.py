@@ -17,7 +17,7 @@ from tunesmith.arrays import FloatArray
 from tunesmith.data.batches import TokenFile, collate, micro_batches, write_tokens
 from tunesmith.data.render import Rendered
 from tunesmith.data.rows import Row
-from tunesmith.data.thoughts import without_empty_thought
+from tunesmith.data.thoughts import written_text
 from tunesmith.generation.batch import Request, RunningBatch, Token, unsupported
 from tunesmith.generation.sampling import Sampling
 from tunesmith.models.inference import TOKENS_A_PASS, generate
@@ -76,7 +76,7 @@ def write(
         written, ended = _in_running_batch(model, prompts, room, temperature, seed)
     samples = []
     for number, (prompt, tokens, finished) in enumerate(zip(prompts, written, ended, strict=True)):
-        text = without_empty_thought(model.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+        text = written_text(model.tokenizer, tokens)
         whole = [*tokens, model.eos_ids[0]] if finished and model.eos_ids else tokens
         samples.append(Sample(data.rows[rows[number // group]], prompt, whole, finished, text))
     return samples

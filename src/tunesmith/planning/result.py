@@ -153,7 +153,9 @@ class Plan:
         """In a notebook: what the run will take, and what trains."""
         from tunesmith import display
 
-        return display.html(display.of_plan(self), *self.advice, display.of_parts(self), display.of_devices(self))
+        devices = display.of_devices(self)
+        title = display.DEVICES if devices else None
+        return display.html(display.of_plan(self), *self.advice, display.of_parts(self), title, devices)
 
 
 def _stage_dict(stage: StagePlan) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class Wish:
         stop: Texts that end an answer.
         constraint: What each answer may consist of; called once an answer.
         keep_special: Whether special tokens are part of the text.
+        is_turn: Whether the answer is a turn of a conversation.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -83,6 +84,7 @@ class Wish:
     stop: Sequence[str] = ()
     constraint: Callable[[], Constraint] | None = None
     keep_special: bool = False
+    is_turn: bool = False
 
 
 class Answers:
@@ -167,7 +169,7 @@ class Answers:
             sampling=sampling,
             on_token=hear,
             adapter=loaded.adapter,
-            text=TextStream(loaded.renderer.tokenizer, wish.stop, keep_special=wish.keep_special),
+            text=TextStream(loaded.renderer.tokenizer, wish.stop, keep_special=wish.keep_special, is_turn=wish.is_turn),
             constraint=wish.constraint() if wish.constraint else None,
         )
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data import tool_calls
-from tunesmith.data.thoughts import EmptyThoughtFilter
 from tunesmith.data.tool_calls import MARKS, parsed
 from tunesmith.server.bodies import NamedFunction
 from tunesmith.server.errors import ApiError
@@ -95,22 +94,19 @@ class Written:
 
     Attributes:
         reader: Tells calls of tools from text; ``None`` where no tool was offered.
-        thought: Leaves an empty thought out.
         text: For the user.
         calls: In OpenAI's form, once the answer has ended.
         finish_reason: ``stop``, ``length`` or ``tool_calls``, likewise.
     """
 
     reader: CallReader | None
-    thought: EmptyThoughtFilter = field(default_factory=EmptyThoughtFilter)
     text: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
 
     def take(self, token: Token) -> str:
         """The text that one more token settles."""
-        piece = self.thought.push(token.text, last=token.finish_reason is not None)
-        piece = self.reader.push(piece) if self.reader else piece
+        piece = self.reader.push(token.text) if self.reader else token.text
         if token.finish_reason is not None:
             self.finish_reason = token.finish_reason
             if self.reader:

@@ -108,6 +108,12 @@ class Shortens(Protocol):
 class ReadsAnswers(Protocol):
     """A task whose answers a model may write in another form than the data have them."""
 
-    def read_answer(self, row: Row, written: str) -> str:
-        """What the model has written, thoughts left out, in the form of :meth:`Task.target_text`."""
+    def read_answer(self, row: Row, written: str, marked: str) -> str:
+        """What the model has written, in the form of :meth:`Task.target_text`.
+
+        Args:
+            row: That was answered.
+            written: Without special tokens.
+            marked: With those that are no end.
+        """
         ...

@@ -72,10 +72,11 @@ class TextGeneration:
         """The (last) answer."""
         return self.target_text(row)
 
-    def read_answer(self, row: Row, written: str) -> str:
+    def read_answer(self, row: Row, written: str, marked: str) -> str:
         """Calls of tools as the data have them, whatever the chat template makes of them; other text as it is."""
         may_call = row.fields.get("tools") or conversations.of_row(row.fields)[-1].get("tool_calls")
-        return conversations.text_of(tool_calls.read_turn(written)) if may_call else written
+        turn = tool_calls.read_turn(marked) if may_call else {}
+        return conversations.text_of(turn) if turn.get("tool_calls") else written
 
     def labels(self, row: Row) -> Sequence[str]:
         """None."""

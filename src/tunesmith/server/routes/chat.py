@@ -62,6 +62,7 @@ async def _begin(loaded: Loaded, body: ChatBody) -> _ChatAnswer:
         stop=stops(body),
         constraint=constraint,
         keep_special=offered,
+        is_turn=True,
     )
     return _ChatAnswer(body, loaded, Answers(loaded, wish), offered)
 

@@ -58,6 +58,7 @@ async def _begin(loaded: Loaded, body: ResponseBody) -> _Response:
         samplings=[sampling],
         constraint=await _constraint(loaded, body, tools),
         keep_special=bool(offered),
+        is_turn=True,
     )
     return _Response(body, loaded.id, Answers(loaded, wish), with_tools=bool(offered))
 
