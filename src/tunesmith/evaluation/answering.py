@@ -162,7 +162,7 @@ def _by_writing(
 
 
 def _with_marks(model: Model, tokens: Sequence[int]) -> str:
-    """The same with the special tokens by which some families mark calls of tools."""
+    """An answer with the special tokens by which some families mark calls of tools, without those that end it."""
     ends = {*model.eos_ids, model.pad_id}
     kept = [token for token in tokens if token not in ends]
     return without_empty_thought(model.tokenizer.decode(kept, skip_special_tokens=False).strip())
