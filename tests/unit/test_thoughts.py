@@ -17,7 +17,8 @@ LONG = "<think>\nA city in France.\n</think>\n\n"
     [
         ("Paris.", "Paris."),
         (EMPTY + "Paris.", "Paris."),
-        ("\n</think>\n\nParis.", "Paris."),  # the prompt opened it
+        ("\n</think>\n\nParis.", "\nParis."),  # the prompt opened it
+        ("\n\n", "\n\n"),
         (LONG + "Paris.", LONG + "Paris."),
         ("<think>\nA city", "<think>\nA city"),
         ("Close it with </think>.", "Close it with </think>."),

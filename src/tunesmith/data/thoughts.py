@@ -12,7 +12,7 @@ from typing import Any
 
 END = "</think>"
 _BEGIN = "<think>"
-_EMPTY = re.compile(rf"\s*(?:{_BEGIN})?\s*{END}\s*")
+_EMPTY = re.compile(rf"(\s*)(?:{_BEGIN}\s*)?{END}\s*")
 
 
 def is_empty_thought(text: str) -> bool:
@@ -23,7 +23,7 @@ def is_empty_thought(text: str) -> bool:
 def without_empty_thought(text: str) -> str:
     """The text behind an empty thought; other texts as they are."""
     found = _EMPTY.match(text)
-    return text[found.end() :] if found else text
+    return found[1] + text[found.end() :] if found else text
 
 
 def written_text(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -41,9 +41,11 @@ class EmptyThoughtFilter:
         """What may be shown once this piece is there; ``last``: no other follows."""
         if self._held is None:
             return piece
-        self._held += piece
+        whole = self._held + piece
+        self._held = whole.lstrip()
+        before = whole[: len(whole) - len(self._held)]  # is shown whatever follows
         so_far = "".join(self._held.split())
         if not last and any(text.startswith(so_far) for text in (_BEGIN + END, END)):
-            return ""
-        shown, self._held = without_empty_thought(self._held), None
+            return before
+        shown, self._held = before + without_empty_thought(self._held), None
         return shown
