@@ -26,17 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import BENCHMARKS, RESULTS_FOLDER, ROOT, SHARED
+from contenders import CONTENDERS, GROUPS, Contender
+from summary import NOT_MEASURED, summarise, tables
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(ROOT / "src")]
-
-from contenders import CONTENDERS, GROUPS, Contender  # noqa: E402  # the path is set above
-from summary import NOT_MEASURED, summarise, tables  # noqa: E402
-
-from tunesmith import catalog, environment  # noqa: E402
-from tunesmith.disk import write_json, write_text  # noqa: E402
-from tunesmith.models.precision import cpu_flags  # noqa: E402
+from tunesmith import catalog, environment
+from tunesmith.disk import write_json, write_text
+from tunesmith.models.precision import cpu_flags
 
 PEERS = ROOT / ".benchmark-env"
 PEER_PACKAGES = [
@@ -50,9 +46,7 @@ PEER_PACKAGES = [
     "sentence-transformers",
 ]
 """The rest of their versions comes from `constraints.txt`: what both sides use is the same release."""
-SHARED = ROOT.parent / "shared" / "data"
-RESULTS = HERE / "results"
-LOSSES = RESULTS / "held-out-losses.json"
+LOSSES = RESULTS_FOLDER / "held-out-losses.json"
 DOCS = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- generated: benchmarks/cpu.py --docs -->", "<!-- end of generated part -->"
 MODELS = {"tokens": "smollm2-135m-instruct", "texts": "minilm-l6"}
@@ -107,7 +101,7 @@ def main() -> int:
             write_text(out, as_text(results))
     print("\n" + tables(results), file=sys.stderr)
     print(out)
-    if out.parent == RESULTS:
+    if out.parent == RESULTS_FOLDER:
         write_docs()
     return 1 if failed else 0
 
@@ -191,8 +185,8 @@ def make_workload(name: str, plan: Plan) -> dict[str, Any]:
     folder = PEERS / "data" / name
     model = catalog.model_folder(MODELS[name], on_event=lambda event: None)
     if name == "tokens":
-        count = plan.conversations
-        train, held_out, facts = workload.write_conversations(model, SHARED, folder, count, plan.held_out[0])
+        counts = plan.conversations, plan.held_out[0]
+        train, held_out, facts = workload.write_conversations(model, SHARED, folder, *counts)
     else:
         train, held_out, facts = workload.write_snippets(SHARED, folder, plan.snippets, plan.held_out[1])
     files = {"train": str(train.relative_to(ROOT)), "held_out": str(held_out.relative_to(ROOT))}
@@ -244,7 +238,7 @@ def execute(script: str, spec: dict[str, Any], *, peer: bool, extra: dict[str, s
     folder = Path(spec["out"])
     write_json(folder / "spec.json", spec)
     python = str(PEERS / "bin" / "python") if peer else sys.executable
-    places = [HERE] if peer else [HERE, ROOT / "src"]
+    places = [BENCHMARKS] if peer else [BENCHMARKS, ROOT / "src"]
     surroundings = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {
         "PYTHONPATH": os.pathsep.join(str(place) for place in places),
         "HF_HUB_OFFLINE": "1",
@@ -253,7 +247,7 @@ def execute(script: str, spec: dict[str, Any], *, peer: bool, extra: dict[str, s
     log = folder / "log.txt"
     with log.open("a", encoding="utf-8") as sink:
         done = subprocess.run(
-            [python, str(HERE / script), str(folder / "spec.json")],
+            [python, str(BENCHMARKS / script), str(folder / "spec.json")],
             env=surroundings | extra,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -320,8 +314,8 @@ def revision() -> str:
 
 def of_speeds(*, newest: bool) -> Path:
     """The file for the results of speed: that of today, or the newest one that there is."""
-    today = RESULTS / f"cpu-{datetime.date.today().isoformat()}.json"
-    return max(RESULTS.glob("cpu-*.json"), default=today) if newest else today
+    today = RESULTS_FOLDER / f"cpu-{datetime.date.today().isoformat()}.json"
+    return max(RESULTS_FOLDER.glob("cpu-*.json"), default=today) if newest else today
 
 
 def committed() -> list[dict[str, Any]]:

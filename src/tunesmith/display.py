@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from tunesmith.api import RunComparison
     from tunesmith.planning import Plan
 
-BASES = {"same": "{} earlier runs of this kind here", "other": "{} earlier runs of other kinds here"}
-
-
 DEVICES = "Several devices (this version trains on one: a forecast, checked against no measurement)"
 """Title of what :func:`of_devices` gives."""
 
@@ -138,6 +135,13 @@ def _cost(plan: Plan) -> str:
     return ("under 0.01 $" if high < 0.01 else f"{low:.2f} to {high:.2f} $") + f" ({plan.price_note})"
 
 
+_BASES = {
+    "same": "{} earlier runs of this kind here",
+    "other": "{} earlier runs of other kinds here",
+    "none": "the model of costs alone, which no run on this machine has corrected",
+}
+
+
 def _basis(plan: Plan) -> str | None:
     """What the ranges rest on."""
     trained = [stage for stage in plan.stages if stage.kind]
@@ -146,8 +150,8 @@ def _basis(plan: Plan) -> str | None:
     if not trained:
         return None
     runs = min(stage.correction.samples for stage in trained)
-    worst = max(trained, key=lambda stage: ("same", "other", "none").index(stage.correction.basis)).correction.basis
-    return BASES.get(worst, "the model of costs alone, which no run on this machine has corrected").format(runs)
+    worst = max((stage.correction.basis for stage in trained), key=list(_BASES).index)
+    return _BASES[worst].format(runs)
 
 
 # --- notebooks -------------------------------------------------------------------------------------------------------
