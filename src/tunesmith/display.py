@@ -167,8 +167,9 @@ def _html(part: str | Table | Sequence[tuple[str, object]], *, bold: bool) -> st
     if isinstance(part, str):
         return f"<p><b>{escape(part)}</b></p>" if bold else f"<p>{escape(part)}</p>"
     if isinstance(part, Table):
-        head = _line(part.columns, "th")
-        return f"<table><thead>{head}</thead><tbody>{_lines(part.rows)}</tbody></table>"
+        head = _line(part.columns, "th")  # an interval stays on one line: a notebook scrolls to the right
+        body = _lines(part.rows)
+        return f'<table style="white-space: nowrap"><thead>{head}</thead><tbody>{body}</tbody></table>'
     return f"<table><tbody>{_lines(part)}</tbody></table>"
 
 
