@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.tool_calls import read_turn
-from tunesmith.server.tools import CallReader, call_schema, for_template, read_calls
+from tunesmith.server.tools import CallReader, call_schema, for_template
 
 CALL = '{"name": "weather", "arguments": {"city": "paris"}}'
 LLAMA = '{"name": "weather", "parameters": {"city": "paris"}}'
@@ -18,6 +18,8 @@ WRITTEN = {
     "smollm": f"<tool_call>[{CALL}, {CALL}]</tool_call>",
     "unclosed": f"<tool_call>\n{CALL}",
     "mistral": f"[TOOL_CALLS] [{CALL}]",
+    "mistral of 2025": '[TOOL_CALLS]weather[ARGS]{"city": "paris"}',
+    "mistral with numbers": '[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "paris"}' * 2,
     "llama": f"<|python_tag|>{LLAMA}",
     "bare": LLAMA,
     "nested": f'{{"type": "function", "function": {LLAMA}}}',
@@ -36,7 +38,7 @@ def read(text: str, size: int) -> tuple[str, list[dict[str, Any]]]:
 def test_calls_are_read_and_not_shown(form: str, size: int) -> None:
     text, calls = read(WRITTEN[form], size)
     assert text.strip() == ("Let me see." if form == "hermes" else "")
-    assert len(calls) == (2 if form in ("two", "smollm") else 1)
+    assert len(calls) == (2 if form in ("two", "smollm", "mistral with numbers") else 1)
     for call in calls:
         assert call["function"]["name"] == "weather" and call["id"].startswith("call_")
         assert json.loads(call["function"]["arguments"]) == {"city": "paris"}
@@ -50,6 +52,7 @@ def test_calls_are_read_and_not_shown(form: str, size: int) -> None:
         '{"city": "paris"}',
         "[1, 2]",
         "<tool_call>not json</tool_call>",
+        "[TOOL_CALLS]weather[ARGS]paris",
         "",
         " [TOOL",
     ],
@@ -57,6 +60,12 @@ def test_calls_are_read_and_not_shown(form: str, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 1000])
 def test_what_is_no_call_is_shown_as_it_is(text: str, size: int) -> None:
     assert read(text, size) == (text, [])
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_text_behind_a_call_is_shown_too(size: int) -> None:
+    text, calls = read(f"Let me see. <tool_call>{CALL}</tool_call> It will rain.", size)
+    assert text == "Let me see. \nIt will rain." and len(calls) == 1
 
 
 def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
@@ -70,7 +79,7 @@ def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
 
 
 def test_calls_go_back_into_the_template_as_objects() -> None:
-    call = read_calls(CALL)[0]
+    _, [call] = read(CALL, 1000)
     message = for_template({"role": "assistant", "content": "", "tool_calls": [call]})
     assert message["tool_calls"][0]["function"]["arguments"] == {"city": "paris"}
     assert isinstance(call["function"]["arguments"], str)  # the client's message is left alone

@@ -1,7 +1,8 @@
 """Calls of tools as models write them, each family in the form of its chat template, read back from the text.
 
-Known are: ``<tool_call>{...}</tool_call>`` (Hermes, Qwen, SmolLM), ``[TOOL_CALLS][...]`` (Mistral),
-``<|python_tag|>{...}`` and a bare ``{"name": ..., "parameters": {...}}`` (Llama).
+Known are: ``<tool_call>{...}</tool_call>`` (Hermes, Qwen, SmolLM), ``[TOOL_CALLS][...]`` and the newer
+``[TOOL_CALLS]name[ARGS]{...}`` (Mistral), ``<|python_tag|>{...}`` and a bare ``{"name": ..., "parameters": {...}}``
+(Llama).
 """
 
 from __future__ import annotations
@@ -12,32 +13,34 @@ from typing import Any
 
 MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 """What stands before a call; the whole text may be one too."""
+_NAMED = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\][^\s\[\]]*\s*)?\[ARGS\]")
 _BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
-
-
-def read_calls(text: str) -> list[dict[str, Any]]:
-    """The calls in an answer: ``{"name": ..., "arguments": ...}``; none if what looks like a call cannot be read."""
-    return _split(text)[0]
 
 
 def read_turn(text: str) -> dict[str, Any]:
     """An answer as a message of the one shape: the calls, and as its content all that stands around them."""
-    calls, around = _split(text)
+    calls, around = split(text)
     made = [{"type": "function", "function": _as_object(call)} for call in calls]
     return {"role": "assistant", "content": around, **({"tool_calls": made} if made else {})}
 
 
-def _split(text: str) -> tuple[list[dict[str, Any]], str]:
-    """The calls of an answer, and the text around them; no call and the text itself if one cannot be read."""
+def split(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The calls of an answer, ``{"name": ..., "arguments": ...}``, and the text around them.
+
+    No call and the text itself, if what looks like one cannot be read.
+    """
     mark = next((mark for mark in MARKS if mark in text), None)
     if mark == MARKS[0]:
         blocks, around = _BLOCK.findall(text), [_BLOCK.sub("", text)]
     else:
-        before, _, block = text.partition(mark) if mark else ("", "", text)
-        blocks, around = [block], [before]
+        before, *blocks = text.split(mark) if mark else ("", text)
+        around = [before]
     calls: list[dict[str, Any] | None] = []
     for block in blocks:
-        values, rest = _values(block)
+        named = _NAMED.match(block)
+        values, rest = _values(block[named.end() :] if named else block)
+        if named:
+            values = [{"name": named[1], "arguments": value} for value in values]
         calls += [_call(call, marked=mark is not None) for value in values or [None] for call in _several(value)]
         around.append(rest)
     read = [call for call in calls if call]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +45,10 @@ class Experience:
     data: TokenFile
     batches: Sequence[np.ndarray]
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+Measure = Callable[[TokenFile], dict[str, float]]
+"""Gives the metrics of a set, ``loss`` among them."""
 
 
 class Objective(Protocol):
@@ -100,9 +104,15 @@ class Objective(Protocol):
         """Whether the model has learned enough from the present experience, given the metrics of its last change."""
         return False
 
-    def validate(self, model: Model, data: TokenFile) -> dict[str, float] | None:
-        """Metrics on the validation data, for objectives of which :meth:`loss` does not tell; needs a ``loss``."""
-        return None
+    def validate(self, model: Model, data: TokenFile, measure: Measure) -> dict[str, float]:
+        """Metrics on the validation data, ``loss`` among them.
+
+        Args:
+            model: As it is now.
+            data: The validation data.
+            measure: Gives the mean of :meth:`loss` over a set, and its :meth:`metrics`.
+        """
+        return measure(data)
 
     def state(self) -> dict[str, float]:
         """What a resumed run must know besides the weights."""

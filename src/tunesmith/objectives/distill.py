@@ -22,7 +22,7 @@ from tunesmith.data.tagging import IGNORED
 from tunesmith.events import Listener, Phase
 from tunesmith.models.cutting import fingerprint
 from tunesmith.models.model import Model
-from tunesmith.objectives.base import Experience, LossSum, Objective
+from tunesmith.objectives.base import Experience, LossSum, Measure, Objective
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.cross_entropy import token_cross_entropy
 from tunesmith.objectives.divergence import Target, Whole, divergence, summed
@@ -255,13 +255,11 @@ class OnPolicy(Distill):
         examples, metrics = self._write(model, data, rows, f"{step}")
         return Experience(examples, [np.arange(len(examples))], metrics)
 
-    def validate(self, model: Model, data: TokenFile) -> dict[str, float]:
+    def validate(self, model: Model, data: TokenFile, measure: Measure) -> dict[str, float]:
         """The divergence on answers to validation prompts, always the same ones with the same seeds."""
-        from tunesmith.training.loop import evaluate_loss
-
         rows = np.arange(min(len(data), self.settings.rollouts.validation_prompts))
         examples, metrics = self._write(model, data, rows, "validation")
-        return evaluate_loss(model, self, examples, self.settings.micro_tokens or 4096) | metrics
+        return measure(examples) | metrics
 
     def metrics(self, sums: dict[str, float], weight: float) -> dict[str, float]:
         """The divergence alone: the student's own words are no right answers."""

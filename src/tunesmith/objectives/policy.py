@@ -14,7 +14,7 @@ from tunesmith.data.batches import TokenFile
 from tunesmith.errors import RecipeError
 from tunesmith.events import Listener, Notice, nobody
 from tunesmith.models.model import Model
-from tunesmith.objectives.base import Objective
+from tunesmith.objectives.base import Measure, Objective
 from tunesmith.objectives.rollouts import Reference, Sample, engine_of, log_likelihoods, to_examples, write
 from tunesmith.recipe import Training
 
@@ -102,7 +102,7 @@ class Policy(Objective):
         with self.reference.of(model) as first:
             return log_likelihoods(first, data, self.settings.rollouts.temperature)
 
-    def validate(self, model: Model, data: TokenFile) -> dict[str, float]:
+    def validate(self, model: Model, data: TokenFile, measure: Measure) -> dict[str, float]:
         """Mean reward of answers to validation prompts, always the same ones with the same seeds."""
         rows = np.arange(min(len(data), self.settings.rollouts.validation_prompts))
         samples = self.write(model, data, rows, 1, "validation")

@@ -12,7 +12,7 @@ from tunesmith.data.render import Render
 from tunesmith.data.rows import Row
 from tunesmith.events import Listener
 from tunesmith.models.model import Model
-from tunesmith.objectives.base import Experience, LossSum, Objective
+from tunesmith.objectives.base import Experience, LossSum, Measure, Objective
 
 
 class Wrapped(Objective):
@@ -54,9 +54,9 @@ class Wrapped(Objective):
         """As the inner one."""
         return self.inner.enough(metrics)
 
-    def validate(self, model: Model, data: TokenFile) -> dict[str, float] | None:
+    def validate(self, model: Model, data: TokenFile, measure: Measure) -> dict[str, float]:
         """As the inner one."""
-        return self.inner.validate(model, data)
+        return self.inner.validate(model, data, measure)
 
     def state(self) -> dict[str, float]:
         """As the inner one."""

@@ -73,12 +73,13 @@ class CallReader:
         return out
 
     def finish(self) -> tuple[str, list[dict[str, Any]]]:
-        """The rest of the text, and the calls in OpenAI's form."""
-        calls = read_calls(self._text)
-        if calls:
-            return "", calls
-        out, self._sent = self._text[self._sent :], len(self._text)
-        return out, []
+        """The rest of the text, with what stands behind calls, and the calls in OpenAI's form."""
+        shown, kept = self._text[: self._sent], self._text[self._sent :]
+        self._sent = len(self._text)
+        calls, around = tool_calls.split(kept)
+        if not calls:
+            return kept, []
+        return ("\n" if around and shown.strip() else "") + around, [_numbered(call) for call in calls]
 
     def _open_end(self) -> int:
         longest = max(len(mark) for mark in MARKS) - 1
@@ -116,11 +117,6 @@ class Written:
                 self.finish_reason = "tool_calls"
         self.text += piece
         return piece
-
-
-def read_calls(text: str) -> list[dict[str, Any]]:
-    """The calls in an answer, in OpenAI's form; none if what looks like a call cannot be read."""
-    return [_numbered(call) for call in tool_calls.read_calls(text)]
 
 
 def _numbered(call: dict[str, Any]) -> dict[str, Any]:

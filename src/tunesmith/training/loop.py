@@ -330,7 +330,7 @@ class Trainer:
             return False
         try:
             self._measuring = True
-            metrics = self._validated(self.validation)
+            metrics = self.objective.validate(self.model, self.validation, self._measure)
         except _GivenUpError:
             self._save_and_stop()
         finally:
@@ -344,8 +344,8 @@ class Trainer:
         self._save()
         return True
 
-    def _validated(self, data: TokenFile) -> dict[str, float]:
-        return self.objective.validate(self.model, data) or self._scarce.fitted(
+    def _measure(self, data: TokenFile) -> dict[str, float]:
+        return self._scarce.fitted(
             data,
             np.arange(len(data)),
             lambda: evaluate_loss(self.model, self.objective, data, self.position.micro_tokens),
