@@ -23,7 +23,7 @@ from tunesmith.data.prepare import prepare
 from tunesmith.data.rows import Row
 from tunesmith.disk import write_json
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 RESULTS = RESULTS_FOLDER / "acceptance.json"

@@ -37,10 +37,10 @@ def perplexity(args: argparse.Namespace) -> dict[str, Any]:
     from tunesmith.compression.sensitivity import calibrate, ways_of
     from tunesmith.compression.settings import KINDS
     from tunesmith.data.rows import Origin, Row
-    from tunesmith.evaluation.answering import Setting
     from tunesmith.models import inference
     from tunesmith.models.load import load_model
     from tunesmith.models.model import Model
+    from tunesmith.prediction.setting import Setting
     from tunesmith.recipe import Generation
     from tunesmith.tasks import TASKS
 

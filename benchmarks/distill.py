@@ -26,9 +26,10 @@ from language import write_data
 from tunesmith import environment
 from tunesmith.data.prepare import prepare
 from tunesmith.disk import write_json
-from tunesmith.evaluation.answering import Setting, answer
 from tunesmith.learning_curve import over_seeds
 from tunesmith.models.saving import load_artefact
+from tunesmith.prediction.answering import answer
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Evaluate, Generation
 from tunesmith.runs import Run, open_run, read_answers
 from tunesmith.tasks import TASKS

@@ -14,10 +14,11 @@ from tunesmith import objectives
 from tunesmith.data.batches import write_tokens
 from tunesmith.data.render_labels import classification_renderer
 from tunesmith.data.rows import Origin, Row
-from tunesmith.evaluation.answering import Setting, answer
 from tunesmith.models.build import build_for_training
 from tunesmith.models.model import Model
 from tunesmith.models.precision import choose_dtype, default_device
+from tunesmith.prediction.answering import answer
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Data, Full, Generation, Training
 from tunesmith.tasks import TASKS
 from tunesmith.training.compiling import compile_if_worthwhile

@@ -9,11 +9,11 @@ import numpy as np
 from measuring import peak_rss_bytes, read_lines, read_spec, write_result
 
 from tunesmith.data.render import encode_text
-from tunesmith.evaluation.features import fit_linear_head
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.inference import embeddings
 from tunesmith.models.load import load_model
 from tunesmith.models.precision import choose_dtype, default_device
+from tunesmith.prediction.features import fit_linear_head
 
 
 def main() -> None:

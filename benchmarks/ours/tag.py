@@ -16,9 +16,9 @@ from tunesmith.data.rows import Origin, Row
 from tunesmith.data.spans import from_tags
 from tunesmith.data.tagging import tag_renderer
 from tunesmith.disk import write_text
-from tunesmith.evaluation.span_answers import by_head
 from tunesmith.models.build import build_for_training
 from tunesmith.models.precision import choose_dtype, default_device
+from tunesmith.prediction.span_answers import by_head
 from tunesmith.recipe import Data, Full, Training
 from tunesmith.training.compiling import compile_if_worthwhile
 from tunesmith.training.defaults import with_defaults

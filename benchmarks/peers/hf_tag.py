@@ -35,8 +35,13 @@ class StepTimes(TrainerCallback):
 
 set_seed(spec["seed"])
 tokenizer = AutoTokenizer.from_pretrained(spec["model"])
+dropout = spec["options"].pop("dropout", None)
 model = AutoModelForTokenClassification.from_pretrained(
-    spec["model"], num_labels=len(tags), id2label=dict(enumerate(tags)), label2id=numbers
+    spec["model"],
+    num_labels=len(tags),
+    id2label=dict(enumerate(tags)),
+    label2id=numbers,
+    **({} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}),
 )
 
 

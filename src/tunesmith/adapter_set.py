@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.errors import NotFoundError, UsageError
-from tunesmith.evaluation.predicting import Prediction, predict
 from tunesmith.models.combining import DENSITY, add_weighted
 from tunesmith.models.load import quiet
 from tunesmith.models.precision import default_device
 from tunesmith.models.saving import load_artefact, read_notes
+from tunesmith.prediction.predicting import Prediction, predict
 from tunesmith.recipe import Generation
 
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties"]

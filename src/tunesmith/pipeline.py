@@ -170,7 +170,7 @@ def _walk(
         from tunesmith.models.cutting import base_folder
 
         if recipe.learns_from_rewards:
-            from tunesmith.evaluation.rewarded import check_judges
+            from tunesmith.prediction.rewarded import check_judges
 
             check_judges(recipe)
         prepared = _prepare_stages(recipe, folder, tell) if data is None else data

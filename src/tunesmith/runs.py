@@ -25,9 +25,9 @@ from tunesmith.recipe import Recipe
 
 if TYPE_CHECKING:
     from tunesmith.evaluation.intervals import Interval
-    from tunesmith.evaluation.predicting import Prediction
     from tunesmith.models.model import Model
     from tunesmith.models.saving import ArtefactNotes
+    from tunesmith.prediction.predicting import Prediction
 
 DEFAULT_ROOT = Path("runs")
 EVALUATIONS = "evaluations"  # folder in a run's folder: what `tunesmith eval --data` measured, each in a folder below
@@ -275,7 +275,7 @@ class Run:
         """
         if isinstance(rows, str):  # else each of its letters would be a row
             raise UsageError("`predict` takes a list of rows, and this is one text", fix="run.predict([text])")
-        from tunesmith.evaluation.predicting import predict
+        from tunesmith.prediction.predicting import predict
 
         if self._loaded is None:
             from tunesmith.models.precision import default_device

@@ -19,8 +19,8 @@ from tunesmith.compression import sensitivity
 from tunesmith.compression.settings import Quantize
 from tunesmith.compression.words import speed_in_words
 from tunesmith.errors import DataError, ResourceError, UsageError
-from tunesmith.evaluation.outputs import Outputs
 from tunesmith.events import nobody
+from tunesmith.prediction.outputs import Outputs
 from tunesmith.recipe_file import parse
 
 FIXED = {

@@ -17,9 +17,9 @@ from tunesmith import objectives
 from tunesmith.data.batches import Batch, TokenFile, collate, write_tokens
 from tunesmith.data.renderers import row_renderer
 from tunesmith.evaluation.metrics import measure, statistics
-from tunesmith.evaluation.outputs import Outputs, Truth
-from tunesmith.evaluation.thresholds import accuracy, best_threshold, f1, label_thresholds, macro_f1
 from tunesmith.models.model import Model
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.thresholds import accuracy, best_threshold, f1, label_thresholds, macro_f1
 from tunesmith.recipe import Evaluate, Training
 from tunesmith.tasks import TASKS
 
@@ -226,10 +226,10 @@ def test_scores_that_do_not_vary_order_nothing() -> None:
 
 
 def test_a_written_score_is_the_first_number_and_silence_gains_nothing() -> None:
-    from tunesmith.evaluation.score_metrics import written
+    from tunesmith.prediction.reading import written_scores
 
-    assert written(["Score: 3.5 of 5", "\u22122", "no idea"]).tolist() == [3.5, -2.0, 0.75]
-    assert written(["none", ""]).tolist() == [0.0, 0.0]
+    assert written_scores(["Score: 3.5 of 5", "\u22122", "no idea"]).tolist() == [3.5, -2.0, 0.75]
+    assert written_scores(["none", ""]).tolist() == [0.0, 0.0]
 
 
 # --- thresholds ----------------------------------------------------------------------------------------------------

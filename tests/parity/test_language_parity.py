@@ -14,9 +14,9 @@ import tiny
 from conftest import sentences
 from tunesmith import objectives
 from tunesmith.data.batches import collate
-from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.models.model import Model
 from tunesmith.objectives.language import KEPT, CausalLM, MaskedLM
+from tunesmith.prediction.likelihood import score_documents
 from tunesmith.recipe import Training
 from tunesmith.tasks import TASKS
 

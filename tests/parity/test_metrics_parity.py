@@ -14,9 +14,10 @@ from sklearn import metrics as sk
 from tunesmith.evaluation.calibration import expected_calibration_error
 from tunesmith.evaluation.comparison import holm, mcnemar
 from tunesmith.evaluation.intervals import exact_limits
-from tunesmith.evaluation.label_metrics import confusion_matrix, per_class, predictions, reference_numbers
+from tunesmith.evaluation.label_metrics import confusion_matrix, per_class, reference_numbers
 from tunesmith.evaluation.metrics import statistics
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import label_numbers
 from tunesmith.recipe import Evaluate
 
 SETTINGS = Evaluate(resamples=100)
@@ -55,7 +56,7 @@ def test_classification_metrics_equal_scikit_learn(classes: int) -> None:
 @pytest.mark.parametrize("classes", [2, 7])
 def test_class_table_and_confusion_equal_scikit_learn(classes: int) -> None:
     outputs, references, labels = classification(classes)
-    truth, chosen = reference_numbers(references, labels), predictions(outputs, labels)
+    truth, chosen = reference_numbers(references, labels), label_numbers(outputs, labels)
     assert (
         confusion_matrix(truth, chosen, classes)[:, :-1] == sk.confusion_matrix(truth, chosen, labels=range(classes))
     ).all()

@@ -16,8 +16,8 @@ from tunesmith.data.spans import Span
 from tunesmith.data.tag_schemes import spans_of_tags
 from tunesmith.evaluation import span_metrics
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.objectives.tag import Tag, span_counts
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate, Training
 
 LABELS = ["a", "b"]
@@ -130,8 +130,8 @@ def test_the_loss_is_that_of_transformers(tiny_bert: Path, tmp_path: Path, smoot
 def test_what_is_saved_is_a_stock_model(tiny_bert: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification, pipeline
 
-    from tunesmith.evaluation.span_answers import by_head
     from tunesmith.models.saving import load_artefact, save_artefact
+    from tunesmith.prediction.span_answers import by_head
 
     model = tiny.build(tiny_bert, "tag", dtype=torch.float32)
     tiny.trainer(model, tiny.tagged_rows(32), tmp_path / "run", max_steps=40, learning_rate=5e-3, batch_size=16).run()

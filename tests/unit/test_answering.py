@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tiny
-from tunesmith.evaluation.answering import _fitting
 from tunesmith.events import Notice
+from tunesmith.prediction.answering import _fitting
 
 
 def test_prompts_too_long_for_the_model_lose_their_beginning_and_are_named() -> None:

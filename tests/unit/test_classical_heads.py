@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.evaluation import classical
-from tunesmith.evaluation.classical import apply, fit_classical
 from tunesmith.models import classical as heads
+from tunesmith.prediction import classical
+from tunesmith.prediction.classical import apply, fit_classical
 
 
 def blobs(rows: int, num_labels: int, width: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

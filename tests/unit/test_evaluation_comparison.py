@@ -6,7 +6,7 @@ import pytest
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import System, compare, verdict
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 SETTINGS = Evaluate(resamples=500)

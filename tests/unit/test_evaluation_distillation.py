@@ -8,7 +8,7 @@ import pytest
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.distillation import ALONE, TEACHER, Lesson, Size, results, section
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 ROWS = 400

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from tunesmith.data.spans import Span
 from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.calibration import reliability
-from tunesmith.evaluation.label_metrics import confidences, per_class, predictions
+from tunesmith.evaluation.label_metrics import confidences, per_class
 from tunesmith.evaluation.metrics import METRICS, measure
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.text_scores import common_subsequence, rouge_tokenizer
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import label_numbers
 from tunesmith.recipe import Evaluate
 
 SETTINGS = Evaluate(resamples=200)
@@ -78,7 +79,7 @@ def test_a_class_without_rows_has_unknown_recall_and_does_not_count_in_macro_f1(
 
 
 def test_the_first_of_equal_probabilities_is_the_answer() -> None:
-    assert predictions(Outputs(probabilities=np.array([[0.5, 0.5]])), LABELS).tolist() == [0]
+    assert label_numbers(Outputs(probabilities=np.array([[0.5, 0.5]])), LABELS).tolist() == [0]
 
 
 def test_plain_answers_have_no_calibration() -> None:
@@ -88,7 +89,7 @@ def test_plain_answers_have_no_calibration() -> None:
 
 
 def test_labels_that_differ_in_case_only_are_told_apart() -> None:
-    assert predictions(Outputs(texts=["us", "US", " us. "]), ["US", "us"]).tolist() == [1, 0, 0]
+    assert label_numbers(Outputs(texts=["us", "US", " us. "]), ["US", "us"]).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(

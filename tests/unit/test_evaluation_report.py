@@ -16,7 +16,6 @@ from tunesmith.evaluation.comparison import System, compare, verdict
 from tunesmith.evaluation.findings import NO_LABEL_TITLE, confusion_order, find, top_confusions
 from tunesmith.evaluation.label_metrics import confusion_matrix
 from tunesmith.evaluation.metrics import measure
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.report import (
     Cost,
     DataFile,
@@ -30,6 +29,7 @@ from tunesmith.evaluation.report import (
     write_report,
 )
 from tunesmith.events import Step, Validated
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 SETTINGS = Evaluate(resamples=100)

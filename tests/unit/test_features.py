@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tunesmith.evaluation.features import fit_linear_head
+from tunesmith.prediction.features import fit_linear_head
 
 
 def test_a_dimension_that_hardly_varies_gets_no_weight() -> None:

@@ -17,8 +17,8 @@ from tunesmith.data.groups import draw_groups
 from tunesmith.data.prepare import prepare
 from tunesmith.data.shots import Shown
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation import in_context
 from tunesmith.objectives.contrastive import texts_of
+from tunesmith.prediction import in_context
 from tunesmith.recipe import InContext, Recipe, Training
 from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS

@@ -17,9 +17,9 @@ from tunesmith.compression.modules import Inputs, NarrowLinear, layers_of, narro
 from tunesmith.compression.sensitivity import Format, calibrate, narrowed
 from tunesmith.compression.smoothing import smoothed
 from tunesmith.errors import ResourceError, UsageError
-from tunesmith.evaluation.answering import Setting
 from tunesmith.models.model import Model
 from tunesmith.models.saving import load_artefact, save_artefact
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Generation
 from tunesmith.tasks import TASKS
 

@@ -192,7 +192,7 @@ def test_ends_of_answers_come_from_tokenizer_and_generation_config() -> None:
 
 def test_labels_are_scored_as_they_were_taught() -> None:
     """Qwen 3 writes an empty thought before each answer: a label without it was never seen in training."""
-    from tunesmith.evaluation.answering import _answer_tokens
+    from tunesmith.prediction.answering import _answer_tokens
 
     template = CHATML.replace(
         "message['content'] +", "('<t>' if message['role'] == 'assistant' else '') + message['content'] +"

@@ -12,9 +12,9 @@ import pytest
 from conftest import labelled_rows
 from tunesmith import disk, pipeline, tune
 from tunesmith.data.rows import Origin, Row
-from tunesmith.evaluation.answering import encode_rows
 from tunesmith.models import inference
 from tunesmith.models.saving import load_artefact
+from tunesmith.prediction.answering import encode_rows
 from tunesmith.recipe import Recipe
 from tunesmith.recipe_file import parse
 from tunesmith.runs import Run, read_events

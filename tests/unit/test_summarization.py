@@ -13,9 +13,11 @@ from tunesmith.data.fitting import fit
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import ConversationRenderer, conversation_renderer
 from tunesmith.errors import DataError
-from tunesmith.evaluation import answering, extractive
+from tunesmith.evaluation import extractive
 from tunesmith.events import Notice
 from tunesmith.models.load import load_tokenizer
+from tunesmith.prediction import answering
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Data, Generation, Recipe
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.summarization import Summarization
@@ -115,7 +117,7 @@ def test_fitting_leaves_other_tasks_alone() -> None:
 def test_prompts_lose_examples_first_and_then_the_documents_end(tiny_decoder: Path) -> None:
     model = tiny.build(tiny_decoder, "generate")
     events = tiny.Events()
-    setting = answering.Setting(TASK, None, None, Generation(max_new_tokens=32), on_event=events)
+    setting = Setting(TASK, None, None, Generation(max_new_tokens=32), on_event=events)
     rows = tiny.rows_of([
         {"document": " ".join(sentences(4)), "summary": ["good"]},
         {"document": " ".join(sentences(90)), "summary": ["good"]},

@@ -25,8 +25,8 @@ from tunesmith.data.tagging import (
 )
 from tunesmith.data.words import token_offsets, word_offsets
 from tunesmith.errors import DataError
-from tunesmith.evaluation.span_answers import by_dictionary, by_head
 from tunesmith.models.load import load_tokenizer
+from tunesmith.prediction.span_answers import by_dictionary, by_head
 
 TEXTS = st.text("paris rome 中国!.,'_-é\u200d\n😂", min_size=1, max_size=40)
 

@@ -22,7 +22,7 @@ from tunesmith.errors import DataError
 from tunesmith.recipe import PICTURES
 
 if TYPE_CHECKING:
-    from tunesmith.evaluation.predicting import Prediction
+    from tunesmith.prediction.predicting import Prediction
 
 TABLES = {"csv", "tsv", "json", "parquet"}  # their lines are no rows, so the readers of training data read them
 EXIT_WORDS = {"/exit", "/quit"}
@@ -46,7 +46,7 @@ def predict(
     terminal, texts with spans are shown with the spans in colours unless `--json` is given. A picture that cannot be
     read gets an `error` in place of an answer, and the exit code is then 3.
     """
-    from tunesmith.evaluation.predicting import unreadable
+    from tunesmith.prediction.predicting import unreadable
     from tunesmith.runs import open_run
 
     opened = open_run(run)

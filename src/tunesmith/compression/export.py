@@ -13,14 +13,14 @@ from tunesmith.compression.quantize import is_quantized, load_original
 from tunesmith.compression.verify import Verified
 from tunesmith.data.prepare import prepare
 from tunesmith.errors import ResourceError, UsageError
-from tunesmith.evaluation import answering
-from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.evaluate import licence_of
 from tunesmith.evaluation.held_out import held_out, some_rows
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.events import Listener, Notice, Phase, nobody
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, notes_of, read_notes, save_artefact
+from tunesmith.prediction import answering
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 from tunesmith.tasks import TASKS

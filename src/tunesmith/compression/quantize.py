@@ -20,8 +20,6 @@ from tunesmith.compression.words import changes_in_words, sections
 from tunesmith.data.prepare import PreparedData, prepare
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, UsageError
-from tunesmith.evaluation import answering
-from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.evaluate import Remade, evaluate_run
 from tunesmith.evaluation.held_out import held_out, rows_to_measure, some_rows
@@ -33,6 +31,8 @@ from tunesmith.models.model import Model
 from tunesmith.models.precision import default_device
 from tunesmith.models.quantized import weight_bytes
 from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, read_notes, save_artefact
+from tunesmith.prediction import answering
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import PICTURES, Data, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS

@@ -21,12 +21,12 @@ from tunesmith.compression.modules import (
 )
 from tunesmith.compression.settings import QuantizationKind
 from tunesmith.data.rows import Row
-from tunesmith.evaluation import answering
-from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.metrics import METRICS, available, primary, statistics
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Progress
 from tunesmith.models.model import Model
+from tunesmith.prediction import answering
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.setting import Setting
 
 RELATIVE = ("bits_per_byte", "perplexity", "masked_loss", "rmse", "mae")
 """Metrics without a fixed range: a budget for them is a share of their value."""

@@ -13,20 +13,21 @@ import torch
 from tunesmith.data import thoughts
 from tunesmith.data.rows import Row
 from tunesmith.data.shots import shots_per_label
-from tunesmith.evaluation import answering, extractive, pairs
-from tunesmith.evaluation.answering import Setting
+from tunesmith.evaluation import extractive, pairs
 from tunesmith.evaluation.comparison import System
-from tunesmith.evaluation.in_context import nearest_shots, random_shots
-from tunesmith.evaluation.likelihood import score_documents, unigram
 from tunesmith.evaluation.metrics import evaluated, measure, truth
-from tunesmith.evaluation.outputs import Outputs
-from tunesmith.evaluation.span_answers import by_dictionary
-from tunesmith.evaluation.thresholds import tuned_on
 from tunesmith.events import Notice, Phase
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
 from tunesmith.models.vision import load_vision
+from tunesmith.prediction import answering
+from tunesmith.prediction.in_context import nearest_shots, random_shots
+from tunesmith.prediction.likelihood import score_documents, unigram
+from tunesmith.prediction.outputs import Outputs
+from tunesmith.prediction.setting import Setting
+from tunesmith.prediction.span_answers import by_dictionary
+from tunesmith.prediction.thresholds import tuned_on
 from tunesmith.recipe import PICTURES, Baseline, Evaluate
 from tunesmith.tasks.base import Answer
 from tunesmith.tasks.summarization import Summarization

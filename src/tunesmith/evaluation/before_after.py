@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tunesmith.data.rows import Row
 from tunesmith.evaluation.intervals import Interval
-from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.evaluation.metrics import available, change, measure, primary
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Listener
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Model
+from tunesmith.prediction.likelihood import score_documents
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS
 

@@ -11,7 +11,7 @@ import numpy as np
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_difference
 from tunesmith.evaluation.metrics import METRICS, Metric, available, primary, statistics
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 Outcome = Literal["beats", "loses to", "no difference shown"]

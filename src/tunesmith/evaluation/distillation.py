@@ -13,17 +13,17 @@ import numpy as np
 
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
-from tunesmith.evaluation import answering
-from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.comparison import System, primary_metric
 from tunesmith.evaluation.intervals import Interval, bootstrap_difference, percentiles, resampled
 from tunesmith.evaluation.metrics import METRICS, evaluated, measure, statistics
-from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.report import Section, format_size
 from tunesmith.evaluation.retraining import trained_otherwise
 from tunesmith.events import Listener, Notice, Phase, nobody
 from tunesmith.models.cutting import base_title
 from tunesmith.models.model import Model
+from tunesmith.prediction import answering
+from tunesmith.prediction.outputs import Truth
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Distillation, Evaluate, Recipe
 
 TEACHER, ALONE = "teacher", "without-teacher"

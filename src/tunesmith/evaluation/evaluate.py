@@ -13,7 +13,7 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.renderers import model_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import ShownExample, show_rows
-from tunesmith.evaluation import answering, charts, comparison, distillation, judge_stages, pairs, reinforcement, report
+from tunesmith.evaluation import charts, comparison, distillation, judge_stages, pairs, reinforcement, report
 from tunesmith.evaluation.baselines import Conditions, run_baselines
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.general import measure_general, measure_general_after
@@ -21,14 +21,16 @@ from tunesmith.evaluation.held_out import rows_to_measure
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, evaluated, measure, truth
 from tunesmith.evaluation.model_card import write_model_card
-from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.results import Results, curves, summarise, time_taken, write_results
-from tunesmith.evaluation.rewarded import judges_of
 from tunesmith.evaluation.sequence import measure_sequence, models_in_turn
 from tunesmith.evaluation.sequence import section as sequence_section
 from tunesmith.evaluation.stage_gains import WITHOUT_DOMAIN, gains_section, stage_gains, without_domain
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.planning.measured import section as planned_section
+from tunesmith.prediction import answering
+from tunesmith.prediction.outputs import Truth
+from tunesmith.prediction.rewarded import judges_of
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS
 
@@ -86,7 +88,7 @@ class _Trial:
     made: Mapping[str, Path]
     rows: Sequence[Row]
     right: Truth
-    setting: answering.Setting
+    setting: Setting
 
     @property
     def tell(self) -> Listener:
@@ -138,7 +140,7 @@ def evaluate_run(
     rows = rows_to_measure(recipe, data, tell)
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
     made = runs.stage_models(folder, recipe)
-    setting = answering.Setting(
+    setting = Setting(
         task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges_of(recipe, made)
     )
     base = base_folder(recipe, tell)

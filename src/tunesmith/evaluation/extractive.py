@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from tunesmith.data.rows import Row
-from tunesmith.evaluation.outputs import Outputs
 from tunesmith.evaluation.text_scores import rouge_scorer, rouge_tokenizer
+from tunesmith.prediction.outputs import Outputs
 from tunesmith.tasks.summarization import Summarization
 
 MOST_SENTENCES = 200

@@ -14,16 +14,15 @@ from tunesmith.evaluation.calibration import ReliabilityBin, reliability
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.f1 import ClassScores
 from tunesmith.evaluation.label_metrics import (
-    NO_LABEL,
     NO_LABEL_TITLE,
     confidences,
     confusion_matrix,
     per_class,
-    predictions,
     reference_numbers,
 )
 from tunesmith.evaluation.metrics import available, kind, primary, statistics
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import NO_LABEL, label_numbers
 from tunesmith.recipe import Evaluate
 
 SHOWN = 8
@@ -125,7 +124,7 @@ def find(
     table = np.zeros((0, 0), dtype=np.int64)
     bins: list[ReliabilityBin] = []
     if labels:
-        truth, chosen = reference_numbers(references, labels), predictions(tuned.outputs, labels)
+        truth, chosen = reference_numbers(references, labels), label_numbers(tuned.outputs, labels)
         places = confusion_order(confusion_matrix(truth, chosen, len(labels)))
         order = [labels[place] for place in places]
         table = confusion_matrix(truth, chosen, len(labels))[places][:, [*places, len(labels)]]

@@ -13,12 +13,12 @@ from tunesmith.data.rows import Row
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluation.before_after import LANGUAGE, BeforeAfter, before_and_after, score_untuned
 from tunesmith.evaluation.intervals import Interval
-from tunesmith.evaluation.likelihood import score_documents
 from tunesmith.evaluation.metrics import METRICS, available, change, measure, primary
-from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models.model import Model
+from tunesmith.prediction.likelihood import score_documents
+from tunesmith.prediction.outputs import Truth
 from tunesmith.recipe import Data, Recipe
 from tunesmith.tasks import TASKS
 

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.prepare import PreparedData
-from tunesmith.evaluation import answering, pairs
-from tunesmith.evaluation.answering import Setting
+from tunesmith.evaluation import pairs
 from tunesmith.evaluation.held_out import held_out
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import METRICS, measure
-from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.pairs import LengthBand
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Listener, Phase
 from tunesmith.models.precision import default_device
 from tunesmith.models.saving import load_artefact
+from tunesmith.prediction import answering, preferences
+from tunesmith.prediction.outputs import Truth
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS
 
@@ -75,7 +76,7 @@ def stage_judges(
         right = Truth(task.answer, [task.reference(row) for row in rows])
         setting = Setting(task, None, recipe.system_prompt, recipe.evaluate.generation, on_event=tell)
         outputs = answering.answer(model, rows, setting)
-        ours, longer = (measure(one, right, recipe.evaluate) for one in (outputs, pairs.longer(rows)))
+        ours, longer = (measure(one, right, recipe.evaluate) for one in (outputs, preferences.longer(rows)))
         found.append(StageJudge(stage.name, len(rows), ours, longer, pairs.by_length(rows, outputs, recipe.evaluate)))
     return found
 

@@ -12,14 +12,12 @@ from tunesmith.errors import DataError
 from tunesmith.evaluation import calibration
 from tunesmith.evaluation.f1 import ClassScores, class_scores, macro_f1, micro_f1
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import NO_LABEL, label_numbers
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("accuracy",)
 VALIDATION = "accuracy"
-
-NO_LABEL = -1
-"""Prediction of a generating model whose answer is none of the labels. It is always wrong."""
 
 NO_LABEL_TITLE = "(no valid label)"
 
@@ -36,7 +34,7 @@ def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statist
     if outputs.probabilities is None and outputs.texts is None:
         return {}
     _check_probabilities(outputs, len(labels))
-    truth, chosen = reference_numbers(right.references, labels), predictions(outputs, labels)
+    truth, chosen = reference_numbers(right.references, labels), label_numbers(outputs, labels)
     hit = truth == chosen
     hits, sums, rows = hit.astype(np.float64), _class_sums(truth, chosen, len(labels)), len(truth)
     makers: dict[str, Callable[[], Statistic]] = {
@@ -57,26 +55,8 @@ def texts(outputs: Outputs, right: Truth) -> list[str]:
     labels = right.labels or []
     return [
         labels[number] if number != NO_LABEL else f"{NO_LABEL_TITLE} {outputs.texts[row] if outputs.texts else ''}"
-        for row, number in enumerate(predictions(outputs, labels))
+        for row, number in enumerate(label_numbers(outputs, labels))
     ]
-
-
-def predictions(outputs: Outputs, labels: Sequence[str]) -> IntArray:
-    """Index of the label that was chosen for each row, (N,); :data:`NO_LABEL` where an answer names no label.
-
-    Probabilities decide where there are some (the first of equals wins), else the generated text, compared without
-    letter case, surrounding white space and punctuation.
-    """
-    if outputs.probabilities is not None:
-        if outputs.thresholds is not None and len(labels) == 2:
-            return np.asarray(outputs.probabilities[:, 1] >= outputs.thresholds[1], dtype=np.int64)
-        return np.asarray(outputs.probabilities.argmax(axis=1), dtype=np.int64)
-    if outputs.texts is None:
-        raise DataError("these outputs hold neither probabilities nor texts, so no labels")
-    exact = {label: number for number, label in enumerate(labels)}
-    bare = {_bare(label): number for number, label in reversed(list(enumerate(labels)))}
-    chosen = [exact.get(text.strip(), bare.get(_bare(text), NO_LABEL)) for text in outputs.texts]
-    return np.array(chosen, dtype=np.int64)
 
 
 def reference_numbers(references: Sequence[str], labels: Sequence[str]) -> IntArray:
@@ -116,7 +96,7 @@ def per_class(
     outputs: Outputs, references: Sequence[str], labels: Sequence[str], settings: Evaluate
 ) -> list[ClassScores]:
     """Precision, recall and F1 of each class with intervals, in the order of the labels."""
-    truth, chosen = reference_numbers(references, labels), predictions(outputs, labels)
+    truth, chosen = reference_numbers(references, labels), label_numbers(outputs, labels)
     return class_scores(_class_sums(truth, chosen, len(labels)), labels, settings)
 
 
@@ -129,10 +109,6 @@ def _class_sums(truth: IntArray, chosen: IntArray, classes: int) -> Any:
     columns = np.concatenate([truth[hit], classes + chosen[named], 2 * classes + truth])
     lines = np.concatenate([rows[hit], rows[named], rows])
     return csr_array((np.ones(len(lines)), (lines, columns)), shape=(len(truth), 3 * classes))
-
-
-def _bare(text: str) -> str:
-    return text.strip().strip("\"'`.,:;!*() \n\t").casefold()
 
 
 def _check_probabilities(outputs: Outputs, classes: int) -> None:

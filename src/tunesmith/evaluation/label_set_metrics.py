@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from tunesmith.arrays import BoolArray, FloatArray
-from tunesmith.errors import DataError
 from tunesmith.evaluation.f1 import ClassScores, class_scores, macro_f1, micro_f1, micro_precision, micro_recall
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import label_sets, true_label_sets
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("micro_f1",)
@@ -28,7 +27,7 @@ def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statist
     """
     if outputs.probabilities is None and outputs.texts is None:
         return {}
-    true, chosen = references(right), choices(outputs, right.labels or [])
+    true, chosen = true_label_sets(right), label_sets(outputs, right.labels or [])
     counts = _counts(true, chosen)
     exact = (true == chosen).all(axis=1).astype(np.float64)
     rows = len(true)
@@ -47,51 +46,14 @@ def texts(outputs: Outputs, right: Truth) -> list[str]:
     labels = right.labels or []
     return [
         "; ".join(label for label, given in zip(labels, line, strict=True) if given) or "none"
-        for line in choices(outputs, labels)
+        for line in label_sets(outputs, labels)
     ]
-
-
-def references(right: Truth) -> BoolArray:
-    """Whether each label applies to each row, (N, C).
-
-    Raises:
-        DataError: A label of a row is none of the known ones.
-    """
-    labels = right.labels
-    if not labels:
-        raise DataError("a multi-label task needs its labels")
-    numbers = {label: number for number, label in enumerate(labels)}
-    result = np.zeros((len(right.references), len(labels)), dtype=bool)
-    for row, reference in enumerate(right.references):
-        for label in reference:
-            if label not in numbers:
-                raise DataError(
-                    f"the label {label!r} of test row {row + 1} is not among the {len(labels)} known labels",
-                    fix="mend the label, or give the training data examples of it",
-                )
-            result[row, numbers[label]] = True
-    return result
-
-
-def choices(outputs: Outputs, labels: Sequence[str]) -> BoolArray:
-    """Whether each label was given to each row, (N, C): by probability and threshold, else by the text's words."""
-    if outputs.probabilities is not None:
-        thresholds = np.full(len(labels), 0.5) if outputs.thresholds is None else outputs.thresholds
-        return np.asarray(outputs.probabilities >= thresholds)
-    numbers = {label.casefold(): number for number, label in enumerate(labels)}
-    result = np.zeros((len(outputs.texts or []), len(labels)), dtype=bool)
-    for row, text in enumerate(outputs.texts or []):
-        for part in re.split(r"[;\n]|,(?=\s)", text):
-            number = numbers.get(part.strip(" \t`'\".").casefold())
-            if number is not None:
-                result[row, number] = True
-    return result
 
 
 def per_class(outputs: Outputs, right: Truth, settings: Evaluate) -> list[ClassScores]:
     """Precision, recall and F1 of each label with intervals."""
     labels = right.labels or []
-    return class_scores(_counts(references(right), choices(outputs, labels)), labels, settings)
+    return class_scores(_counts(true_label_sets(right), label_sets(outputs, labels)), labels, settings)
 
 
 def _counts(true: BoolArray, chosen: BoolArray) -> FloatArray:

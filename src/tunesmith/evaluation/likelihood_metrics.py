@@ -8,7 +8,8 @@ import numpy as np
 
 from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Statistic
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import surprises
 
 PRIMARY = ("bits_per_byte", "masked_loss")
 VALIDATION = None
@@ -52,9 +53,4 @@ def ratio(
 
 def texts(outputs: Outputs, right: Truth) -> list[str]:
     """The surprise at each document, in words."""
-    assert outputs.nats is not None and outputs.tokens is not None
-    if outputs.reference_bytes is not None:
-        bits = outputs.nats / np.log(2.0) / np.maximum(np.asarray(outputs.reference_bytes), 1.0)
-        return [f"{value:.3f} bits per byte" for value in bits.tolist()]
-    losses = outputs.nats / np.maximum(outputs.tokens, 1.0)
-    return [f"{value:.3f} nats per masked token" for value in losses.tolist()]
+    return surprises(outputs)

@@ -12,8 +12,8 @@ import numpy as np
 
 from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.intervals import Interval, Statistic, bootstrap_all, bootstrap_difference
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Evaluated
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 from tunesmith.tasks.base import Answer, Task
 

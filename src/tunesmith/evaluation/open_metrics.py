@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tunesmith.evaluation import text_metrics
 from tunesmith.evaluation.intervals import Statistic
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("judge", "reward", "repetition")
 VALIDATION = None

@@ -8,7 +8,7 @@ import numpy as np
 
 from tunesmith.evaluation.calibration import expected_calibration_error
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("pair_accuracy",)
 VALIDATION = "pair_accuracy"

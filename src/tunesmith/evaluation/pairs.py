@@ -1,109 +1,29 @@
-"""How systems judge pairs of answers: reward models, likelihoods, features, and the floor of preferring the longer."""
+"""Judges of pairs of answers: the systems they have to beat, and how they do by the difference in length."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from tunesmith.arrays import FloatArray
-from tunesmith.data.render import ConversationRenderer, encode_text, only_last_learned
-from tunesmith.data.render_pairs import plain_text, score_reader
+from tunesmith.data.render_pairs import plain_text
 from tunesmith.data.rows import Row
 from tunesmith.evaluation.intervals import Interval, bootstrap, mean
-from tunesmith.evaluation.outputs import Outputs
-from tunesmith.events import Listener
-from tunesmith.models import inference
 from tunesmith.models.heads import pooling_of
 from tunesmith.models.model import Model
+from tunesmith.prediction.outputs import Outputs
+from tunesmith.prediction.preferences import by_features, judge, longer
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Evaluate
-from tunesmith.tasks.base import Message
 from tunesmith.tasks.preference import conversations
-
-if TYPE_CHECKING:
-    from tunesmith.evaluation.answering import Setting
 
 ALIKE = 0.2
 """Two answers are about as long if they differ by at most this share of the longer one's characters."""
 
 Found = tuple[str, str, str, Outputs, int]
 """Name, title and description of a system, its outputs, and its parameters."""
-
-
-def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
-    """Which answer of each row a model prefers: by its scalar head, else by the mean likelihood of the answers' tokens.
-
-    The mean, because under a sum every model prefers the shorter answer.
-    """
-    started = time.perf_counter()
-    pairs = [turns for row in rows for turns in conversations(row, setting.system_prompt)]
-    if model.form == "classify":
-        examples = _read(model, pairs)
-        scores = inference.head_scores(model, examples, on_event=setting.on_event)[:, 0]
-        return replace(_outputs(scores, sum(len(ids) for ids in examples), started), log_odds=True)
-    return _outputs(*_mean_likelihoods(model, pairs, setting.on_event), started)
-
-
-def weigh(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
-    """How likely a model finds single answers: the mean log likelihood of their tokens."""
-    started = time.perf_counter()
-    turns = [only_last_learned(setting.task.conversation(row, None, setting.system_prompt)) for row in rows]
-    scores, tokens = _mean_likelihoods(model, turns, setting.on_event)
-    return Outputs(scores=scores, prompt_tokens=tokens, seconds=time.perf_counter() - started)
-
-
-def _mean_likelihoods(
-    model: Model, conversations: Sequence[list[Message]], on_event: Listener
-) -> tuple[FloatArray, int]:
-    """Mean log likelihood (N,) of the learned tokens of N conversations, and the tokens that were read."""
-    renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
-    rendered = [renderer(turns) for turns in conversations]
-    examples = [r.input_ids for r in rendered]
-    weights = [r.loss_weights or [] for r in rendered]
-    sizes = np.asarray([sum(w > 0 for w in line) for line in weights])
-    scores = -inference.answer_nats(model, examples, weights, on_event=on_event) / sizes
-    return scores, sum(len(ids) for ids in examples)
-
-
-def score_texts(model: Model, texts: Sequence[list[Message]], on_event: Listener) -> FloatArray:
-    """Scores (N,) that a reward model gives to N conversations or bare texts."""
-    return inference.head_scores(model, _read(model, texts), on_event=on_event)[:, 0]
-
-
-def _read(model: Model, texts: Sequence[list[Message]]) -> list[list[int]]:
-    read = score_reader(model.tokenizer, model.max_length, model.eos_ids)
-    return [read(turns)[0] for turns in texts]
-
-
-def longer(rows: Sequence[Row]) -> Outputs:
-    """Prefer the longer answer: what a judge with nothing but a bias for length would do."""
-    started = time.perf_counter()
-    lengths = [len(plain_text(turns)) for row in rows for turns in conversations(row, None)]
-    return _outputs(np.asarray(lengths, dtype=np.float64), 0, started)
-
-
-def by_features(model: Model, train: Sequence[Row], rows: Sequence[Row], setting: Setting) -> Outputs:
-    """Logistic regression, without intercept, on the difference of the frozen model's vectors of both answers."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    started = time.perf_counter()
-
-    def differences(of: Sequence[Row]) -> FloatArray:
-        texts = [plain_text(turns) for row in of for turns in conversations(row, None)]
-        examples = [encode_text(model.tokenizer, text, model.max_length)[0] for text in texts]
-        vectors = inference.embeddings(model, examples, on_event=setting.on_event)
-        return np.asarray(vectors[0::2] - vectors[1::2])
-
-    known = differences(train)
-    head = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False, max_iter=1000))
-    head.fit(np.concatenate([known, -known]), np.repeat([1, 0], len(known)))
-    gaps = head.decision_function(differences(rows))
-    return Outputs(gaps=gaps, log_odds=True, seconds=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -172,8 +92,3 @@ def baselines(
     if "features" in kinds and model.form == "classify" and pooling_of(model.folder):
         what = "logistic regression on the untuned model's vectors of both answers"
         yield "features", f"{model.name}, frozen features", what, by_features(model, train, rows, setting), size
-
-
-def _outputs(scores: FloatArray, tokens: int, started: float) -> Outputs:
-    gaps = np.asarray(scores[0::2] - scores[1::2], dtype=np.float64)
-    return Outputs(gaps=gaps, prompt_tokens=tokens, seconds=time.perf_counter() - started)

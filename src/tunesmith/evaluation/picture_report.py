@@ -12,8 +12,9 @@ import numpy as np
 
 from tunesmith.data.pictures import read_picture
 from tunesmith.errors import DataError
-from tunesmith.evaluation.label_metrics import confidences, predictions, reference_numbers
-from tunesmith.evaluation.outputs import Outputs
+from tunesmith.evaluation.label_metrics import confidences, reference_numbers
+from tunesmith.prediction.outputs import Outputs
+from tunesmith.prediction.reading import label_numbers
 
 LONGEST_SIDE = 200
 MOST_SHOWN = 24
@@ -49,7 +50,7 @@ def wrong_pictures(
         outputs: What the model said.
         labels: The classes.
     """
-    chosen, right = predictions(outputs, labels), reference_numbers(references, labels)
+    chosen, right = label_numbers(outputs, labels), reference_numbers(references, labels)
     sure = confidences(outputs)
     if sure is None:  # all of them rounded to 0 and 1
         sure = np.ones(len(references))

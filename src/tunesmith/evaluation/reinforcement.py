@@ -14,18 +14,18 @@ from tunesmith.data.batches import write_tokens
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.rows import Row
 from tunesmith.data.shown import shortened
-from tunesmith.evaluation import answering
-from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.intervals import Interval, bootstrap, mean
 from tunesmith.evaluation.metrics import evaluated, measure
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Phase
 from tunesmith.models.load import load_model
 from tunesmith.models.model import Model
 from tunesmith.models.saving import load_artefact
 from tunesmith.objectives.rollouts import log_likelihoods, to_examples, write
+from tunesmith.prediction import answering
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Evaluate, Recipe
 from tunesmith.tasks import TASKS
 

@@ -19,9 +19,9 @@ from tunesmith.evaluation.comparison import Comparison, System, best_other, prim
 from tunesmith.evaluation.findings import Findings, find
 from tunesmith.evaluation.label_metrics import NO_LABEL_TITLE
 from tunesmith.evaluation.metrics import METRICS
-from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.picture_report import WrongPicture, wrong_pictures
 from tunesmith.events import Step, Validated
+from tunesmith.prediction.outputs import Truth
 from tunesmith.recipe import PICTURES, Evaluate
 
 VERSION = 1

@@ -17,8 +17,8 @@ from tunesmith.evaluation import report
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import kind
-from tunesmith.evaluation.outputs import Truth
 from tunesmith.events import Step, Validated
+from tunesmith.prediction.outputs import Truth
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS, Task
 

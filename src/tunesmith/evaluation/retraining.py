@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
-from tunesmith.evaluation import answering
-from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.metrics import evaluated, measure
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Listener
 from tunesmith.models.cutting import base_folder
+from tunesmith.prediction import answering
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Recipe
 
 

@@ -12,8 +12,8 @@ from tunesmith.data.spans import Span
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import Comparison, System, compare
 from tunesmith.evaluation.metrics import METRICS, measure, truth
-from tunesmith.evaluation.outputs import Outputs
 from tunesmith.evaluation.sequence import compare_sequences, kept_sequence
+from tunesmith.prediction.outputs import Outputs
 from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.base import Answer

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import scores
 
 PRIMARY = ("r2",)
 VALIDATION = "r2"
-
-_NUMBER = re.compile(r"[-+\u2212]?\d+(?:\.\d+)?")
 
 
 def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statistic]]:
@@ -40,23 +38,6 @@ def statistics(outputs: Outputs, right: Truth) -> dict[str, Callable[[], Statist
 def texts(outputs: Outputs, right: Truth) -> list[str]:
     """The scores, or what was written."""
     return outputs.texts if outputs.texts is not None else [f"{score:.6g}" for score in scores(outputs)]
-
-
-def scores(outputs: Outputs) -> FloatArray:
-    """The score given to each row, (N,); of written answers the first number in them (see :func:`written`)."""
-    return outputs.scores if outputs.scores is not None else written(outputs.texts or [])
-
-
-def written(texts: Sequence[str]) -> FloatArray:
-    """The first number in each text, (N,); where there is none, the mean of the others: saying nothing gains nothing.
-
-    0 if no text holds a number.
-    """
-    found = [_NUMBER.search(text) for text in texts]
-    numbers = np.array([float(match.group().replace("\u2212", "-")) if match else np.nan for match in found])
-    if np.isnan(numbers).all():
-        return np.zeros(len(texts))
-    return np.where(np.isnan(numbers), np.nanmean(numbers), numbers)
 
 
 def _moments(truth: FloatArray, found: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ from tunesmith import disk, runs
 from tunesmith.arrays import FloatArray
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
-from tunesmith.evaluation import answering, charts
+from tunesmith.evaluation import charts
 from tunesmith.evaluation.held_out import held_out, some_rows
 from tunesmith.evaluation.intervals import Interval, percentiles, resampled
 from tunesmith.evaluation.metrics import METRICS, available, primary, statistics, truth
@@ -31,6 +31,8 @@ from tunesmith.models.merging import merge
 from tunesmith.models.model import Model, decoder_of
 from tunesmith.models.precision import default_device
 from tunesmith.models.saving import load_artefact
+from tunesmith.prediction import answering
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Evaluate, Recipe
 from tunesmith.tasks import TASKS
 
@@ -217,7 +219,7 @@ def _measure(
     # As the run measures its own task, but a metric that the recipe asks for is the last task's.
     chosen = settings if number == len(recipe.stages) - 1 else settings.model_copy(update={"metric": None})
     right = truth(task, [task.reference(row) for row in rows], data.labels, chosen)
-    setting = answering.Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
+    setting = Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell)
     outputs = answering.answer(model, rows, setting)
     metric = next(name for name in primary(right) if name in available(outputs, right))
     statistic = statistics(outputs, right, only=metric)[metric]

@@ -17,7 +17,7 @@ from tunesmith.data.spans import Span, inline
 from tunesmith.errors import DataError
 from tunesmith.evaluation.f1 import ClassScores, class_scores, macro_f1, micro_f1, micro_precision, micro_recall
 from tunesmith.evaluation.intervals import Statistic
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("span_f1",)

@@ -8,17 +8,17 @@ from pathlib import Path
 from tunesmith import runs
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
-from tunesmith.evaluation.answering import Setting
 from tunesmith.evaluation.before_after import BeforeAfter, before_and_after
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.held_out import held_out
 from tunesmith.evaluation.metrics import METRICS
-from tunesmith.evaluation.outputs import Truth
 from tunesmith.evaluation.report import Section
 from tunesmith.evaluation.retraining import trained_otherwise
 from tunesmith.events import Listener, Phase
 from tunesmith.models.precision import default_device
 from tunesmith.models.saving import load_artefact
+from tunesmith.prediction.outputs import Truth
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Recipe
 from tunesmith.tasks import TASKS
 

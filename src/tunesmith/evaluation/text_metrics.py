@@ -10,7 +10,7 @@ import numpy as np
 from tunesmith.arrays import FloatArray
 from tunesmith.evaluation import text_scores
 from tunesmith.evaluation.intervals import Statistic, mean
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("judge", "reward", "rougeL", "bits_per_byte")
 """What was learned from a reward is measured by it, or better by a judge that was not learned from."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Statistic
-from tunesmith.evaluation.outputs import Outputs, Truth
+from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("liking",)
 VALIDATION = "agreement"

@@ -14,12 +14,13 @@ import numpy as np
 
 from tunesmith.data.rows import Row, content_key
 from tunesmith.errors import UsageError
-from tunesmith.evaluation.answering import Setting, with_shots
-from tunesmith.evaluation.outputs import Outputs
 from tunesmith.events import Listener, Progress
 from tunesmith.hosted.client import Answer, Client
 from tunesmith.hosted.formats import tidy
 from tunesmith.hosted.jobs import patiently
+from tunesmith.prediction.answering import with_shots
+from tunesmith.prediction.outputs import Outputs
+from tunesmith.prediction.setting import Setting
 from tunesmith.tasks.token_classification import written_spans
 
 AT_ONCE = 4

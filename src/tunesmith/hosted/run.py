@@ -13,14 +13,12 @@ from tunesmith import disk, rewards
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.evaluation import answering, comparison, in_context, pair_metrics, report
+from tunesmith.evaluation import comparison, pair_metrics, report
 from tunesmith.evaluation.baselines import DEFAULT_SHOTS
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.held_out import rows_to_measure
 from tunesmith.evaluation.metrics import evaluated, measure, truth
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.evaluation.results import Results, summarise, time_taken, write_results
-from tunesmith.evaluation.rewarded import Judges
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.hosted import check, clock, estimate, jobs, table
 from tunesmith.hosted.answers import Asker, Usage, as_outputs, questions_of, usage_of
@@ -29,6 +27,10 @@ from tunesmith.hosted.ready import refuse_closed, refuse_in_vain
 from tunesmith.hosted.rules import ProviderRules
 from tunesmith.hosted.settings import Hosted
 from tunesmith.hosted.table import Rate, Table, find_model
+from tunesmith.prediction import answering, in_context
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.rewarded import Judges
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Recipe, RewardSource
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.preference import turns_of
@@ -205,9 +207,7 @@ def measure_hosted(
     task, settings = TASKS[recipe.task], recipe.evaluate
     rows = rows_to_measure(recipe, data, tell)
     right = truth(task, [task.reference(row) for row in rows], data.labels, settings)
-    setting = answering.Setting(
-        task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges
-    )
+    setting = Setting(task, data.labels, recipe.system_prompt, settings.generation, settings.seed, tell, judges)
     asker = Asker(client, folder / "answers.jsonl", tell)
     tuned, *others = _systems(recipe, data, rows, right, setting, job, asker, trained)
     rivals = [other.system for other in others]
@@ -229,7 +229,7 @@ def _systems(
     data: PreparedData,
     rows: Sequence[Row],
     right: Truth,
-    setting: answering.Setting,
+    setting: Setting,
     job: Job,
     asker: Asker,
     trained: Tuning,
@@ -273,9 +273,7 @@ def _systems(
             yield asked(baseline.model, f"{baseline.model}, 0 shots", what, baseline.model, rate)
 
 
-def _majority(
-    data: PreparedData, rows: Sequence[Row], right: Truth, setting: answering.Setting, recipe: Recipe
-) -> System:
+def _majority(data: PreparedData, rows: Sequence[Row], right: Truth, setting: Setting, recipe: Recipe) -> System:
     outputs: Outputs = answering.majority(data.train, rows, setting)
     what = "always gives the commonest label of the training data"
     return System("majority", "Majority class", what, outputs, measure(outputs, right, recipe.evaluate))

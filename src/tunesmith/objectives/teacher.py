@@ -19,6 +19,8 @@ from tunesmith.models.forms import answer_form
 from tunesmith.models.load import load_config, load_model, load_tokenizer, natural_form, trained_labels
 from tunesmith.models.model import Model, decoder_of
 from tunesmith.models.saving import load_artefact, read_notes
+from tunesmith.prediction.answering import answer, encode_rows
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Generation, Recipe, Stage, Training
 from tunesmith.refusals import WRITTEN
 from tunesmith.tasks import TASKS
@@ -180,8 +182,6 @@ def label_scores(teacher: Teacher, rows: Sequence[Row], labels: list[str], tell:
 
     The teacher reads the texts with its own tokenizer. One that writes is asked how likely it finds each label.
     """
-    from tunesmith.evaluation.answering import Setting, answer, encode_rows
-
     task = TASKS["text-classification"]
     if teacher.model.form == "classify":
         examples = encode_rows(teacher.model, rows, task)

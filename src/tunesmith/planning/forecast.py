@@ -16,10 +16,10 @@ from tunesmith.models.skeleton import skeleton
 from tunesmith.planning import calibration, costs
 from tunesmith.planning.cached import cached
 from tunesmith.planning.calibration import Correction
-from tunesmith.planning.costs import NOTHING, Network, Passes, Sample
+from tunesmith.planning.costs import Network, Passes, Sample
 from tunesmith.planning.dry_run import Layout, Scaled, scaled
 from tunesmith.planning.machine import Machine, named, this_machine
-from tunesmith.planning.result import FLEXIBLE, Plan, StagePlan
+from tunesmith.planning.result import FLEXIBLE, Plan, StagePlan, joined
 from tunesmith.planning.sampling import grouped, render
 from tunesmith.planning.shape import by_formula
 from tunesmith.planning.table import parts_of
@@ -139,9 +139,9 @@ def forecast(
         StagePlanner.of(recipe, stage, prepared, folder, machine, correction)
         for stage, prepared in zip(recipe.stages, data, strict=True)
     ]
-    joined = _joined([planner.plan() for planner in planners], machine)
-    ways = [] if joined.fits or not remedies else fitting.ways(planners, machine)
-    return dataclasses.replace(joined, advice=tuple([*ways, *_advice(recipe, joined, planners, machine)]))
+    made = joined([planner.plan() for planner in planners], machine)
+    ways = [] if made.fits or not remedies else fitting.ways(planners, machine)
+    return dataclasses.replace(made, advice=tuple([*ways, *_advice(recipe, made, planners, machine)]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -440,37 +440,15 @@ def _costs_of(model: Model, machine: Machine, largest: tuple[float, float]) -> S
     return by_formula(model, machine)
 
 
-def _joined(stages: list[StagePlan], machine: Machine) -> Plan:
-    """Stages one after the other: work adds up, memory is that of the largest."""
-    most = max(stages, key=lambda stage: stage.memory.expected)
-    took = sum((stage.seconds for stage in stages), NOTHING)
-    return Plan(
-        trainable_parameters=max(s.trainable for s in stages),
-        total_parameters=max(s.total for s in stages),
-        tokens=sum(s.tokens for s in stages),
-        steps=sum(s.steps for s in stages),
-        memory_bytes=most.memory,
-        seconds=took,
-        fits=most.memory.high <= machine.memory_bytes + machine.process_bytes * machine.here,
-        advice=(),
-        machine=machine.name,
-        free_bytes=machine.memory_bytes,
-        cost=None if machine.price is None else took.times(machine.price / 3600),
-        price_note=machine.price_note,
-        disk_bytes=sum(stage.disk_bytes for stage in stages),
-        stages=tuple(stages),
-    )
-
-
-def _advice(recipe: Recipe, joined: Plan, planners: Sequence[StagePlanner], machine: Machine) -> list[str]:
+def _advice(recipe: Recipe, made: Plan, planners: Sequence[StagePlanner], machine: Machine) -> list[str]:
     """What would help besides memory, most important first."""
     advice = []
-    if joined.seconds.low > LONG_SECONDS:
+    if made.seconds.low > LONG_SECONDS:
         advice.append("it will run for hours: try it first with `data.max_rows`, or with `training.max_steps`")
     cut = max(planner.sample.cut_share for planner in planners)
     if cut > CUT_SHARE:
         advice.append(f"{cut:.0%} of the examples are cut to fit: see `data.max_length`")
-    if machine.here and joined.disk_bytes > shutil.disk_usage(Path.cwd()).free:
-        size, free = words.size(joined.disk_bytes), words.size(shutil.disk_usage(Path.cwd()).free)
+    if machine.here and made.disk_bytes > shutil.disk_usage(Path.cwd()).free:
+        size, free = words.size(made.disk_bytes), words.size(shutil.disk_usage(Path.cwd()).free)
         advice.append(f"its checkpoints and model take up to {size} and {free} of disk are free here")
     return advice

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tunesmith.planning.calibration import Correction
 from tunesmith.planning.costs import NOTHING, Range
 from tunesmith.planning.machine import Machine
-from tunesmith.planning.result import Plan, StagePlan
+from tunesmith.planning.result import Plan, StagePlan, joined
 from tunesmith.planning.table import parts_of
 
 if TYPE_CHECKING:
@@ -33,24 +33,7 @@ def plan_pictures(recipe: Recipe, folder: Path, data: Sequence[PreparedData], ma
         _stage(recipe.of_stage(stage), stage, folder, prepared)
         for stage, prepared in zip(recipe.stages, data, strict=True)
     ]
-    took = sum((stage.seconds for stage in stages), NOTHING)
-    most = max(stages, key=lambda stage: stage.memory.high)
-    return Plan(
-        trainable_parameters=max(stage.trainable for stage in stages),
-        total_parameters=max(stage.total for stage in stages),
-        tokens=sum(stage.tokens for stage in stages),
-        steps=sum(stage.steps for stage in stages),
-        memory_bytes=most.memory,
-        seconds=took,
-        fits=most.memory.high <= machine.memory_bytes,
-        advice=(),
-        machine=machine.name,
-        free_bytes=machine.memory_bytes,
-        cost=None if machine.price is None else took.times(machine.price / 3600),
-        price_note=machine.price_note,
-        disk_bytes=sum(stage.disk_bytes for stage in stages),
-        stages=tuple(stages),
-    )
+    return joined(stages, machine)
 
 
 def _stage(recipe: Recipe, stage: Stage, folder: Path, data: PreparedData) -> StagePlan:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.planning.calibration import Correction
 from tunesmith.planning.costs import NOTHING, Range
+from tunesmith.planning.machine import Machine
 from tunesmith.planning.table import Part
 
 
@@ -174,3 +175,25 @@ def _stage_dict(stage: StagePlan) -> dict[str, Any]:
         "earlier_runs": stage.correction.samples,
         "correction": {"seconds": stage.correction.seconds, "bytes": stage.correction.bytes},
     }
+
+
+def joined(stages: Sequence[StagePlan], machine: Machine) -> Plan:
+    """Stages one after the other: work adds up, memory is that of the largest."""
+    most = max(stages, key=lambda stage: stage.memory.expected)
+    took = sum((stage.seconds for stage in stages), NOTHING)
+    return Plan(
+        trainable_parameters=max(s.trainable for s in stages),
+        total_parameters=max(s.total for s in stages),
+        tokens=sum(s.tokens for s in stages),
+        steps=sum(s.steps for s in stages),
+        memory_bytes=most.memory,
+        seconds=took,
+        fits=most.memory.high <= machine.memory_bytes + machine.process_bytes * machine.here,
+        advice=(),
+        machine=machine.name,
+        free_bytes=machine.memory_bytes,
+        cost=None if machine.price is None else took.times(machine.price / 3600),
+        price_note=machine.price_note,
+        disk_bytes=sum(stage.disk_bytes for stage in stages),
+        stages=tuple(stages),
+    )

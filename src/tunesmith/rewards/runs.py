@@ -54,8 +54,8 @@ class OfRun:
 def score(model: Model, answers: Sequence[Answered], label: int | None) -> np.ndarray:
     """Scores (N,) of a scalar head, or probabilities of a label."""
     from tunesmith.data.render import encode_text
-    from tunesmith.evaluation.pairs import score_texts
     from tunesmith.models import inference
+    from tunesmith.prediction.preferences import score_texts
 
     if label is not None:
         examples = [encode_text(model.tokenizer, answer.text, model.max_length)[0] for answer in answers]

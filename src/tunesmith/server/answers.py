@@ -210,7 +210,7 @@ class WholeAnswers:
 
     def _answer(self) -> str:
         """Runs in the host's thread."""
-        from tunesmith.evaluation.predicting import predict
+        from tunesmith.prediction.predicting import predict
 
         loaded = self._loaded
         assert loaded.notes is not None

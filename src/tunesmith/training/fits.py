@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.data.prepare import PreparedData
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models.cutting import keep_layers
 from tunesmith.models.forms import answer_form
@@ -17,13 +16,15 @@ from tunesmith.models.load import load_config, load_model
 from tunesmith.models.model import Model
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.models.vision import load_vision
+from tunesmith.prediction.answering import features_and_answers, fit_features
+from tunesmith.prediction.classical import fit_classical
+from tunesmith.prediction.in_context import choose
+from tunesmith.prediction.setting import Setting
+from tunesmith.prediction.thresholds import tune_thresholds
 from tunesmith.recipe import InContext, NoParameters, Recipe, Stage
 from tunesmith.tasks import TASKS
 from tunesmith.training.memory import PeakMemory
 from tunesmith.training.outcome import Trained, facts_without_updates
-
-if TYPE_CHECKING:
-    from tunesmith.evaluation.answering import Setting
 
 
 def fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
@@ -58,9 +59,6 @@ def fit(recipe: Recipe, base: Path, prepared: PreparedData, tell: Listener) -> T
 
 def _fit_head(model: Model, choice: NoParameters, prepared: PreparedData, setting: Setting, tell: Listener) -> None:
     """Fit the head that the recipe asks for, and put it on the model."""
-    from tunesmith.evaluation.answering import features_and_answers, fit_features
-    from tunesmith.evaluation.classical import fit_classical
-
     network: Any = model.network
     if choice.head == "logistic":
         head = fit_features(model, prepared.train, prepared.validation, setting)
@@ -102,8 +100,6 @@ def fit_pictures(recipe: Recipe, base: Path, prepared: PreparedData, tell: Liste
 
 def show_examples(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedData, tell: Listener) -> Trained:
     """In-context learning: the model stays as it is, and gets examples to show."""
-    from tunesmith.evaluation.in_context import choose
-
     assert isinstance(stage.parameters, InContext) and stage.training is not None
     answer_form(recipe, stage, load_config(base))
     device = default_device()
@@ -124,7 +120,5 @@ def show_examples(recipe: Recipe, stage: Stage, base: Path, prepared: PreparedDa
 
 def setting_of(recipe: Recipe, prepared: PreparedData, tell: Listener) -> Setting:
     """For answers that choices are made by."""
-    from tunesmith.evaluation.answering import Setting
-
     task, generation = TASKS[recipe.task], recipe.evaluate.generation
     return Setting(task, prepared.labels, recipe.system_prompt, generation, on_event=tell)

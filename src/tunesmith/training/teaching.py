@@ -17,6 +17,8 @@ from tunesmith.models.cutting import fingerprint
 from tunesmith.objectives import server_teacher
 from tunesmith.objectives.distill import UNLABELLED
 from tunesmith.objectives.teacher import folder_of, name_of
+from tunesmith.prediction.answering import answer
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Data, Generation, Recipe, Stage, TeacherAnswers, Training
 from tunesmith.rewards.rules import last_number
 from tunesmith.tasks import TASKS
@@ -183,7 +185,6 @@ def _writer(recipe: Recipe, training: Training) -> Write:
 
 
 def _model_writer(recipe: Recipe, name: str, generation: Generation) -> Write:
-    from tunesmith.evaluation.answering import Setting, answer
     from tunesmith.models.precision import choose_dtype, default_device
     from tunesmith.objectives.teacher import load_writer
 

@@ -21,7 +21,6 @@ from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.renderers import model_renderer
 from tunesmith.data.rows import Row
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.thresholds import tune_thresholds
 from tunesmith.events import Listener, Notice, Phase
 from tunesmith.models import recomputing
 from tunesmith.models.build import build_for_training
@@ -33,6 +32,7 @@ from tunesmith.models.model import Form, Model
 from tunesmith.models.precision import choose_dtype, default_device
 from tunesmith.objectives.base import Objective
 from tunesmith.parameters.beginnings import from_activations
+from tunesmith.prediction.thresholds import tune_thresholds
 from tunesmith.recipe import PICTURES, LoRA, ObjectiveName, Recipe, Stage, Training
 from tunesmith.tasks import TASKS
 from tunesmith.training import frozen_cache

@@ -10,11 +10,11 @@ import numpy as np
 from tunesmith.arrays import FloatArray
 from tunesmith.data.documents import masked_blocks, opened, windows
 from tunesmith.data.rows import Row
-from tunesmith.evaluation.outputs import Outputs
 from tunesmith.events import Listener, nobody
 from tunesmith.models import inference
 from tunesmith.models.model import Model
 from tunesmith.objectives.language import KEPT, hide
+from tunesmith.prediction.outputs import Outputs
 from tunesmith.tasks.base import Task
 
 MASK_SHARE = 0.15

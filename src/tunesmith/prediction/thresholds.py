@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tunesmith.arrays import BoolArray, FloatArray
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import Notice
+from tunesmith.prediction.answering import answer
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import true_label_sets
+from tunesmith.prediction.setting import Setting
 
 if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
     from tunesmith.data.rows import Row
-    from tunesmith.evaluation.answering import Setting
     from tunesmith.models.model import Model
     from tunesmith.recipe import Training
 
@@ -53,16 +55,12 @@ def tune_thresholds(model: Model, data: PreparedData, setting: Setting, training
 
 
 def _tuned(model: Model, data: PreparedData, setting: Setting, metric: str) -> list[float]:
-    from tunesmith.evaluation import answering
-
-    outputs = answering.answer(model, data.validation, setting)
+    outputs = answer(model, data.validation, setting)
     return tuned_on(outputs, data.validation, setting, metric).tolist()
 
 
 def tuned_on(outputs: Outputs, rows: Sequence[Row], setting: Setting, metric: str = "macro_f1") -> FloatArray:
     """The thresholds with the best metric for what a system said on some rows, (C,)."""
-    from tunesmith.evaluation import label_set_metrics
-
     labels, probabilities = setting.labels or [], outputs.probabilities
     assert probabilities is not None
     references = [setting.task.reference(row) for row in rows]
@@ -70,7 +68,7 @@ def tuned_on(outputs: Outputs, rows: Sequence[Row], setting: Setting, metric: st
         score = macro_f1 if metric == "macro_f1" else accuracy
         cut = best_threshold(probabilities[:, 1], np.array([label == labels[1] for label in references]), score)
         return np.array([1 - cut, cut])
-    true = label_set_metrics.references(Truth("labels", references, labels))
+    true = true_label_sets(Truth("labels", references, labels))
     return label_thresholds(probabilities, true, f1 if metric == "macro_f1" else accuracy)
 
 

@@ -10,10 +10,10 @@ from tunesmith.data.rows import Row
 from tunesmith.data.spans import Span, words_of
 from tunesmith.data.tag_schemes import OUTSIDE, spans_of_tags
 from tunesmith.data.tagging import spans_from, tag_names, windows, word_probabilities, word_tags
-from tunesmith.evaluation.outputs import Outputs
 from tunesmith.events import Listener, nobody
 from tunesmith.models import inference
 from tunesmith.models.model import Model
+from tunesmith.prediction.outputs import Outputs
 
 
 def by_head(model: Model, rows: Sequence[Row], on_event: Listener = nobody) -> Outputs:

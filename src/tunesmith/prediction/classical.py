@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tunesmith.errors import ResourceError
-from tunesmith.evaluation.features import PENALTIES, fold_scaling, rows_of_classes, standardised
 from tunesmith.models.classical import Neighbours, Trees
+from tunesmith.prediction.features import PENALTIES, fold_scaling, rows_of_classes, standardised
 
 FOLDS = 5
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)

@@ -10,13 +10,12 @@ from tunesmith.data.pictures import unpacked_for_now
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.spans import inline
 from tunesmith.errors import DataError
-from tunesmith.evaluation import answering, label_set_metrics, pairs, score_metrics
-from tunesmith.evaluation.label_metrics import predictions
-from tunesmith.evaluation.metrics import kind
-from tunesmith.evaluation.outputs import Outputs, Truth
 from tunesmith.events import nobody
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ArtefactNotes
+from tunesmith.prediction import answering, preferences, reading
+from tunesmith.prediction.outputs import Outputs
+from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import PICTURES, Data, Generation
 from tunesmith.tasks import TASKS, Task
 from tunesmith.tasks.multi_label import NONE
@@ -66,7 +65,7 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     wanted = [_as_row(value, number, task) for number, value in enumerate(rows, 1)]
     if not wanted:
         return []
-    setting = answering.Setting(task, notes.labels, notes.system_prompt, generation)
+    setting = Setting(task, notes.labels, notes.system_prompt, generation)
     outputs = answering.answer(model, wanted, setting, score_references=False)
     return _predictions(outputs, wanted, task, notes.labels or [])
 
@@ -92,24 +91,23 @@ def _predictions(outputs: Outputs, rows: Sequence[Row], task: Task, labels: Sequ
             for row, spans in zip(rows, outputs.spans, strict=True)
         ]
     if task.answer == "score":
-        return [Prediction(f"{score:.6g}", score=float(score)) for score in score_metrics.scores(outputs)]
+        return [Prediction(f"{score:.6g}", score=float(score)) for score in reading.scores(outputs)]
     if task.answer == "labels":
         return _label_sets(outputs, labels)
     if outputs.texts is not None:
         return [Prediction(text) for text in outputs.texts]
     if outputs.probabilities is None:
-        right = Truth(task.answer, [task.reference(row) for row in rows])
-        return [Prediction(text) for text in kind(right).texts(outputs, right)]
+        return [Prediction(text) for text in reading.surprises(outputs)]
     return [
         Prediction(labels[best], line[best], dict(zip(labels, line, strict=True)))
-        for best, line in zip(predictions(outputs, labels), outputs.probabilities.tolist(), strict=True)
+        for best, line in zip(reading.label_numbers(outputs, labels), outputs.probabilities.tolist(), strict=True)
     ]
 
 
 def _label_sets(outputs: Outputs, labels: Sequence[str]) -> list[Prediction]:
     """All labels that apply to each row."""
     found = []
-    for row, given in enumerate(label_set_metrics.choices(outputs, labels).tolist()):
+    for row, given in enumerate(reading.label_sets(outputs, labels).tolist()):
         chosen = [label for label, applies in zip(labels, given, strict=True) if applies]
         sure = None if outputs.probabilities is None else dict(zip(labels, outputs.probabilities[row], strict=True))
         probabilities = None if sure is None else {label: float(p) for label, p in sure.items()}
@@ -130,7 +128,7 @@ def _scores(model: Model, rows: Sequence[Any]) -> list[Prediction]:
             turns = [{"role": "user", "content": fields["prompt"]}] if fields.get("prompt") else []
             turns.append({"role": "assistant", "content": str(answer)})
         texts.append(turns)
-    return [Prediction(f"{score:.6g}") for score in pairs.score_texts(model, texts, nobody)]
+    return [Prediction(f"{score:.6g}") for score in preferences.score_texts(model, texts, nobody)]
 
 
 def _as_row(value: Any, number: int, task: Task) -> Row:

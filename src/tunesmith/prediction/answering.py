@@ -17,49 +17,23 @@ from tunesmith.data.render import ConversationRenderer, encode_text
 from tunesmith.data.rows import Row
 from tunesmith.data.source_target import encode_target, source_text
 from tunesmith.data.thoughts import without_empty_thought, written_text
-from tunesmith.evaluation import label_set_metrics, pairs
-from tunesmith.evaluation.features import LinearHead, fit_label_heads, fit_linear_head, fit_score_head
-from tunesmith.evaluation.in_context import Shots, calibrated, shots_of
-from tunesmith.evaluation.likelihood import score_documents
-from tunesmith.evaluation.outputs import Outputs, Truth
-from tunesmith.evaluation.rewarded import Judges
-from tunesmith.evaluation.span_answers import by_head
-from tunesmith.events import Listener, Notice, nobody
+from tunesmith.events import Listener, Notice
 from tunesmith.models import inference, vectors, vision
 from tunesmith.models.image_classifier import ImageClassifier
 from tunesmith.models.model import TEXT_HEADS, Model
-from tunesmith.recipe import Generation
+from tunesmith.prediction import preferences
+from tunesmith.prediction.features import LinearHead, fit_label_heads, fit_linear_head, fit_score_head
+from tunesmith.prediction.in_context import Shots, calibrated, shots_of
+from tunesmith.prediction.likelihood import score_documents
+from tunesmith.prediction.outputs import Outputs, Truth
+from tunesmith.prediction.reading import true_label_sets
+from tunesmith.prediction.setting import Setting
+from tunesmith.prediction.span_answers import by_head
 from tunesmith.tasks.base import Message, ReadsAnswers, Shortens, Task
 from tunesmith.tasks.token_classification import written_spans
 
 SIMILARITY_SCALE = 20.0
 """Cosines times this are logits: the scale with which sentence-transformers trains its encoders."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all systems share in one evaluation.
-
-    Attributes:
-        task: Theirs.
-        labels: That there are; ``None`` for tasks without.
-        system_prompt: The recipe's.
-        generation: How answers are written.
-        seed: Of answers that are drawn.
-        on_event: Told the progress.
-        judges: What scores answers, where the model learned from that.
-        may_think: Whether a model that thinks before it answers may. If not, the empty thought which its template puts
-            before an answer without one stands in the prompt.
-    """
-
-    task: Task
-    labels: list[str] | None
-    system_prompt: str | None
-    generation: Generation
-    seed: int = 0
-    on_event: Listener = nobody
-    judges: Judges | None = None
-    may_think: bool = True
 
 
 def answer(
@@ -77,9 +51,9 @@ def answer(
     if setting.task.answer == "likelihood":
         return score_documents(model, rows, setting.task, setting.on_event)
     if setting.task.answer == "pair":
-        return pairs.judge(model, rows, setting)
+        return preferences.judge(model, rows, setting)
     if setting.task.answer == "thumb":
-        return pairs.weigh(model, rows, setting)
+        return preferences.weigh(model, rows, setting)
     if model.form == "tag":
         return by_head(model, rows, setting.on_event)
     if isinstance(model.network, ImageClassifier):
@@ -396,7 +370,7 @@ def features_and_answers(model: Model, rows: Sequence[Row], setting: Setting) ->
     if setting.task.answer == "score":
         return found, np.array(right)
     if setting.task.answer == "labels":
-        return found, label_set_metrics.references(Truth("labels", right, labels))
+        return found, true_label_sets(Truth("labels", right, labels))
     return found, [labels.index(label) for label in right]
 
 
@@ -417,7 +391,7 @@ def majority(train: Sequence[Row], rows: Sequence[Row], setting: Setting) -> Out
         return Outputs(scores=np.full(len(rows), mean))
     if setting.task.answer == "labels":
         right = Truth("labels", [setting.task.reference(row) for row in train], labels)
-        shares = label_set_metrics.references(right).mean(axis=0)
+        shares = true_label_sets(right).mean(axis=0)
         thresholds = np.full(len(labels), min(0.5, float(shares.max())))  # at least one label is given
         return Outputs(probabilities=np.tile(shares, (len(rows), 1)), thresholds=thresholds)
     counts = np.zeros(len(labels))
