@@ -57,9 +57,9 @@ class VLLMRollouts:
         self._number = 0
 
     def write(
-        self, model: Model, prompts: Sequence[list[int]], room: int, temperature: float, seed: str
+        self, model: Model, prompts: Sequence[list[int]], rooms: Sequence[int], temperature: float, seed: str
     ) -> tuple[list[list[int]], list[bool]]:
-        """An answer of at most ``room`` tokens to each prompt, without the EOS that ended it, and whether one did."""
+        """An answer to each prompt in its room (tokens), without the EOS that ended it, and whether one did."""
         from vllm import SamplingParams
 
         sampling = [
@@ -70,7 +70,7 @@ class VLLMRollouts:
                 stop_token_ids=list(model.eos_ids),
                 detokenize=False,
             )
-            for number in range(len(prompts))
+            for number, room in enumerate(rooms)
         ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = self.llm.generate(asked, sampling, lora_request=self._adapter(model), use_tqdm=False)

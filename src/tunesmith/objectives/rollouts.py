@@ -66,14 +66,13 @@ def write(
     """
     model.network.eval()
     prompts = [data.tokens(row).tolist() for row in rows for _ in range(group)]
-    room = min(max_new_tokens, max(1, model.max_length - max(map(len, prompts))))
+    rooms = [min(max_new_tokens, max(1, model.max_length - len(prompt))) for prompt in prompts]
     if engine is not None:
-        written, ended = engine.write(model, prompts, room, temperature, seed)
+        written, ended = engine.write(model, prompts, rooms, temperature, seed)
     elif unsupported(model):
-        written = generate(model, prompts, max_new_tokens=room, temperature=temperature, seed=_number(seed))
-        ended = [len(tokens) < room for tokens in written]
+        written, ended = _one_room_at_a_time(model, prompts, rooms, temperature, seed)
     else:
-        written, ended = _in_running_batch(model, prompts, room, temperature, seed)
+        written, ended = _in_running_batch(model, prompts, rooms, temperature, seed)
     samples = []
     for number, (prompt, tokens, finished) in enumerate(zip(prompts, written, ended, strict=True)):
         text = written_text(model.tokenizer, tokens)
@@ -97,8 +96,9 @@ def engine_of(model: Model, settings: Rollouts) -> VLLMRollouts | None:
 
 
 def _in_running_batch(
-    model: Model, prompts: Sequence[list[int]], room: int, temperature: float, seed: str
+    model: Model, prompts: Sequence[list[int]], rooms: Sequence[int], temperature: float, seed: str
 ) -> tuple[list[list[int]], list[bool]]:
+    """Answers without their EOS, and whether one ended them."""
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
 
@@ -110,10 +110,24 @@ def _in_running_batch(
 
     batch = RunningBatch(model)
     for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
-        sampling = Sampling(max_new_tokens=room, temperature=temperature, seed=f"{seed}:{number}")
+        sampling = Sampling(max_new_tokens=rooms[number], temperature=temperature, seed=f"{seed}:{number}")
         batch.add(Request(prompt=prompts[number], sampling=sampling, on_token=functools.partial(hear, number)))
     batch.run()
     return written, ended
+
+
+def _one_room_at_a_time(
+    model: Model, prompts: Sequence[list[int]], rooms: Sequence[int], temperature: float, seed: str
+) -> tuple[list[list[int]], list[bool]]:
+    """The same through transformers, which has one limit for all: one call for each."""
+    written: list[list[int]] = [[] for _ in prompts]
+    for room in sorted(set(rooms)):
+        chosen = [number for number, own in enumerate(rooms) if own == room]
+        asked = [prompts[number] for number in chosen]
+        found = generate(model, asked, max_new_tokens=room, temperature=temperature, seed=_number(seed))
+        for number, tokens in zip(chosen, found, strict=True):
+            written[number] = tokens
+    return written, [len(tokens) < room for tokens, room in zip(written, rooms, strict=True)]
 
 
 def _number(seed: str) -> int:
@@ -156,17 +170,14 @@ def to_examples(samples: Sequence[Sample], folder: Path, extra: Sequence[dict[st
     Args:
         samples: N answers.
         folder: Where the tokens go.
-        extra: For each answer, columns with one value for each of its tokens; or with a single one.
+        extra: For each answer, columns with one value for each of its tokens.
     """
     rendered = {}
     for sample, columns in zip(samples, extra, strict=True):
         before = len(sample.prompt)
-        aligned = {
-            name: [0.0] * before + values if len(values) == len(sample.tokens) and len(values) != 1 else values
-            for name, values in columns.items()
-        }
+        whole = {name: [0.0] * before + values for name, values in columns.items()}
         weights = [0.0] * before + [1.0] * len(sample.tokens)
-        rendered[id(sample)] = Rendered(sample.prompt + sample.tokens, weights, extra=aligned)
+        rendered[id(sample)] = Rendered(sample.prompt + sample.tokens, weights, extra=whole)
     carriers = [Row({"sample": id(sample)}, sample.row.origin) for sample in samples]
     return write_tokens(carriers, lambda row: rendered[row.fields["sample"]], folder)
 
