@@ -7,10 +7,10 @@ all :class:`~tunesmith.errors.RecipeError` with the place and the remedy.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from tunesmith.compression.settings import Quantize as Quantize
 from tunesmith.compression.settings import QuantizeChoice as QuantizeChoice
@@ -219,11 +219,28 @@ class Recipe(Part):
         """The recipe as YAML that :func:`tunesmith.recipe_file.load` reads back to an equal recipe.
 
         Args:
-            nulls: With the keys that are ``null``.
+            nulls: With the keys that are ``null`` by default, too.
         """
-        fields = self.model_dump(mode="json", exclude_none=not nulls)
+        fields = self.model_dump(mode="json")
+        fields = fields if nulls else _told(self, fields)
         text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         return text
+
+
+def _told(value: Any, plain: Any) -> Any:
+    """A dumped value without what is ``null`` by default; a ``null`` that takes the place of another default stays."""
+    if isinstance(value, BaseModel) and isinstance(plain, dict):
+        fields = type(value).model_fields
+        return {
+            name: _told(getattr(value, name), inner)
+            for name, inner in plain.items()
+            if inner is not None or fields[name].get_default(call_default_factory=True) is not None
+        }
+    if isinstance(value, dict) and isinstance(plain, dict):
+        return {name: _told(value[name], inner) for name, inner in plain.items()}
+    if isinstance(value, list | tuple) and isinstance(plain, list):
+        return [_told(*pair) for pair in zip(value, plain, strict=True)]
+    return plain
 
 
 class _Dumper(yaml.SafeDumper):

@@ -195,6 +195,15 @@ def test_a_recipe_survives_its_own_yaml(epochs: float, rank: int, shots: int, co
     assert parse(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
+def test_a_null_in_the_place_of_another_default_survives() -> None:
+    tree = SHORT | {"training": {"ppo": {"stop_at_kl": None}, "max_steps": None}, "evaluate": {"general": None}}
+    recipe = parse(tree)
+    written = yaml.safe_load(recipe.to_yaml())
+    assert parse(written) == recipe
+    assert written["training"]["ppo"]["stop_at_kl"] is None and written["evaluate"]["general"] is None
+    assert "max_steps" not in written["training"]
+
+
 @pytest.mark.parametrize("column", ["a\x85b", "\x85", "a\u2028", "\u2029a", "a\ufeff", "\x7f"])
 def test_column_names_with_strange_breaks_survive(column: str) -> None:
     recipe = parse({"task": "text-classification", "model": "m", "data": {"train": "a", "columns": {"text": column}}})
