@@ -94,27 +94,35 @@ def write_folder(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line of JSON to a log; a kill may cut it.
+    """Add a line of JSON to a log; a kill may cut it, and what is written next is not glued to it.
 
     Raises:
         ResourceError: The disk is full.
         UsageError: The path cannot be written to.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with path.open("ab+") as file:
+            cut = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            file.write((b"\n" if cut else b"") + (json.dumps(line, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise of_os(error, "cannot write to the log", str(path)) from error
 
 
-def end_last_line(path: Path) -> None:
-    """A kill may have cut the last line; what is written next must not be glued to it."""
-    if not path.is_file() or not path.stat().st_size:
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log, without those that a kill has cut; none if there is no such file."""
+    if not path.is_file():
         return
-    with path.open("rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
+    for line in lines_of(path, errors="replace"):  # the cut may go through a character
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def lines_of(path: Path, *, errors: str = "strict") -> Iterator[str]:
+    """The lines of JSON in a file. ``str.splitlines`` would break at U+2028 too, which may stand within one."""
+    with path.open(encoding="utf-8", errors=errors, newline="\n") as file:
+        yield from file
 
 
 def flush(path: Path) -> None:

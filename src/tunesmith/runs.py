@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import recipe_file
-from tunesmith.disk import append_line, end_last_line, write_text
+from tunesmith.disk import append_line, lines_of, read_log, write_text
 from tunesmith.errors import NotFoundError, UsageError
 from tunesmith.events import Event, Progress
 from tunesmith.recipe import Recipe
@@ -67,8 +67,6 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._events = folder / "events.jsonl"
         self._metrics = folder / "metrics.jsonl"
-        for path in (self._events, self._metrics):
-            end_last_line(path)
 
     def __call__(self, event: Event) -> None:
         """Write one event; progress of small things is not worth a line."""
@@ -82,15 +80,7 @@ class EventLog:
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:
     """The events of a run; a line that was cut by a kill is left out."""
-    path = folder / "events.jsonl"
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:  # the cut may go through a character
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+    return read_log(folder / "events.jsonl")
 
 
 def _last_word(folder: Path) -> dict[str, Any] | None:
@@ -404,7 +394,7 @@ def read_answers(run: Run) -> list[StoredAnswer]:
     path = run.path / "predictions.jsonl"
     if not path.is_file():
         raise UsageError("the run has no predictions yet", where=str(run.path), fix=f"tunesmith resume {run.path}")
-    return [StoredAnswer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [StoredAnswer(**json.loads(line)) for line in lines_of(path)]
 
 
 def _intervals(values: dict[str, dict[str, float]]) -> dict[str, Interval]:

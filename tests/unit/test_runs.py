@@ -58,6 +58,15 @@ def test_a_line_cut_by_a_kill_costs_that_line_only(cut: bytes, folder: Path) -> 
     assert [event["type"] for event in read_events(folder)] == ["run_started", "run_started", "run_finished"]
 
 
+def test_a_line_that_a_full_disk_cut_is_not_glued_to_the_next(folder: Path) -> None:
+    log = EventLog(folder)
+    log(STARTED)
+    with (folder / "events.jsonl").open("ab") as file:
+        file.write(b'{"type": "no')
+    log(FINISHED)
+    assert [event["type"] for event in read_events(folder)] == ["run_started", "run_finished"]
+
+
 def test_a_whole_log_is_only_appended_to(folder: Path) -> None:
     EventLog(folder)(STARTED)
     before = (folder / "events.jsonl").read_bytes()
@@ -251,7 +260,8 @@ def test_new_folders_never_collide() -> None:
 
 
 def test_answers_come_back_as_they_were(folder: Path) -> None:
-    stored = [StoredAnswer("k", "a.jsonl:3", "zwei\nZeilen", "gut", "schlecht", [0.25, 0.75], None, None)]
+    text = "zwei\nZeilen\u2028und \x85 \x0c mehr"
+    stored = [StoredAnswer("k", "a.jsonl:3", text, "gut", "schlecht", [0.25, 0.75], None, None)]
     runs.write_answers(folder, stored)
     assert runs.read_answers(Run(folder)) == stored
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tunesmith import disk
 from tunesmith.catalog import packages
 from tunesmith.catalog.marked_names import marked_paragraphs
 from tunesmith.catalog.table import Entry
@@ -63,7 +64,7 @@ def docstring_pairs(entry: Entry, downloads: list[Path], folder: Path, on_event:
     """Functions with the right and with another one's docstring: ``pairs.jsonl``."""
     python_docstrings(entry, downloads, folder, on_event)
     place = folder / "pairs.jsonl"
-    rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in disk.lines_of(place)]
     others = rows[len(rows) // 2 :] + rows[: len(rows) // 2]  # of another module, mostly
     pairs = [
         {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith import disk
 from tunesmith.data.rows import Row, content_key
 from tunesmith.errors import UsageError
 from tunesmith.events import Listener, Progress
@@ -67,11 +67,7 @@ class Asker:
         self.tell = tell
         self._lock = threading.Lock()
         self._known: dict[str, Answer] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                stored = json.loads(line)
-            except ValueError:  # cut by a kill
-                continue
+        for stored in disk.read_log(path):
             self._known[stored.pop("question")] = Answer(**stored)
 
     def ask(self, name: str, model: str, questions: Sequence[dict[str, Any]], most_tokens: int) -> list[Answer]:
@@ -107,8 +103,7 @@ class Asker:
         with self._lock:
             self._known[key] = found
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"question": key, **asdict(found)}, ensure_ascii=False) + "\n")
+            disk.append_line(self.path, {"question": key, **asdict(found)})
         return found
 
 

@@ -146,7 +146,7 @@ def _old_answers(
 
 def _prompts(path: Path) -> Iterator[list[dict[str, Any]]]:
     """The questions of a file of conversations, or of preferences."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(disk.lines_of(path), 1):
         if not line.strip():
             continue
         try:
@@ -158,7 +158,7 @@ def _prompts(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _rows(path: Path) -> int:
-    return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return sum(1 for line in disk.lines_of(path) if line.strip())
 
 
 def _commented(job: Job, recipe: Recipe, client: Client, met: bool) -> str:

@@ -311,20 +311,14 @@ class EventsOfJob:
         self.tell = tell
         self.known: set[str] = set()
         self._last = 0.0
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:  # cut by a kill: that event is told again
-                continue
+        for event in disk.read_log(path):  # one that a kill has cut is told again
             self.known.add(event["id"])
             self._last = event["created_at"]
 
     def add(self, events: list[JobEvent]) -> None:
         """Tell what is new."""
         for event in events:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(event), ensure_ascii=False) + "\n")
+            disk.append_line(self.path, asdict(event))
             self.known.add(event.id)
             if event.step is not None and event.loss is not None:
                 self.tell(step_event(event, max(0.0, event.created_at - self._last) if self._last else 0.0))

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from tunesmith import disk
 from tunesmith.server import jobs
 from tunesmith.server.database import FileRow, JobRow, LabelRow, PermissionRow, Row, UploadRow
 from tunesmith.server.results import add_checkpoints
@@ -64,7 +65,7 @@ def _restore_job(session: Session, folder: Path, facts: dict[str, Any]) -> None:
     session.add(row)
     session.flush()
     session.add_all(LabelRow(job_id=row.id, key=key, value=value) for key, value in (row.labels or {}).items())
-    events = [JobEvent(**line) for line in _lines(folder / "events.jsonl")] + News(folder, row.id).rest()
+    events = [JobEvent(**line) for line in disk.read_log(folder / "events.jsonl")] + News(folder, row.id).rest()
     jobs.add_events(session, row.id, sorted(events, key=lambda event: event.created_at))
     add_checkpoints(session, row.id, _json(folder / "checkpoints.json") or [])
     session.add_all(PermissionRow(**facts) for facts in _json(folder / "permissions.json") or [])
@@ -85,13 +86,3 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # cut by a kill
-            continue

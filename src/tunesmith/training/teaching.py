@@ -148,20 +148,14 @@ def _teacher(recipe: Recipe, training: Training) -> str:
 
 
 def _read(kept: Path, identity: str) -> list[list[str]]:
-    """Answers on disk, up to the first line that a kill cut off; none of another teacher, other rows or settings."""
-    if not kept.is_file():
-        return []
+    """Answers on disk, but for what a kill cut off; none of another teacher, other rows or settings."""
     found: list[list[str]] = []
-    with kept.open(encoding="utf-8", errors="replace") as lines:
-        try:
-            if json.loads(next(lines, "{}")).get("key") != identity:
-                return []
-            for line in lines:
-                part = json.loads(line)
-                if part["first"] == len(found):
-                    found += part["answers"]
-        except ValueError:
-            pass
+    lines = disk.read_log(kept)
+    if next(lines, {}).get("key") != identity:
+        return []
+    for part in lines:
+        if part["first"] == len(found):
+            found += part["answers"]
     return found
 
 
