@@ -180,6 +180,7 @@ def _walk(
         from tunesmith.training.feasible import refuse_infeasible
 
         refuse_infeasible(recipe, base, prepared)
+        prepared = _measurable(recipe, base, prepared, folder, tell)
         planned = _plan(folder, recipe, base, prepared, tell)
         from tunesmith.evaluation.evaluate import evaluate_run
         from tunesmith.planning.measured import Stopwatch
@@ -227,6 +228,24 @@ def _prepare_stages(recipe: Recipe, folder: Path, tell: Listener) -> list[Prepar
         return _prepare(view, folder if own else folder / "stages" / f"{number}-{view.stages[0].name}", tell)
 
     return of_stages(recipe, prepare_one)
+
+
+def _measurable(
+    recipe: Recipe, base: Path, prepared: Sequence[PreparedData], folder: Path, tell: Listener
+) -> list[PreparedData]:
+    """The data of each stage without held-out rows that its model cannot be asked."""
+    from tunesmith.evaluation.held_out import measurable
+
+    known: dict[tuple[int, str, Path], PreparedData] = {}
+    found = []
+    for stage, data in zip(recipe.stages, prepared, strict=True):
+        model = catalog.model_folder(stage.model) if stage.model is not None else base
+        key = (id(data), stage.objective or "", model)
+        if key not in known:
+            place = folder / f"dropped-held-out-{stage.name}.jsonl"
+            known[key] = measurable(recipe.of_stage(stage), data, model, place, tell)
+        found.append(known[key])
+    return found
 
 
 def _refuse_trained_on(prepared: PreparedData) -> None:

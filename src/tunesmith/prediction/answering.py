@@ -27,6 +27,7 @@ from tunesmith.prediction.in_context import Shots, calibrated, shots_of
 from tunesmith.prediction.likelihood import score_documents
 from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.prediction.reading import true_label_sets
+from tunesmith.prediction.references import UNCUT, answer_nats, learned
 from tunesmith.prediction.setting import Setting
 from tunesmith.prediction.span_answers import by_head
 from tunesmith.tasks.base import Message, ReadsAnswers, Shortens, Task
@@ -132,7 +133,8 @@ def _by_writing(
     if not score_references or task.answer != "text":
         return answered
     sizes = np.asarray([max(1, len(task.target_text(row).encode())) for row in rows], dtype=np.float64)
-    return replace(answered, nats=questions.reference_nats(), reference_bytes=sizes)
+    nats, shares = questions.reference_nats()
+    return replace(answered, nats=nats, reference_bytes=sizes * shares)
 
 
 def _with_marks(model: Model, tokens: Sequence[int]) -> str:
@@ -150,7 +152,7 @@ def _own_shots(model: Model, rows: Sequence[Row], task: Task) -> Shots | None:
 def reference_nats(model: Model, rows: Sequence[Row], setting: Setting) -> FloatArray:
     """How unlikely a model that writes finds the right answers, (N,) in nats; nothing is written."""
     questions = _sources(model, rows, setting) if model.form == "seq2seq" else _prompts(model, rows, setting, None)
-    return questions.reference_nats()
+    return questions.reference_nats()[0]
 
 
 def inputs(model: Model, rows: Sequence[Row], setting: Setting) -> list[list[int]]:
@@ -179,12 +181,13 @@ class _Questions:
     Attributes:
         prompts: The tokens that it is given, for each row.
         answer_tokens: The tokens of an answer as training writes it, with the EOS behind it.
-        reference_nats: How unlikely the model finds the right answers, (N,) in nats.
+        reference_nats: How unlikely the model finds the right answers, (N,) in nats, and what share of each it was
+            asked about, (N,): all, unless an answer is longer than what it can read.
     """
 
     prompts: list[list[int]]
     answer_tokens: Callable[[str], list[int]]
-    reference_nats: Callable[[], FloatArray]
+    reference_nats: Callable[[], tuple[FloatArray, FloatArray]]
 
 
 def _sources(model: Model, rows: Sequence[Row], setting: Setting) -> _Questions:
@@ -193,9 +196,10 @@ def _sources(model: Model, rows: Sequence[Row], setting: Setting) -> _Questions:
     texts = [source_text(setting.task, row, setting.system_prompt) for row in rows]
     prompts = [encode_text(tokenizer, text, limit)[0] for text in texts]
 
-    def reference_nats() -> FloatArray:
-        targets = [encode_target(tokenizer, setting.task.target_text(row), limit)[0] for row in rows]
-        return inference.target_nats(model, prompts, targets, on_event=setting.on_event)
+    def reference_nats() -> tuple[FloatArray, FloatArray]:
+        targets = [encode_target(tokenizer, setting.task.target_text(row), limit) for row in rows]
+        nats = inference.target_nats(model, prompts, [ids for ids, _ in targets], on_event=setting.on_event)
+        return nats, np.asarray([len(ids) / (len(ids) + cut) for ids, cut in targets])
 
     return _Questions(
         prompts=prompts,
@@ -206,7 +210,7 @@ def _sources(model: Model, rows: Sequence[Row], setting: Setting) -> _Questions:
 
 def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots | None) -> _Questions:
     """For a causal model: conversations up to the answer."""
-    renderer = ConversationRenderer(model.tokenizer, prompt_limit(model), model.eos_ids)
+    renderer = ConversationRenderer(model.tokenizer, UNCUT, model.eos_ids)
     limit = prompt_limit(model) if shots else min(prompt_limit(model), model.max_length)
     room = limit - min(setting.generation.max_new_tokens, limit // 2)
     asked = [
@@ -216,11 +220,12 @@ def _prompts(model: Model, rows: Sequence[Row], setting: Setting, shots: Shots |
     chooses = setting.task.answer == "label"  # among answers as training writes them, empty thoughts included
     thought = setting.may_think or chooses
 
-    def reference_nats() -> FloatArray:
-        rendered = [renderer(turns, tools=tools) for turns, tools in asked]
-        weights = [example.loss_weights or [] for example in rendered]
-        examples = [example.input_ids for example in rendered]
-        return inference.answer_nats(model, examples, weights, on_event=setting.on_event)
+    def reference_nats() -> tuple[FloatArray, FloatArray]:
+        rendered = [
+            renderer(turns, tools=tools, origin=row.origin) for (turns, tools), row in zip(asked, rows, strict=True)
+        ]
+        nats, sizes = answer_nats(model, rendered, prompt_limit(model), setting.on_event)
+        return nats, sizes / [learned(example.loss_weights) for example in rendered]
 
     return _Questions(
         prompts=[renderer.prompt(turns[:-1], tools=tools, thought=thought) for turns, tools in asked],

@@ -16,6 +16,7 @@ from tunesmith.events import Listener
 from tunesmith.models import inference
 from tunesmith.models.model import Model
 from tunesmith.prediction.outputs import Outputs
+from tunesmith.prediction.references import UNCUT, answer_nats
 from tunesmith.prediction.setting import Setting
 from tunesmith.tasks.base import Message
 from tunesmith.tasks.preference import conversations
@@ -27,9 +28,9 @@ def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
     The mean, because under a sum every model prefers the shorter answer.
     """
     started = time.perf_counter()
-    pairs = [turns for row in rows for turns in conversations(row, setting.system_prompt)]
+    pairs = [(turns, row) for row in rows for turns in conversations(row, setting.system_prompt)]
     if model.form == "classify":
-        examples = _read(model, pairs)
+        examples = _read(model, [turns for turns, _ in pairs])
         scores = inference.head_scores(model, examples, on_event=setting.on_event)[:, 0]
         return replace(_outputs(scores, sum(len(ids) for ids in examples), started), log_odds=True)
     return _outputs(*_mean_likelihoods(model, pairs, setting.on_event), started)
@@ -38,22 +39,19 @@ def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
 def weigh(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
     """How likely a model finds single answers: the mean log likelihood of their tokens."""
     started = time.perf_counter()
-    turns = [only_last_learned(setting.task.conversation(row, None, setting.system_prompt)) for row in rows]
-    scores, tokens = _mean_likelihoods(model, turns, setting.on_event)
+    asked = [(only_last_learned(setting.task.conversation(row, None, setting.system_prompt)), row) for row in rows]
+    scores, tokens = _mean_likelihoods(model, asked, setting.on_event)
     return Outputs(scores=scores, prompt_tokens=tokens, seconds=time.perf_counter() - started)
 
 
 def _mean_likelihoods(
-    model: Model, conversations: Sequence[list[Message]], on_event: Listener
+    model: Model, asked: Sequence[tuple[list[Message], Row]], on_event: Listener
 ) -> tuple[FloatArray, int]:
     """Mean log likelihood (N,) of the learned tokens of N conversations, and the tokens that were read."""
-    renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids)
-    rendered = [renderer(turns) for turns in conversations]
-    examples = [r.input_ids for r in rendered]
-    weights = [r.loss_weights or [] for r in rendered]
-    sizes = np.asarray([sum(w > 0 for w in line) for line in weights])
-    scores = -inference.answer_nats(model, examples, weights, on_event=on_event) / sizes
-    return scores, sum(len(ids) for ids in examples)
+    renderer = ConversationRenderer(model.tokenizer, UNCUT, model.eos_ids)
+    rendered = [renderer(turns, origin=row.origin) for turns, row in asked]
+    nats, sizes = answer_nats(model, rendered, model.max_length, on_event)
+    return -nats / sizes, sum(min(len(example.input_ids), model.max_length) for example in rendered)
 
 
 def score_texts(model: Model, texts: Sequence[list[Message]], on_event: Listener) -> FloatArray:
