@@ -377,6 +377,13 @@ class StoredAnswer:
     reference_spans: list[list[Any]] | None = None
     tokens: float | None = None
     correct: float | None = None
+    right: float | bool | None = None  # what the reference is to the metrics, where it is a number or a yes or no
+    labels: list[str] | None = None  # given to the row, where it may have several
+    score: float | None = None
+    gap: float | None = None
+    log_odds: bool = False
+    reward: float | None = None
+    judged: float | None = None
 
 
 def write_answers(folder: Path, answers: Sequence[StoredAnswer]) -> None:

@@ -17,10 +17,11 @@ from tunesmith.evaluation import report
 from tunesmith.evaluation.comparison import Comparison, System
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.metrics import kind
+from tunesmith.evaluation.stored import stored
 from tunesmith.events import Step, Validated
 from tunesmith.prediction.outputs import Truth
 from tunesmith.recipe import Recipe
-from tunesmith.tasks import TASKS, Task
+from tunesmith.tasks import TASKS
 
 if TYPE_CHECKING:
     from tunesmith.training.outcome import Tuning
@@ -74,7 +75,7 @@ def write_results(
     Returns:
         The summary. Whoever has no more to write puts it into the folder: it says that the run is finished.
     """
-    _keep_answers(folder, TASKS[recipe.task], results)
+    runs.write_answers(folder, stored(TASKS[recipe.task], results.rows, results.tuned.outputs, results.right))
     report.write_report(folder, _content(folder, recipe, data, trained.facts, results, sections, learned_from))
     baselines = {other.name: other.metrics for other in results.others}
     summary = summarise(
@@ -138,39 +139,6 @@ def summarise(
         "total_parameters": trained.facts["total_parameters"],
         "tokens": trained.facts["tokens"],
     } | ({"lineage": behind} if (behind := lineage.ancestors(recipe.model)) else {})
-
-
-def _keep_answers(folder: Path, task: Task, results: Results) -> None:
-    """Write ``predictions.jsonl``: the tuned model's answers, row by row."""
-    outputs, right = results.tuned.outputs, results.right
-    answers = outputs.texts if outputs.texts is not None else kind(right).texts(outputs, right)
-    runs.write_answers(
-        folder,
-        [
-            runs.StoredAnswer(
-                key=row.key,
-                where=str(row.origin),
-                input=task.input_text(row),
-                reference=task.target_text(row),
-                answer=answers[n],
-                probabilities=None if outputs.probabilities is None else outputs.probabilities[n].tolist(),
-                nats=None if outputs.nats is None else float(outputs.nats[n]),
-                reference_bytes=None if outputs.reference_bytes is None else float(outputs.reference_bytes[n]),
-                references=_several(right, n),
-                spans=None if outputs.spans is None else [list(span) for span in outputs.spans[n]],
-                reference_spans=[list(span) for span in right.references[n]] if right.answer == "spans" else None,
-                tokens=None if outputs.tokens is None else float(outputs.tokens[n]),
-                correct=None if outputs.correct is None else float(outputs.correct[n]),
-            )
-            for n, row in enumerate(results.rows)
-        ],
-    )
-
-
-def _several(right: Truth, row: int) -> list[str] | None:
-    """All right answers to a row, where there are several texts; all its labels, where it has any number of them."""
-    reference = right.references[row]
-    return list(reference) if right.answer in ("text", "labels") and not isinstance(reference, str) else None
 
 
 def _content(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from tunesmith.data.spans import Span
 from tunesmith.errors import UsageError
 from tunesmith.evaluation.comparison import Comparison, System, compare
 from tunesmith.evaluation.metrics import METRICS, measure, truth
 from tunesmith.evaluation.sequence import compare_sequences, kept_sequence
-from tunesmith.prediction.outputs import Outputs
+from tunesmith.evaluation.stored import outputs_of, reference_of
 from tunesmith.runs import Run, StoredAnswer, read_answers
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.base import Answer
@@ -36,10 +34,10 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
     recipe = opened[0].recipe
     task, settings = TASKS[recipe.task], recipe.evaluate
     labels = _labels(opened, answers, task.answer)
-    right = truth(task, [_reference(a, task.answer) for a in answers[0]], labels, settings)
+    right = truth(task, [reference_of(a, task.answer) for a in answers[0]], labels, settings)
     systems = []
     for run, stored in zip(opened, answers, strict=True):
-        outputs = _outputs(stored, labels if task.answer == "label" else None)
+        outputs = outputs_of(stored, task.answer, labels)
         name = f"{run.id} ({run.recipe.model}, {run.recipe.method})"
         metrics = measure(outputs, right, settings)
         systems.append(System(run.id, name, "a tuned run", outputs, metrics))
@@ -90,7 +88,8 @@ def _labels(opened: Sequence[Run], answers: Sequence[Sequence[StoredAnswer]], an
     if answer == "label":
         return sorted({a.reference for a in answers[0]} | {a.answer for stored in answers for a in stored})
     if answer == "labels":
-        return sorted({label for run in opened for label in _known_labels(run)})
+        named = {label for a in itertools.chain(*answers) for label in [*(a.references or []), *(a.labels or [])]}
+        return sorted(named.union(*(_known_labels(run) for run in opened)))
     return None
 
 
@@ -98,39 +97,6 @@ def _known_labels(run: Run) -> list[str]:
     from tunesmith.models.saving import read_notes
 
     return read_notes(run.model_folder).labels or []
-
-
-def _reference(stored: StoredAnswer, answer: Answer) -> Any:
-    if answer == "labels":
-        return stored.references or []
-    if answer == "score":
-        return float(stored.reference)
-    if stored.reference_spans is not None:
-        return [Span(*span) for span in stored.reference_spans]
-    return stored.references or stored.reference
-
-
-def _outputs(stored: Sequence[StoredAnswer], labels: list[str] | None) -> Outputs:
-    if all(a.spans is not None for a in stored):
-        return Outputs(spans=[[Span(*span) for span in a.spans or []] for a in stored])
-    if labels is None and any(a.tokens is not None for a in stored):
-        whole = all(a.reference_bytes is not None for a in stored)
-        return Outputs(
-            nats=np.asarray([a.nats or 0.0 for a in stored]),
-            tokens=np.asarray([a.tokens or 0.0 for a in stored]),
-            correct=None if whole else np.asarray([a.correct or 0.0 for a in stored]),
-            reference_bytes=np.asarray([a.reference_bytes for a in stored], dtype=np.float64) if whole else None,
-        )
-    if labels is None:
-        return Outputs(
-            texts=[a.answer for a in stored],
-            nats=np.asarray([a.nats or 0.0 for a in stored]),
-            reference_bytes=np.asarray([a.reference_bytes or 1.0 for a in stored]),
-        )
-    chosen = np.zeros((len(stored), len(labels)))  # by the answers: a run's own probabilities may have other columns
-    for n, a in enumerate(stored):
-        chosen[n, labels.index(a.answer)] = 1.0
-    return Outputs(probabilities=chosen)
 
 
 def _negated(against: Comparison) -> dict[str, float]:
