@@ -120,12 +120,16 @@ def test_frozen_features_do_it_too(task: str, rows: list[dict[str, Any]], tmp_pa
     assert len(run.predict(["great film"])) == 1
 
 
-def test_a_threshold_for_two_classes(tmp_path: Path, tiny_encoder: Path, reviews: Path) -> None:
+@pytest.mark.parametrize("kind", ["head", "words"])
+def test_a_threshold_for_two_classes(kind: str, tmp_path: Path, request: pytest.FixtureRequest, reviews: Path) -> None:
+    """Of a head's probabilities, and of those that a model which writes gives the labels."""
+    model = request.getfixturevalue("tiny_encoder" if kind == "head" else "tiny_decoder")
+    own = {"class_weights": "balanced"} if kind == "head" else {}
     recipe = {
-        "task": "text-classification", "model": str(tiny_encoder), "data": {"train": str(reviews)},
-        "training": {"epochs": 1, "threshold": 0.999, "class_weights": "balanced"}, "objective": "focal",
+        "task": "text-classification", "model": str(model), "data": {"train": str(reviews)},
+        "training": {"epochs": 1, "threshold": 0.999, **own},
         "evaluate": {"baselines": ["majority"], "resamples": 100},
-    }  # fmt: skip
+    } | ({"objective": "focal"} if kind == "head" else {})  # fmt: skip
     run = pipeline.run(parse(recipe), run_dir=tmp_path / "run")
     assert {prediction.answer for prediction in run.predict(["great", "awful"])} == {"negative"}
 

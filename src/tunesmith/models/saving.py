@@ -172,7 +172,9 @@ def load_artefact(
     if notes.task in PICTURES:
         labels = notes.labels or []
         network = load_vision(folder, name=notes.base, labels=labels, device=device)
-        return Model(network, None, "classify", notes.base, folder, 0, labels), notes
+        model = Model(network, None, "classify", notes.base, folder, 0, labels)
+        model.thresholds = notes.thresholds
+        return model, notes
     if (folder / ONNX_FILE).is_file():
         from tunesmith.compression.onnx_model import load_onnx
 

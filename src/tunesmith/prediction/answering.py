@@ -70,7 +70,7 @@ def _of_pictures(model: Model, network: ImageClassifier, rows: Sequence[Row], se
     started = time.perf_counter()
     paths = _paths(rows, setting.task)
     probabilities = vision.probabilities(network, model.folder, paths, on_event=setting.on_event)
-    return _outputs(started, [], probabilities=probabilities)
+    return _outputs(started, [], probabilities=probabilities, thresholds=_thresholds(model))
 
 
 def _by_text_head(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
@@ -97,7 +97,12 @@ def _by_likeliest_label(model: Model, rows: Sequence[Row], setting: Setting, sho
     probabilities, tokens = ask(rows, shots)
     if shots is not None and model.shown is not None and model.shown.settings.calibrate:
         probabilities = calibrated(probabilities, rows, shots, setting.task, lambda some, before: ask(some, before)[0])
-    return Outputs(probabilities=probabilities, prompt_tokens=tokens, seconds=time.perf_counter() - started)
+    return Outputs(
+        probabilities=probabilities,
+        thresholds=_thresholds(model),
+        prompt_tokens=tokens,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _by_writing(
