@@ -154,6 +154,23 @@ def test_examples_are_chosen_as_asked(choose: str, tmp_path: Path) -> None:
         assert examples[-1].key == train[7].key
 
 
+@pytest.mark.parametrize(
+    ("texts", "question", "nearest"),
+    [
+        (["这部电影很好看", "天气不错", "我喜欢狗", "火车晚点了"], "电影好看吗", 0),
+        (["what a film", "rain again", "dogs run", "late trains"], "dogs", 2),
+        (["2 + 3 =", "4 * 5 =", "1 - 1 =", "9 / 3 ="], "7 + 8 =", None),
+        (["what a film", "rain again", "dogs run", "late trains"], "no word in common", None),
+    ],
+)
+def test_the_nearest_examples_are_as_many_as_asked_for(texts: list[str], question: str, nearest: int | None) -> None:
+    train = tiny.rows_of([{"text": text, "label": "positive"} for text in texts])
+    asked = tiny.rows_of([{"text": question, "label": "positive"}])
+    examples = list(in_context.nearest_shots(train, asked, 3, TASK)(asked[0]))
+    assert len({example.key for example in examples}) == 3
+    assert nearest is None or examples[-1].key == train[nearest].key
+
+
 def test_calibration_takes_out_what_a_model_says_to_nothing() -> None:
     """By hand: after empty texts the model says (0.8, 0.2); (0.6, 0.4) becomes 0.75 : 2, so (3/11, 8/11)."""
     rows = tiny.rows_of(labelled_rows(3))

@@ -18,6 +18,10 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 """Texts that say nothing: what a model answers to them is its own bias (Zhao et al. 2021, arXiv 2102.09690)."""
 
 
+_WORD = r"[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff])\w){2,}"
+"""Chinese and Japanese write no spaces between words: each of their characters is a word of its own."""
+
+
 def choose(train: Sequence[Row], settings: InContext, task: Task, labels: list[str] | None, seed: int) -> Shown:
     """The examples of a run; with ``nearest`` every training row, of which each question takes its own."""
     if settings.choose == "nearest":
@@ -49,18 +53,26 @@ def random_shots(train: Sequence[Row], k: int, task: Task, labels: Sequence[str]
 
 
 def nearest_shots(train: Sequence[Row], rows: Sequence[Row], k: int, task: Task) -> Shots:
-    """For each row the k training examples most like it, the likest last (nearest to the question)."""
+    """For each row the k training examples most like it, the likest last (nearest to the question).
+
+    Likeness is the cosine of TF-IDF vectors; where fewer than k share a word with the row, others stand before them.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
-    known = vectorizer.fit_transform([task.input_text(row) for row in train])
+    others = np.random.default_rng(0).permutation(len(train))[: 2 * k].tolist()
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=_WORD)
+    try:
+        known = vectorizer.fit_transform([task.input_text(row) for row in train])
+    except ValueError:  # there is no word in any of them
+        return lambda row: [train[n] for n in others[:k]]
     asked = vectorizer.transform([task.input_text(row) for row in rows])
     similarity = (asked @ known.T).tocsr()
     found: dict[str, list[int]] = {}
     for n, row in enumerate(rows):
         line = similarity.getrow(n)
         best = line.indices[np.argsort(-line.data, kind="stable")[:k]].tolist()
-        found[row.key] = best[::-1]
+        rest = [other for other in others if other not in best]
+        found[row.key] = rest[: k - len(best)] + best[::-1]
     return lambda row: [train[n] for n in found[row.key]]
 
 
