@@ -22,6 +22,8 @@ from tunesmith.prediction import in_context
 from tunesmith.recipe import InContext, Recipe, Training
 from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
+from tunesmith.training.defaults import with_defaults
+from tunesmith.training.loop import Trainer
 
 TASK = TASKS["text-classification"]
 
@@ -97,6 +99,23 @@ def test_the_contrastive_loss_is_the_squared_error_of_all_cosines(tiny_encoder: 
     expected = sum(alike) + sum(apart) * len(alike) / len(apart)
     assert float(found.total) == pytest.approx(expected, rel=1e-6)
     assert found.weight == pytest.approx(2 * len(alike), rel=1e-6)
+
+
+def test_a_single_validation_text_is_no_validation(tiny_encoder: Path, tmp_path: Path) -> None:
+    """It has no pairs, and a loss over nothing is no number."""
+    model = tiny.build(tiny_encoder, "classify")
+    rows = tiny.rows_of(labelled_rows(9))
+    settings = with_defaults(
+        Training(max_steps=2), kind="full", form="classify", device=torch.device("cpu"), epoch_examples=8
+    )
+    objective = objectives.make("contrastive", settings)
+    train, validation = (
+        write_tokens(*objective.examples_of(some, tiny.renderer(model)), tmp_path / name)
+        for name, some in (("train", rows[:8]), ("validation", rows[8:]))
+    )
+    objective.start(model, [train, validation], tmp_path, tiny.Events())
+    result = Trainer(model, objective, train, validation, settings, tmp_path / "run").run()
+    assert len(validation) == 0 and result.steps == 2
 
 
 def test_the_texts_of_groups_come_apart_as_they_were(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def draw_groups(classes: np.ndarray, size: int, rounds: int, seed: int) -> list[
         seed: Of the drawing.
 
     Returns:
-        Indices of the texts of each group.
+        Indices of the texts of each group; no group of a single text, which has nothing to be compared with.
     """
     random = np.random.default_rng([seed, 3])
     groups: list[np.ndarray] = []
@@ -42,7 +42,7 @@ def draw_groups(classes: np.ndarray, size: int, rounds: int, seed: int) -> list[
             starts.pop()
         ends = [*starts[1:], len(couples)]
         groups += [np.concatenate(couples[start:end]) for start, end in zip(starts, ends, strict=True)]
-    return groups
+    return [group for group in groups if len(group) > 1]
 
 
 def _couples_in_turn(classes: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
