@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from tunesmith.data.spans import Span
 from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.calibration import reliability
+from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.label_metrics import confidences, per_class
-from tunesmith.evaluation.metrics import METRICS, measure
+from tunesmith.evaluation.metrics import KINDS, METRICS, kind, measure, statistics
 from tunesmith.evaluation.text_scores import common_subsequence, rouge_tokenizer
 from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.prediction.reading import label_numbers
@@ -41,30 +42,46 @@ def test_a_perfect_score_is_not_certainty() -> None:
     assert 0.92 < found["accuracy"].low < 0.94
 
 
-def test_every_metric_is_described_and_lies_in_its_interval() -> None:
+def of_every_kind() -> list[tuple[Outputs, Truth]]:
     outputs, references = binary([True, False, True, True, False, True, True])
     worth = {"rewards": np.array([0.5, -1.0, 2.0]), "judged": np.array([0.0, 1.0, 1.0])}
     nats, sizes = np.array([1.0, 2.0, 3.0]), np.array([3, 3, 1])
     texts = Outputs(texts=["a b", "", "c"], nats=nats, reference_bytes=sizes, **worth)
-    found = measure(outputs, Truth("label", references, LABELS), SETTINGS) | measure(
-        texts, Truth("text", ["a c", "b b", ("c", "c\nd")]), SETTINGS
-    )
-    found |= measure(Outputs(gaps=np.array([1.0, -2.0, 0.0])), Truth("pair", [1.0] * 3), SETTINGS)
-    found |= measure(Outputs(scores=np.array([1.0, 2.5, 2.0])), Truth("thumb", [True, False, True]), SETTINGS)
     spans = [[Span(0, 3, "bad")], [Span(1, 2, "good"), Span(4, 6, "bad")], []]
-    found |= measure(Outputs(spans=[spans[0], spans[1][:1], []]), Truth("spans", spans, LABELS), SETTINGS)
-    nats, sizes = np.array([5.0, 7.0]), np.array([9.0, 4.0])
-    for outputs in (
-        Outputs(nats=nats, tokens=sizes, reference_bytes=sizes),
-        Outputs(nats=nats, tokens=sizes, correct=np.array([3.0, 1.0])),
-    ):
-        found |= measure(outputs, Truth("likelihood", ["", ""]), SETTINGS)
+    of_text, tokens = np.array([5.0, 7.0]), np.array([9.0, 4.0])
     sets = Truth("labels", [["good"], [], ["bad", "good"]], LABELS)
-    found |= measure(Outputs(probabilities=np.array([[0.1, 0.9], [0.7, 0.2], [0.6, 0.8]])), sets, SETTINGS)
-    found |= measure(Outputs(scores=np.array([1.0, 2.5, 2.0])), Truth("score", [1.0, 2.0, 3.0]), SETTINGS)
+    return [
+        (outputs, Truth("label", references, LABELS)),
+        (texts, Truth("text", ["a c", "b b", ("c", "c\nd")])),
+        (texts, Truth("open", ["", "", ""])),
+        (Outputs(gaps=np.array([1.0, -2.0, 0.0]), log_odds=True), Truth("pair", [1.0] * 3)),
+        (Outputs(scores=np.array([1.0, 2.5, 2.0])), Truth("thumb", [True, False, True])),
+        (Outputs(spans=[spans[0], spans[1][:1], []]), Truth("spans", spans, LABELS)),
+        (Outputs(nats=of_text, tokens=tokens, reference_bytes=tokens), Truth("likelihood", ["", ""])),
+        (Outputs(nats=of_text, tokens=tokens, correct=np.array([3.0, 1.0])), Truth("likelihood", ["", ""])),
+        (Outputs(probabilities=np.array([[0.1, 0.9], [0.7, 0.2], [0.6, 0.8]])), sets),
+        (Outputs(scores=np.array([1.0, 2.5, 2.0])), Truth("score", [1.0, 2.0, 3.0])),
+    ]
+
+
+def test_every_metric_is_described_and_lies_in_its_interval() -> None:
+    found: dict[str, Interval] = {}
+    for outputs, right in of_every_kind():
+        found |= measure(outputs, right, SETTINGS)
     assert set(found) == set(METRICS)
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high
+
+
+def test_what_may_decide_is_what_can_be_compared_row_by_row() -> None:
+    able: dict[str, set[str]] = {}
+    for outputs, right in of_every_kind():
+        able.setdefault(right.answer, set()).update(
+            name
+            for name, statistic in statistics(outputs, right).items()
+            if statistic.row_scores is not None and METRICS[name].higher_is_better is not None
+        )
+    assert able == {answer: set(kind(Truth(answer, [])).DECIDING) for answer in KINDS}
 
 
 def test_a_class_without_rows_has_unknown_recall_and_does_not_count_in_macro_f1() -> None:
@@ -153,8 +170,11 @@ def test_the_metric_that_decides_can_be_chosen() -> None:
     with pytest.raises(UsageError, match="chfr") as refused:
         truth(TASKS["text-generation"], ["a"], None, Evaluate(metric="chfr"))
     assert "did you mean 'chrf'" in str(refused.value.fix)
-    with pytest.raises(UsageError):  # it describes, and cannot decide
-        truth(TASKS["text-generation"], ["a"], None, Evaluate(metric="length_ratio"))
+    for metric in ("length_ratio", "span_f1"):  # it describes, and cannot decide; it is of another task
+        with pytest.raises(UsageError, match=metric):
+            truth(TASKS["text-generation"], ["a"], None, Evaluate(metric=metric))
+    with pytest.raises(UsageError, match="ece"):
+        truth(TASKS["text-classification"], ["a"], ["a"], Evaluate(metric="ece"))
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=80), st.lists(st.sampled_from("abc"), max_size=80))

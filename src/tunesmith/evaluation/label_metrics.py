@@ -17,6 +17,7 @@ from tunesmith.prediction.reading import NO_LABEL, label_numbers
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("accuracy",)
+DECIDING = ("accuracy", "macro_f1", "micro_f1", "brier", "log_loss")
 VALIDATION = "accuracy"
 
 NO_LABEL_TITLE = "(no valid label)"

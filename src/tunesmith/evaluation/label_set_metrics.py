@@ -14,6 +14,7 @@ from tunesmith.prediction.reading import label_sets, true_label_sets
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("micro_f1",)
+DECIDING = ("micro_f1", "macro_f1", "micro_precision", "micro_recall", "subset_accuracy")
 VALIDATION = "micro_f1"
 
 

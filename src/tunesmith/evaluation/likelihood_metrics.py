@@ -12,6 +12,7 @@ from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.prediction.reading import surprises
 
 PRIMARY = ("bits_per_byte", "masked_loss")
+DECIDING = ("bits_per_byte", "perplexity", "masked_loss", "masked_accuracy")
 VALIDATION = None
 
 

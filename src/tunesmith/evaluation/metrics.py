@@ -90,11 +90,14 @@ KINDS: dict[Answer, str] = {
     "likelihood": "tunesmith.evaluation.likelihood_metrics",
     "open": "tunesmith.evaluation.open_metrics",
 }
-"""Kind of answer -> the module that knows it. Each has ``PRIMARY``, names of metrics by which systems are compared (the
-first that all of them have is taken), ``VALIDATION``, the metric of validations that is drawn beside the loss,
-``statistics(outputs, right)``, which gives for each metric a function that computes it, and ``texts(outputs, right)``,
-the answers as a reader sees them."""
+"""Kind of answer -> the module that knows it. Each has
 
+- ``PRIMARY``, names of metrics by which systems are compared (the first that all of them have is taken),
+- ``DECIDING``, those that a recipe may name instead,
+- ``VALIDATION``, the metric of validations that is drawn beside the loss,
+- ``statistics(outputs, right)``, which gives for each metric a function that computes it,
+- ``texts(outputs, right)``, the answers as a reader sees them.
+"""
 
 DECIDES = {"summarization": "rouge1"}
 """Task -> the metric by which its field compares systems, where that is not the first of its kind of answer."""
@@ -104,19 +107,19 @@ def truth(task: Task, references: Sequence[Any], labels: Sequence[str] | None, s
     """What would have been right on some rows, and the metric that decides.
 
     Raises:
-        UsageError: ``evaluate.metric`` is no metric that can decide.
+        UsageError: ``evaluate.metric`` is no metric that can decide for this task.
     """
-    metric = settings.metric or DECIDES.get(task.name)
-    if metric is not None and (metric not in METRICS or METRICS[metric].higher_is_better is None):
-        known = [name for name, about in METRICS.items() if about.higher_is_better is not None]
-        close = difflib.get_close_matches(metric, known, n=1)
+    right = Truth(task.answer, references, labels, settings.metric or DECIDES.get(task.name))
+    known = kind(right).DECIDING
+    if right.metric is not None and right.metric not in known:
+        close = difflib.get_close_matches(right.metric, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UsageError(
-            f"{metric!r} is no metric by which systems can be compared",
+            f"{right.metric!r} is no metric by which systems can be compared on {task.name}",
             where="evaluate.metric",
             fix=f"{hint}metrics: {', '.join(known)}",
         )
-    return Truth(task.answer, references, labels, metric)
+    return right
 
 
 def kind(right: Truth) -> Any:

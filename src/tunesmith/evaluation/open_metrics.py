@@ -10,6 +10,7 @@ from tunesmith.evaluation.intervals import Statistic
 from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("judge", "reward", "repetition")
+DECIDING = PRIMARY
 VALIDATION = None
 texts = text_metrics.texts
 

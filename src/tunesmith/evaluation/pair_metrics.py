@@ -11,6 +11,7 @@ from tunesmith.evaluation.intervals import Statistic, mean
 from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("pair_accuracy",)
+DECIDING = ("pair_accuracy", "log_loss")
 VALIDATION = "pair_accuracy"
 
 

@@ -12,6 +12,7 @@ from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.prediction.reading import scores
 
 PRIMARY = ("r2",)
+DECIDING = ("r2", "rmse", "mae", "pearson", "spearman")
 VALIDATION = "r2"
 
 

@@ -21,6 +21,7 @@ from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
 
 PRIMARY = ("span_f1",)
+DECIDING = ("span_f1", "span_precision", "span_recall", "span_macro_f1")
 VALIDATION = "span_f1"
 
 

@@ -14,6 +14,7 @@ from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("judge", "reward", "rougeL", "bits_per_byte")
 """What was learned from a reward is measured by it, or better by a judge that was not learned from."""
+DECIDING = (*PRIMARY, "rouge1", "rouge2", "rougeLsum", "chrf", "exact_match", "repetition")
 VALIDATION = None
 
 

@@ -11,6 +11,7 @@ from tunesmith.evaluation.intervals import Statistic
 from tunesmith.prediction.outputs import Outputs, Truth
 
 PRIMARY = ("liking",)
+DECIDING = ("liking",)
 VALIDATION = "agreement"
 
 
