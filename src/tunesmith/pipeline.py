@@ -21,18 +21,8 @@ from tunesmith.data.pictures import unpacked_into
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
 from tunesmith.data.survey import Rules
 from tunesmith.errors import DataError, InterruptedRun, ResourceError, TunesmithError, UsageError
-from tunesmith.events import (
-    Event,
-    Listener,
-    MeasuredAgain,
-    Notice,
-    Phase,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-    nobody,
-)
-from tunesmith.recipe import Recipe
+from tunesmith.events import Event, Listener, MeasuredAgain, Notice, Phase, RunFailed, RunFinished, RunStarted, nobody
+from tunesmith.recipe import Quantize, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
 
@@ -192,11 +182,21 @@ def _walk(
         verdict = evaluate_run(folder, recipe, prepared[-1], trained, tell, stages=prepared)
         shutil.rmtree(folder / "tokens", ignore_errors=True)
         if recipe.quantize is not None:
-            from tunesmith.compression.quantize import quantize
-
-            quantize(Run(folder), recipe.quantize, on_event=tell)
+            _quantize(Run(folder), recipe.quantize, tell)
         tell(RunFinished(verdict=verdict, seconds=runs.worked_seconds(folder, until=time.time())))
     return Run(folder)
+
+
+def _quantize(run: Run, choice: Quantize, tell: Listener) -> None:
+    """Quantize what was tuned, unless a process that was killed has; its run has its own first and last word."""
+    from tunesmith.compression.quantize import quantize
+
+    def pass_on(event: Event) -> None:
+        if not isinstance(event, RunStarted | RunFinished):
+            tell(event)
+
+    if not (run.path / runs.QUANTIZED / choice.to).exists():
+        quantize(run, choice, on_event=pass_on)
 
 
 def _hosted(folder: Path, recipe: Recipe, tell: Listener) -> str:

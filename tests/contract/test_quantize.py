@@ -12,13 +12,13 @@ import torch
 import tiny
 import tunesmith
 from conftest import labelled_rows, write_jsonl
-from tunesmith import runs
+from tunesmith import disk, pipeline, runs
 from tunesmith.cli.main import run as cli
 from tunesmith.compression import quantize as quantizing
 from tunesmith.compression import sensitivity
 from tunesmith.compression.settings import Quantize
 from tunesmith.compression.words import speed_in_words
-from tunesmith.errors import DataError, ResourceError, UsageError
+from tunesmith.errors import DataError, InterruptedRun, ResourceError, UsageError
 from tunesmith.events import nobody
 from tunesmith.prediction.outputs import Outputs
 from tunesmith.recipe_file import parse
@@ -252,3 +252,41 @@ def test_an_encoder_becomes_an_onnx_graph_in_eight_bits(classifier: runs.Run, tm
 def test_only_encoders_become_onnx_graphs(writer: runs.Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only encoders with a head"):
         quantizing.quantize(writer, Quantize(to="onnx-int8"), target=tmp_path / "graph")
+
+
+def test_a_run_that_is_killed_while_it_keeps_its_quantized_model_goes_on(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last word of what is made inside is none of the run's own."""
+    tree = {
+        "task": "text-classification",
+        "model": str(tiny_encoder),
+        "data": {"train": str(write_jsonl(tmp_path / "rows.jsonl", labelled_rows(60)))},
+        "training": {"max_steps": 2},
+        "evaluate": {"baselines": ["majority"], "resamples": 100},
+        "quantize": "int8",
+        "precision": "fp32",
+    }
+    flush = disk.flush_tree
+
+    def killed(folder: Path) -> None:
+        if (folder / "predictions.jsonl").is_file():  # the quantized model's run, which is complete but for its name
+            raise KeyboardInterrupt
+        flush(folder)
+
+    monkeypatch.setattr(disk, "flush_tree", killed)
+    with pytest.raises(InterruptedRun):
+        pipeline.run(parse(tree), run_dir=tmp_path / "run")
+    monkeypatch.undo()
+    log = tmp_path / "run" / "events.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert json.loads(lines[-1])["type"] == "run_failed"
+    log.write_text("".join(lines[:-1]), encoding="utf-8")  # a kill leaves no word
+    opened = runs.open_run(tmp_path / "run")
+    assert opened.status != "finished" and not (opened.path / "quantized" / "int8").exists()
+    pipeline.resume(opened.path)
+    again = runs.open_run(tmp_path / "run")
+    assert again.status == "finished"
+    assert runs.open_run(again.path / "quantized" / "int8").status == "finished"
+    said = [event["type"] for event in runs.read_events(again.path)]
+    assert said.count("run_finished") == 1
