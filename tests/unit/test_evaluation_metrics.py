@@ -13,7 +13,7 @@ from tunesmith.evaluation.label_metrics import confidences, per_class
 from tunesmith.evaluation.metrics import KINDS, METRICS, kind, measure, statistics
 from tunesmith.evaluation.text_scores import common_subsequence, rouge_tokenizer
 from tunesmith.prediction.outputs import Outputs, Truth
-from tunesmith.prediction.reading import label_numbers
+from tunesmith.prediction.reading import label_numbers, label_sets
 from tunesmith.recipe import Evaluate
 
 SETTINGS = Evaluate(resamples=200)
@@ -40,6 +40,24 @@ def test_a_perfect_score_is_not_certainty() -> None:
     found = measure(outputs, Truth("label", references, LABELS), SETTINGS)
     assert (found["accuracy"].value, found["accuracy"].high) == (1.0, 1.0)
     assert 0.92 < found["accuracy"].low < 0.94
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("U.S.; France", ["U.S.", "France"]),
+        ("france, u.s", ["U.S.", "France"]),
+        ("Bosnia, Herzegovina; France", ["France", "Bosnia, Herzegovina"]),
+        ("a; b\nFrance.", ["France", "a; b"]),
+        ("b; `France`, Spain", ["France"]),
+        ("none", []),
+        ("", []),
+    ],
+)
+def test_labels_are_found_in_what_was_written(text: str, named: list[str]) -> None:
+    labels = ["U.S.", "France", "Bosnia, Herzegovina", "a; b", "."]
+    [row] = label_sets(Outputs(texts=[text]), labels).tolist()
+    assert [label for label, given in zip(labels, row, strict=True) if given] == named
 
 
 def of_every_kind() -> list[tuple[Outputs, Truth]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from tunesmith.prediction.outputs import Outputs, Truth
 NO_LABEL = -1
 """Number of the label of a written answer that is none of the labels. It is always wrong."""
 
+_LIMIT = re.compile(r"([;\n]|,(?=\s))")
 _NUMBER = re.compile(r"[-+\u2212]?\d+(?:\.\d+)?")
 
 
@@ -29,9 +30,8 @@ def label_numbers(outputs: Outputs, labels: Sequence[str]) -> IntArray:
         return np.asarray(outputs.probabilities.argmax(axis=1), dtype=np.int64)
     if outputs.texts is None:
         raise DataError("these outputs hold neither probabilities nor texts, so no labels")
-    exact = {label: number for number, label in enumerate(labels)}
-    bare = {_bare(label): number for number, label in reversed(list(enumerate(labels)))}
-    chosen = [exact.get(text.strip(), bare.get(_bare(text), NO_LABEL)) for text in outputs.texts]
+    number_of = _by_name(labels)
+    chosen = [number_of(text) for text in outputs.texts]
     return np.array(chosen, dtype=np.int64)
 
 
@@ -40,14 +40,32 @@ def label_sets(outputs: Outputs, labels: Sequence[str]) -> BoolArray:
     if outputs.probabilities is not None:
         thresholds = np.full(len(labels), 0.5) if outputs.thresholds is None else outputs.thresholds
         return np.asarray(outputs.probabilities >= thresholds)
-    numbers = {label.casefold(): number for number, label in enumerate(labels)}
+    number_of = _by_name(labels)
+    most = max((len(_LIMIT.split(label)) for label in labels), default=1)
     result = np.zeros((len(outputs.texts or []), len(labels)), dtype=bool)
     for row, text in enumerate(outputs.texts or []):
-        for part in re.split(r"[;\n]|,(?=\s)", text):
-            number = numbers.get(part.strip(" \t`'\".").casefold())
-            if number is not None:
-                result[row, number] = True
+        result[row, list(_listed(text, most, number_of))] = True
     return result
+
+
+def _by_name(labels: Sequence[str]) -> Callable[[str], int]:
+    """The number of the label that a text is, or is but for case, white space and punctuation; else `NO_LABEL`."""
+    exact = {label: number for number, label in enumerate(labels)}
+    bare = {_bare(label): number for number, label in reversed(list(enumerate(labels))) if _bare(label)}
+    return lambda text: exact.get(text.strip(), bare.get(_bare(text), NO_LABEL))
+
+
+def _listed(text: str, most: int, number_of: Callable[[str], int]) -> Iterator[int]:
+    """The labels in a list of them: between limits, of which a label of up to ``most`` pieces may hold some itself."""
+    pieces = _LIMIT.split(text)  # what stands between limits, and the limits
+    start = 0
+    while start < len(pieces):
+        ends = range(min(len(pieces), start + most), start, -2)  # the longest label first
+        found = ((end, number_of("".join(pieces[start:end]))) for end in ends)
+        end, number = next((one for one in found if one[1] != NO_LABEL), (start + 1, NO_LABEL))
+        if number != NO_LABEL:
+            yield number
+        start = end + 1
 
 
 def true_label_sets(right: Truth) -> BoolArray:
