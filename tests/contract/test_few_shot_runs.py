@@ -64,6 +64,20 @@ def test_an_encoder_has_no_prompt_and_a_writer_no_vectors(
         tune(tiny_decoder, reviews, tmp_path / "b")
 
 
+@pytest.mark.parametrize("fixture", ["tiny_encoder", "tiny_decoder"])
+def test_prompts_with_other_numbers_of_examples_are_other_baselines(
+    fixture: str, request: pytest.FixtureRequest, reviews: Path, tmp_path: Path
+) -> None:
+    tree = {
+        "task": "text-classification", "model": str(request.getfixturevalue(fixture)), "data": {"train": str(reviews)},
+        "training": {"max_steps": 1}, "precision": "fp32",
+        "evaluate": {"baselines": [{"few-shot": 1}, {"few-shot": 2}, {"few-shot": 1}], "resamples": 100, "limit": 10},
+    }  # fmt: skip
+    names = set(pipeline.run(parse(tree), run_dir=tmp_path / "run").baselines)
+    ways = [""] if fixture == "tiny_encoder" else ["-random", "-nearest"]
+    assert names == {f"few-shot-{k}{way}" for k in (1, 2) for way in ways}
+
+
 def test_the_time_of_tuning_is_that_of_both_stages(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
     from tunesmith.runs import read_events
 

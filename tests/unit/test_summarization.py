@@ -158,10 +158,18 @@ def test_a_run_from_files_to_predictions(tiny_decoder: Path, tiny_t5: Path, tmp_
             run_dir=tmp_path / folder.name,
             on_event=lambda event: None,
             training={"max_steps": 2},
-            evaluate={"baselines": ["base", "lead", "oracle"], "resamples": 100, "generation": {"max_new_tokens": 4}},
+            evaluate={
+                "baselines": ["base", "lead", {"lead": 2}, "oracle"],
+                "resamples": 100,
+                "generation": {"max_new_tokens": 4},
+            },
         )
         report = json.loads((run.path / "report.json").read_text())
         assert report["metric"] == "rouge1"
-        assert [system["name"] for system in report["systems"]] == ["tuned", "lead", "oracle", "base"]
-        assert {found["system"] for found in report["comparisons"]} == {"lead", "base"}  # a ceiling is no rival
+        assert [system["name"] for system in report["systems"]] == ["tuned", "lead", "lead-2", "oracle", "base"]
+        assert {found["system"] for found in report["comparisons"]} == {
+            "lead",
+            "lead-2",
+            "base",
+        }  # a ceiling is no rival
         assert len(run.predict([rows[0]["document"], {"document": "The film."}])) == 2

@@ -74,9 +74,14 @@ class Conditions:
         return {baseline.kind for baseline in self.wanted}
 
     @property
-    def shots(self) -> int:
-        """Examples in the prompt, or of each label."""
-        return next((b.shots for b in self.wanted if b.kind == "few-shot" and b.shots), DEFAULT_SHOTS)
+    def shots(self) -> list[int]:
+        """Examples in the prompt, or of each label: as many counts as are wanted."""
+        return shot_counts(self.wanted)
+
+
+def shot_counts(wanted: Sequence[Baseline]) -> list[int]:
+    """The counts of examples that are to be measured, each once."""
+    return list(dict.fromkeys(b.shots or DEFAULT_SHOTS for b in wanted if b.kind == "few-shot"))
 
 
 def run_baselines(given: Conditions, base: Untuned, larger: Sequence[Untuned]) -> Iterator[System]:
@@ -111,7 +116,7 @@ def _measured(base: Untuned, larger: Sequence[Untuned], given: Conditions) -> It
     if answer != "likelihood":
         yield from _without_model(given)
     yield from of_model(*base, given)
-    asked = [Baseline(kind="base"), Baseline(kind="few-shot", shots=given.shots)]
+    asked = [Baseline(kind="base"), *(Baseline(kind="few-shot", shots=k) for k in given.shots or [DEFAULT_SHOTS])]
     for name, folder in larger:
         for key, title, what, outputs, parameters in of_model(name, folder, replace(given, wanted=asked)):
             yield f"{name}-{key}", title, what, outputs, parameters
@@ -132,10 +137,12 @@ def _thumbs(base: Untuned, given: Conditions) -> Iterator[Found]:
 def _without_model(given: Conditions) -> Iterator[Found]:
     """What needs no model: sentences of the document, the commonest answer, a dictionary."""
     task, rows, train = given.setting.task, given.rows, given.data.train
-    if isinstance(task, Summarization) and "lead" in given.kinds:
-        count = next((b.sentences for b in given.wanted if b.kind == "lead" and b.sentences), 1)
-        what = f"the first {f'{count} sentences' if count > 1 else 'sentence'} of the document"
-        yield "lead", f"Lead-{count}", what, extractive.lead(rows, task, count), 0
+    if isinstance(task, Summarization):
+        counts = dict.fromkeys(b.sentences or 1 for b in given.wanted if b.kind == "lead")
+        for number, count in enumerate(counts):
+            what = f"the first {f'{count} sentences' if count > 1 else 'sentence'} of the document"
+            name = f"lead-{count}" if number else "lead"
+            yield name, f"Lead-{count}", what, extractive.lead(rows, task, count), 0
     if isinstance(task, Summarization) and "oracle" in given.kinds:
         what = "a ceiling, not a rival: the document's own sentences, chosen with the right answer in sight"
         yield "oracle", "Best extract", what, extractive.oracle(rows, task, "rouge1"), 0
@@ -244,7 +251,7 @@ def _load(name: str, folder: Path, given: Conditions) -> Model | None:
 
 def _prompted(model: Model, given: Conditions) -> Asked:
     """A generating model, asked in words."""
-    kinds, k, data, rows, setting = given.kinds, given.shots, given.data, given.rows, given.setting
+    kinds, data, rows, setting = given.kinds, given.data, given.rows, given.setting
     how = "the likeliest label by the model's own likelihood" if setting.task.answer == "label" else "greedy answers"
     if "base" in kinds:
         what = f"the untuned model, asked without examples; {how}"
@@ -252,30 +259,36 @@ def _prompted(model: Model, given: Conditions) -> Asked:
     if "few-shot" in kinds and model.form == "seq2seq":
         message = f"{model.name} is an encoder-decoder, which learns nothing from examples in the prompt: no few-shot"
         setting.on_event(Notice(level="info", message=message))
-    elif "few-shot" in kinds and len(data.train) and setting.task.answer != "open":  # else there is nothing to show
-        fixed = random_shots(data.train, k, setting.task, setting.labels, setting.seed)
-        what = f"the untuned model with {{}} in the prompt; {how}"
-        yield (
-            f"few-shot-{k}-random",
-            f"{model.name}, {k} random shots",
-            what.format(f"the same {len(fixed)} examples"),
-            answering.answer(model, rows, setting, lambda row: fixed),
-        )
-        yield (
-            f"few-shot-{k}-nearest",
-            f"{model.name}, {k} nearest shots",
-            what.format(f"the {k} training examples most like each row (TF-IDF cosine)"),
-            answering.answer(model, rows, setting, nearest_shots(data.train, rows, k, setting.task)),
-        )
+    elif len(data.train) and setting.task.answer != "open":  # else there is nothing to show
+        for k in given.shots:
+            yield from _shown(model, given, k, f"the untuned model with {{}} in the prompt; {how}")
+
+
+def _shown(model: Model, given: Conditions, k: int, what: str) -> Asked:
+    """The same with examples in the prompt: the same ones for all rows, and those most like each."""
+    data, rows, setting = given.data, given.rows, given.setting
+    fixed = random_shots(data.train, k, setting.task, setting.labels, setting.seed)
+    yield (
+        f"few-shot-{k}-random",
+        f"{model.name}, {k} random shots",
+        what.format(f"the same {len(fixed)} examples"),
+        answering.answer(model, rows, setting, lambda row: fixed),
+    )
+    yield (
+        f"few-shot-{k}-nearest",
+        f"{model.name}, {k} nearest shots",
+        what.format(f"the {k} training examples most like each row (TF-IDF cosine)"),
+        answering.answer(model, rows, setting, nearest_shots(data.train, rows, k, setting.task)),
+    )
 
 
 def _embedded(model: Model, given: Conditions) -> Asked:
     """A sentence encoder, asked by distance."""
-    kinds, k, data, rows, setting = given.kinds, given.shots, given.data, given.rows, given.setting
-    if "base" in kinds:
+    data, rows, setting = given.data, given.rows, given.setting
+    if "base" in given.kinds:
         what = "the untuned encoder: the label whose name lies nearest to the text"
         yield "base", f"{model.name}, 0 shots", what, answering.by_label_similarity(model, rows, setting)
-    if "few-shot" in kinds and len(data.train):
+    for k in given.shots if len(data.train) else ():
         shown = shots_per_label(data.train, k, setting.task, setting.seed)
         what = f"the untuned encoder: the label whose {k} examples' mean lies nearest to the text"
         outputs = answering.by_nearest_centroid(model, rows, shown, setting)

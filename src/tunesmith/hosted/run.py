@@ -14,7 +14,7 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.evaluation import comparison, pair_metrics, report
-from tunesmith.evaluation.baselines import DEFAULT_SHOTS
+from tunesmith.evaluation.baselines import shot_counts
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.held_out import rows_to_measure
 from tunesmith.evaluation.metrics import evaluated, measure, truth
@@ -238,7 +238,7 @@ def _systems(
     settings, provider = recipe.evaluate, asker.client.provider
     base = find_model(provider, recipe.model)
     tuned_rate, base_rate = (base[1].tuned, base[1].base) if base else (None, None)
-    kinds = {baseline.kind: baseline for baseline in settings.baselines}
+    kinds = {baseline.kind for baseline in settings.baselines}
     most = setting.generation.max_new_tokens
 
     def asked(name: str, title: str, what: str, model: str, rate: Rate | None, shots: Any = None) -> Asked:
@@ -259,12 +259,11 @@ def _systems(
     if "base" in kinds:
         what = "the untuned model, asked without examples"
         yield asked("base", f"{recipe.model}, 0 shots", what, recipe.model, base_rate)
-    if "few-shot" in kinds and len(data.train):
-        k = kinds["few-shot"].shots or DEFAULT_SHOTS
+    for k in shot_counts(settings.baselines) if len(data.train) else ():
         fixed = in_context.random_shots(data.train, k, setting.task, setting.labels, setting.seed)
         what = f"the untuned model with the same {len(fixed)} examples in each prompt"
         name, title = f"few-shot-{k}", f"{recipe.model}, {k} shots"
-        yield asked(name, title, what, recipe.model, base_rate, lambda row: fixed)
+        yield asked(name, title, what, recipe.model, base_rate, lambda row, shown=fixed: shown)
     for baseline in settings.baselines:
         if baseline.kind == "larger" and baseline.model:
             other = find_model(provider, baseline.model)
