@@ -61,6 +61,7 @@ def run(
 
         rules_and_table(recipe)
     behind = lineage.ancestors(recipe.model)
+    runs.start_anew(folder)
     disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
     facts = environment.describe() | {"folder": str(Path.cwd())} | ({"lineage": behind} if behind else {})
     disk.write_json(folder / "environment.json", facts)

@@ -51,13 +51,20 @@ def refuse_occupied(folder: Path) -> None:
     """
     if not (folder / "recipe.yaml").exists():
         return
-    if Run(folder).status != "failed" or (folder / "stages").exists() or (folder / "model").exists():
+    learned = any(next(folder.glob(f"stages/*/{name}"), None) for name in ("checkpoints/*", "merged", "adapter"))
+    if Run(folder).status != "failed" or learned or (folder / "model").exists():
         raise UsageError(
             "there is a run in this folder already",
             where=str(folder),
             fix=f"go on with it by `tunesmith resume {folder}`, remove it by `tunesmith runs rm {folder}`, or name "
             "another folder",
         )
+
+
+def start_anew(folder: Path) -> None:
+    """Take away the logs of a try that :func:`refuse_occupied` lets pass: they would count as this run's."""
+    for name in ("events.jsonl", "metrics.jsonl") if (folder / "recipe.yaml").exists() else ():
+        (folder / name).unlink(missing_ok=True)
 
 
 class EventLog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tunesmith.prediction.references import UNCUT, answer_nats
 from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Generation
 from tunesmith.recipe_file import parse
+from tunesmith.runs import read_answers, read_events
 from tunesmith.tasks import TASKS
 
 
@@ -69,10 +71,11 @@ def test_pairs_behind_a_long_prompt_are_judged(tiny_decoder: Path) -> None:
     assert outputs.gaps is not None and np.isfinite(outputs.gaps).all() and outputs.gaps[0] != 0
 
 
-@pytest.mark.parametrize("drop_bad", [False, True])
-def test_a_held_out_row_that_the_template_refuses_is_found_before_training(
-    drop_bad: bool, tiny_decoder: Path, tmp_path: Path
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_row_that_the_template_refuses_is_found_before_training(
+    part: str, tiny_decoder: Path, tmp_path: Path
 ) -> None:
+    """The folder then takes the next try, whose log is its own."""
     rows = [
         {"messages": [{"role": "user", "content": f"what {n}"}, {"role": "assistant", "content": f"good {n}"}]}
         for n in range(40)
@@ -82,22 +85,21 @@ def test_a_held_out_row_that_the_template_refuses_is_found_before_training(
     template = (model / "chat_template.jinja").read_text(encoding="utf-8")
     refusal = "{% if 'FORBIDDEN' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}"
     (model / "chat_template.jinja").write_text(refusal + template, encoding="utf-8")
-    train, test = (
-        write_jsonl(tmp_path / "train.jsonl", rows[:30]),
-        write_jsonl(tmp_path / "test.jsonl", [bad, *rows[30:]]),
-    )
-    tree = {
+    parts = {"train": rows[:30], "test": rows[30:]}
+    parts[part] = [bad, *parts[part]]
+    files = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", some)) for name, some in parts.items()}
+    tree: dict[str, Any] = {
         "task": "chat",
         "model": str(model),
-        "data": {"train": str(train), "test": str(test), "drop_bad": drop_bad},
+        "data": {**files, "validation": 0.0},
         "training": {"max_steps": 2},
         "evaluate": {"baselines": [], "general": None},
     }
-    if drop_bad:
-        run = pipeline.run(parse(tree), run_dir=tmp_path / "run")
-        assert len((run.path / "predictions.jsonl").read_text().splitlines()) == 10
-        return
     with pytest.raises(DataError) as raised:
         pipeline.run(parse(tree), run_dir=tmp_path / "run")
-    assert "test.jsonl:1" in str(raised.value) and "template refuses" in str(raised.value)
+    assert f"{part}.jsonl:1" in str(raised.value) and "template refuses" in str(raised.value)
     assert not list(tmp_path.glob("run/stages/*/checkpoints/*"))
+    tree["data"]["drop_bad"] = True
+    run = pipeline.run(parse(tree), run_dir=tmp_path / "run")
+    assert len(read_answers(run)) == 10
+    assert [event["type"] for event in read_events(run.path)].count("run_started") == 1
