@@ -93,7 +93,7 @@ def test_a_row_that_the_template_refuses_is_found_before_training(
         "model": str(model),
         "data": {**files, "validation": 0.0},
         "training": {"max_steps": 2},
-        "evaluate": {"baselines": [], "general": None},
+        "evaluate": {"baselines": [{"few-shot": 31}], "general": None, "limit": 10},
     }
     with pytest.raises(DataError) as raised:
         pipeline.run(parse(tree), run_dir=tmp_path / "run")
@@ -103,3 +103,4 @@ def test_a_row_that_the_template_refuses_is_found_before_training(
     run = pipeline.run(parse(tree), run_dir=tmp_path / "run")
     assert len(read_answers(run)) == 10
     assert [event["type"] for event in read_events(run.path)].count("run_started") == 1
+    assert ("few-shot-31-random" in run.baselines) == (part == "test")  # it may not be shown either

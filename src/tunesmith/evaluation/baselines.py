@@ -13,6 +13,7 @@ import torch
 from tunesmith.data import thoughts
 from tunesmith.data.rows import Row
 from tunesmith.data.shots import shots_per_label
+from tunesmith.errors import DataError
 from tunesmith.evaluation import extractive, pairs
 from tunesmith.evaluation.comparison import System
 from tunesmith.evaluation.metrics import evaluated, measure, truth
@@ -22,7 +23,7 @@ from tunesmith.models.load import load_config, load_model, natural_form
 from tunesmith.models.model import Form, Model
 from tunesmith.models.vision import load_vision
 from tunesmith.prediction import answering
-from tunesmith.prediction.in_context import nearest_shots, random_shots
+from tunesmith.prediction.in_context import Shots, nearest_shots, random_shots
 from tunesmith.prediction.likelihood import score_documents, unigram
 from tunesmith.prediction.outputs import Outputs
 from tunesmith.prediction.setting import Setting
@@ -268,18 +269,20 @@ def _shown(model: Model, given: Conditions, k: int, what: str) -> Asked:
     """The same with examples in the prompt: the same ones for all rows, and those most like each."""
     data, rows, setting = given.data, given.rows, given.setting
     fixed = random_shots(data.train, k, setting.task, setting.labels, setting.seed)
-    yield (
-        f"few-shot-{k}-random",
-        f"{model.name}, {k} random shots",
-        what.format(f"the same {len(fixed)} examples"),
-        answering.answer(model, rows, setting, lambda row: fixed),
-    )
-    yield (
-        f"few-shot-{k}-nearest",
-        f"{model.name}, {k} nearest shots",
-        what.format(f"the {k} training examples most like each row (TF-IDF cosine)"),
-        answering.answer(model, rows, setting, nearest_shots(data.train, rows, k, setting.task)),
-    )
+    near = f"the {k} training examples most like each row (TF-IDF cosine)"
+    ways: dict[str, tuple[str, Shots]] = {
+        "random": (f"the same {len(fixed)} examples", lambda row: fixed),
+        "nearest": (near, nearest_shots(data.train, rows, k, setting.task)),
+    }
+    for way, (which, shots) in ways.items():
+        name = f"few-shot-{k}-{way}"
+        try:
+            outputs = answering.answer(model, rows, setting, shots)
+        except DataError as error:  # a training row that was left out may not be shown either
+            message = f"no baseline {name}: an example cannot be shown ({error.what})"
+            setting.on_event(Notice(level="warning", message=message, where=error.where, fix=error.fix))
+            continue
+        yield name, f"{model.name}, {k} {way} shots", what.format(which), outputs
 
 
 def _embedded(model: Model, given: Conditions) -> Asked:
