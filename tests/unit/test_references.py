@@ -83,7 +83,7 @@ def test_a_row_that_the_template_refuses_is_found_before_training(
     bad = {"messages": [{"role": "user", "content": "FORBIDDEN"}, {"role": "assistant", "content": "good"}]}
     model = shutil.copytree(tiny_decoder, tmp_path / "model")
     template = (model / "chat_template.jinja").read_text(encoding="utf-8")
-    refusal = "{% if 'FORBIDDEN' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}"
+    refusal = "{% if 'FORBIDDEN' in messages | map(attribute='content') %}{{ raise_exception('not this') }}{% endif %}"
     (model / "chat_template.jinja").write_text(refusal + template, encoding="utf-8")
     parts = {"train": rows[:30], "test": rows[30:]}
     parts[part] = [bad, *parts[part]]
