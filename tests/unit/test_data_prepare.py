@@ -286,3 +286,57 @@ def test_stretches_of_which_no_row_is_used_are_passed_over(tmp_path: Path, monke
     monkeypatch.setattr("tunesmith.data.ledger._CHUNK_ROWS", 50)
     report = check(recipe(write(tmp_path / "a.jsonl", rows(1000)), max_rows=10))
     assert sum(report.rows.values()) == 10 and report.rows_left_out == {"max_rows": 990}
+
+
+# --- what only later rows hold ---------------------------------------------------------------------------------------
+
+
+def alpaca(count: int, extra_from: int, **extra: str) -> list[dict[str, Any]]:
+    base = [{"instruction": f"do {row['text']}", "output": f"done {n}"} for n, row in enumerate(rows(count))]
+    return [row | ({k: f"{v} {n}" for k, v in extra.items()} if n >= extra_from else {}) for n, row in enumerate(base)]
+
+
+def whole(path: Path, task: str, **data: Any) -> PreparedData:
+    return prepare(recipe(path, task, validation=0.0, test=0.0, **data))
+
+
+@pytest.mark.parametrize("name", ["input", "system"])
+def test_a_field_that_the_first_rows_lack_is_taken(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", alpaca(150, 110, **{name: "more"}))
+    data = whole(path, "text-generation")
+    assert [row.fields.get(name) for row in data.train] == [None] * 110 + [f"more {n}" for n in range(110, 150)]
+    [choice] = data.report.columns
+    assert name in choice["fields"]
+
+
+def test_a_column_without_a_place_is_left_aside_and_named(tmp_path: Path) -> None:
+    data = whole(write(tmp_path / "a.jsonl", alpaca(150, 110, remark="r")), "text-generation")
+    [choice] = data.report.columns
+    assert choice["ignored"] == ["remark"]
+
+
+def test_a_late_column_that_would_change_how_rows_are_read_is_said_to_be_left_aside(tmp_path: Path) -> None:
+    content = [{"sentence": row["text"], "label": str(row["label"])} for row in rows(150)]
+    content[120] |= {"review": "another text"}
+    data = whole(write(tmp_path / "a.jsonl", content), "text-classification")
+    assert len(data.train) == 150
+    [problem] = [p for p in data.report.problems if p.code == "late-column"]
+    assert problem.where[0].line == 121 and "`review`" in problem.message
+
+
+def test_columns_are_settled_by_rows_not_by_blank_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(40))
+    path.write_text("\n" * 20_000 + path.read_text())
+    assert len(whole(path, "text-classification").train) == 40
+
+
+def test_a_separator_of_labels_that_the_first_rows_lack_is_said(tmp_path: Path) -> None:
+    content = [{"text": row["text"], "labels": "sport"} for row in rows(150)]
+    content[130]["labels"] = "sport;news"
+    path = write(tmp_path / "a.jsonl", content)
+    [problem] = [p for p in whole(path, "multi-label-classification").report.problems if p.code == "late-separator"]
+    assert problem.where[0].line == 131 and "label_separator" in str(problem.fix)
+    assert whole(path, "multi-label-classification", label_separator=";").train[130].fields["labels"] == [
+        "news",
+        "sport",
+    ]

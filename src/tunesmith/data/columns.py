@@ -25,6 +25,11 @@ class Column:
     how: str
     several: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns."""
+        return self.several or (self.column,)
+
     def value(self, values: Mapping[str, Any], missing: Any = None) -> Any:
         """The field's value in a record: of several columns a mapping from each to what it holds."""
         if not self.several:
@@ -92,7 +97,7 @@ def choose_columns(
         except _NoColumn as failure:
             failures.append(failure)
         else:
-            taken = {name for column in chosen for name in column.several or (column.column,)}
+            taken = {name for column in chosen for name in column.names}
             aside = tuple(name for name in columns if name not in taken)
             rest = next((field for field in form if field.kind == "rest"), None)
             if rest is not None and aside and rest not in [column.field for column in chosen]:

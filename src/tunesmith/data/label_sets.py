@@ -36,9 +36,14 @@ def convert(row: Row, *, separator: str | None, names: Sequence[str]) -> tuple[R
         labels = sorted({_named(label, names) for label in found})
     except ValueError as error:
         return row, [Fault("bad-labels", str(error), row.origin, fix="write a list of labels, or `a;b`")]
+    faults = []
+    if separator is None and isinstance(value, str) and (mark := separator_of(labels)) and not _is_list(value):
+        message = f"the labels hold {mark!r}, which those of the first rows do not: they are taken as one label"
+        fix = f"if it parts labels: `data.label_separator: {mark!r}`"
+        faults.append(Fault("late-separator", message, row.origin, severity="warning", fix=fix, group=mark))
     if labels and not all(labels):
         return row, [Fault("empty-field", "a label is empty", row.origin, fix="fill it in", group="labels")]
-    return Row({**row.fields, "labels": labels}, row.origin), []
+    return Row({**row.fields, "labels": labels}, row.origin), faults
 
 
 def unknown_label(label: str, row: Row, labels: Sequence[str]) -> DataError:
@@ -63,7 +68,7 @@ def _of_columns(value: Mapping[str, Any]) -> list[str]:
 
 
 def _of_text(value: Any, separator: str | None) -> list[Any]:
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and _is_list(value):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
@@ -74,6 +79,11 @@ def _of_text(value: Any, separator: str | None) -> list[Any]:
     if isinstance(value, list | tuple):
         return list(value)
     raise ValueError(f"the labels are {value!r}, where a list or a text is wanted")
+
+
+def _is_list(value: str) -> bool:
+    """Whether labels are written as a list of JSON."""
+    return value.lstrip().startswith("[")
 
 
 def _named(label: Any, names: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ import codecs
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.checks import check_record, has_error, mapped, raw_text
-from tunesmith.data.columns import Choice, choose_columns
+from tunesmith.data.columns import Choice, Column, choose_columns
 from tunesmith.data.dropped import DroppedRows
 from tunesmith.data.fitting import TOO_LONG, TOO_LONG_FIX
 from tunesmith.data.labels import LabelBook
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 RENDER_SAMPLE = 20_000
 """At most about this many rows of each part are rendered; more would cost as much as a part of the training."""
 
-_LOOK_AHEAD = 100  # records from which the columns of a file without a header are known
+_LOOK_AHEAD, _MOST_AHEAD = 100, 10_000
+"""Records from which it is settled how a source is read, and the most lines, bad ones included, kept for that."""
+_MOST_COLUMNS = 1_000
 _PROGRESS_ROWS = 10_000
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # the same text as content_key hashes
 
@@ -85,6 +87,23 @@ class Survey:
 
 Rules = Callable[[Record], tuple[Record, list[Fault]]]
 """What somebody else asks of a record: the record as the task shall read it, and what is wrong with it."""
+
+
+@dataclass
+class _Way:
+    """How the records of a source are read.
+
+    Attributes:
+        choice: Its columns.
+        told: Those that the user was told of.
+        reading: What the task makes of rows.
+        seen: All columns met so far.
+    """
+
+    choice: Choice
+    told: Choice
+    reading: Reading
+    seen: set[str]
 
 
 class _Thinner:
@@ -162,32 +181,72 @@ class Surveyor:
 
     def _read(self, source: Source, part: int, thinner: _Thinner) -> None:
         items = self._items(source)
-        ahead = list(itertools.islice(items, _LOOK_AHEAD))
-        columns = list(dict.fromkeys(c for item in ahead if isinstance(item, Record) for c in item.values))
-        if not columns and not ahead:
+        ahead = _ahead(items)
+        if not ahead:
             message = "the file holds no rows"
             self._survey.findings.add(Fault("empty-file", message, Origin(source.name, 1), severity="warning"))
             return
-        first = next((item.origin for item in ahead if isinstance(item, Record)), None)
-        choice = choose_columns(columns, self._task, self._data.columns, _header(source, first)) if columns else None
-        reading = Reading()
-        if isinstance(choice, Choice):
-            self._remember(choice, source)
-            sample = [mapped(item, choice) for item in ahead if isinstance(item, Record)]
-            self._judge_names(sample, choice)
-            reading = self._reading(sample, source)
-            fault = _no_group(columns, self._data.group_by, _header(source, first))
-            if fault is not None:
-                self._survey.findings.add(fault)
-                return
-        elif choice is not None:
-            self._survey.findings.add(choice)
-            items = iter(())  # without columns nothing more can be said about this file
-        for item in itertools.chain(ahead, items):
+        sample = [item for item in ahead if isinstance(item, Record)]
+        way = self._settle(sample, source) if sample else None
+        for item in itertools.chain(ahead, items if way or not sample else ()):
             if isinstance(item, Fault):
                 self._fault(item, part)
-            elif isinstance(choice, Choice):
-                self._record(item, choice, reading, part, thinner)
+                continue
+            if not sample:
+                sample = [item]
+                way = self._settle(sample, source)
+            if way is None:  # without columns nothing can be said about the rows of this file
+                continue
+            if not way.seen.issuperset(item.values):
+                self._widen(way, item, source)
+            self._record(item, way, part, thinner)
+        if way is not None and way.choice != way.told:
+            self._forget(way.told)
+            self._survey.choices.setdefault(way.choice, [source.name, 0])[1] += 1
+
+    def _settle(self, sample: Sequence[Record], source: Source) -> _Way | None:
+        """How a source's records are read, from the first ones; a fault if they cannot be."""
+        columns = list(dict.fromkeys(column for record in sample for column in record.values))
+        header = _header(source, sample[0].origin)
+        choice = choose_columns(columns, self._task, self._data.columns, header)
+        if isinstance(choice, Fault):
+            self._survey.findings.add(choice)
+            return None
+        self._remember(choice, source)
+        rows = [mapped(record, choice) for record in sample]
+        self._judge_names(rows, choice)
+        reading = self._reading(rows, source)
+        fault = _no_group(columns, self._data.group_by, header)
+        if fault is not None:
+            self._survey.findings.add(fault)
+            return None
+        return _Way(choice, choice, reading, set(columns))
+
+    def _widen(self, way: _Way, record: Record, source: Source) -> None:
+        """A record has columns that no earlier one had: they are taken if the task has a place for them."""
+        if len(way.seen) > _MOST_COLUMNS:
+            return
+        new = [name for name in record.values if name not in way.seen]
+        columns = [*(name for column in way.choice.columns for name in column.names), *way.choice.ignored, *new]
+        found = choose_columns(columns, self._task, self._data.columns, _header(source, record.origin))
+        way.seen.update(new)
+        if isinstance(found, Choice) and _fixed(way.choice) <= _fixed(found):
+            way.choice = found
+            if _fixed(found) > _fixed(way.told):
+                self._forget(way.told)
+                self._remember(found, source)
+                way.told = found
+            return
+        names = ", ".join(f"`{name}`" for name in new)
+        fault = Fault(
+            "late-column",
+            f"{names}: no earlier row has it, and with it the columns would be read in another way, so it is not used",
+            record.origin,
+            severity="warning",
+            fix="say which columns are meant: `data.columns.FIELD=COLUMN`",
+            group=names,
+        )
+        self._survey.findings.add(fault)
 
     def _items(self, source: Source) -> Iterator[Record | Fault]:
         """Records and faults of a source, as many as are wanted; what was left out of pages is added up."""
@@ -226,6 +285,13 @@ class Surveyor:
             fix = "to choose others: data.columns.FIELD=COLUMN"
             self._on_event(Notice(level="info", message=str(choice), where=source.name, fix=fix))
 
+    def _forget(self, choice: Choice) -> None:
+        """A source is read in another way after all."""
+        known = self._survey.choices[choice]
+        known[1] -= 1
+        if not known[1]:
+            del self._survey.choices[choice]
+
     def _fault(self, fault: Fault, part: int) -> None:
         row_error = self._survey.findings.add(fault)
         if fault.severity == "error":
@@ -233,13 +299,13 @@ class Surveyor:
         if row_error and fault.origin:
             self._leave_out(fault.origin, [fault], fault.raw or "")
 
-    def _record(self, record: Record, choice: Choice, reading: Reading, part: int, thinner: _Thinner) -> None:
+    def _record(self, record: Record, way: _Way, part: int, thinner: _Thinner) -> None:
         self._count(part)
         asked: list[Fault] = []
         original = record
         if self._rules is not None:
             record, asked = self._rules(record)
-        row, faults = check_record(record, choice, self._task, reading)
+        row, faults = check_record(record, way.choice, self._task, way.reading)
         faults += asked
         group = None
         if self._data.group_by is not None:
@@ -324,6 +390,23 @@ class Surveyor:
         read[PARTS[part]] += 1
         if read[PARTS[part]] % _PROGRESS_ROWS == 0:
             self._on_event(Progress(what="reading data", done=sum(read.values()), total=None))
+
+
+def _ahead(items: Iterator[Record | Fault]) -> list[Record | Fault]:
+    """The first items, until there are records enough among them."""
+    found: list[Record | Fault] = []
+    records = 0
+    for item in itertools.islice(items, _MOST_AHEAD):
+        found.append(item)
+        records += isinstance(item, Record)
+        if records == _LOOK_AHEAD:
+            break
+    return found
+
+
+def _fixed(choice: Choice) -> set[Column]:
+    """The columns with a field of their own."""
+    return {column for column in choice.columns if column.field.kind != "rest"}
 
 
 def _no_group(columns: list[str], name: str | None, origin: Origin) -> Fault | None:
