@@ -282,18 +282,26 @@ class Run:
         generation = self.recipe.evaluate.generation
         if max_new_tokens is not None:
             generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
-        columns = self._columns()
-        named = [
-            {columns.get(key, key): value for key, value in row.items()} if isinstance(row, dict) else row
-            for row in rows
-        ]
-        return predict(*self._loaded, named, generation)
+        return predict(*self._loaded, self.under_field_names(rows), generation)
+
+    def under_field_names(self, rows: Sequence[Any]) -> list[Any]:
+        """Rows with the columns that were trained on under the names of the task's fields; texts as they are.
+
+        A column that only bears the name of a field, where another one was trained on, gives way.
+        """
+        fields = self._fields()
+
+        def renamed(row: dict[str, Any]) -> dict[str, Any]:
+            known = {fields[column]: value for column, value in row.items() if column in fields}
+            return {key: value for key, value in row.items() if key not in fields and key not in known} | known
+
+        return [renamed(row) if isinstance(row, dict) else row for row in rows]
 
     def unload(self) -> None:
         """Let go of the model that :meth:`predict` has loaded."""
         self._loaded = None
 
-    def _columns(self) -> dict[str, str]:
+    def _fields(self) -> dict[str, str]:
         """The user's column -> the task's field, as the data that were trained on have it."""
         path = self.path / "data.json"
         if not path.is_file():

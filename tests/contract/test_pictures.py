@@ -105,6 +105,30 @@ def test_a_table_names_pictures_from_its_own_folder(model: Path, tmp_path: Path)
     assert not report.errors and report.rows["train"] == 12
 
 
+def test_predict_reads_the_table_that_was_trained_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = draw(tmp_path / "pictures", 40)
+    paths = sorted(pictures.rglob("*.png"))
+    lines = [f"{path.relative_to(pictures)},{path.parent.name}" for path in paths]
+    table = pictures / "table.csv"
+    table.write_text("path,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    run = pipeline.run(recipe(model, table), run_dir=tmp_path / "run")
+    capsys.readouterr()
+    assert main.run(["predict", str(run.path), str(table)]) == 0
+    answers = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+    assert sum(answer == path.parent.name for answer, path in zip(answers, paths, strict=True)) > 36
+
+
+def test_a_picture_is_the_same_wherever_it_lies(model: Path, tmp_path: Path) -> None:
+    """So two runs on one set are compared, and a moved one goes on."""
+    found = []
+    for place in ("here", "there"):
+        data = prepare(recipe(model, draw(tmp_path / place / "pictures", 40), max_rows=20))
+        found.append((data.fingerprint, [row.key for part in (data.train, data.test) for row in part]))
+    assert found[0] == found[1] and len(set(found[0][1])) == len(found[0][1])
+
+
 def test_unreadable_pictures_are_named_by_their_path(model: Path, tmp_path: Path) -> None:
     pictures = draw(tmp_path / "pictures", 24)
     whole = (pictures / "flat" / "0.png").read_bytes()

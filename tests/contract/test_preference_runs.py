@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import tunesmith
 from conftest import write_jsonl
 from tunesmith import pipeline
+from tunesmith.cli import main
+from tunesmith.prediction.predicting import Prediction
 from tunesmith.recipe_file import parse
 
 
@@ -53,7 +57,9 @@ def test_a_model_comes_to_prefer_the_better_answer(loss: str, tiny_decoder: Path
     assert run.metrics["pair_accuracy"].value > max(0.9, base)
 
 
-def test_a_model_comes_to_write_what_was_liked(tiny_decoder: Path, tmp_path: Path) -> None:
+def test_a_model_comes_to_write_what_was_liked(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["great", "lovely", "awful", "dull"]
     rows = [
         {"prompt": f"what is the film {n}", "completion": f"the film is {words[n % 4]}", "label": n % 4 < 2}
@@ -66,3 +72,9 @@ def test_a_model_comes_to_write_what_was_liked(tiny_decoder: Path, tmp_path: Pat
     assert run.recipe.stages[0].objective == "kto"
     assert run.metrics["liking"].low > run.baselines["base"]["liking"].high
     assert isinstance(run.predict(["what is the film"], max_new_tokens=3)[0].answer, str)
+    asked: list[Any] = []
+    monkeypatch.setattr(tunesmith.Run, "predict", lambda self, rows: asked.append(rows) or [Prediction("good")])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what\nand now\n"))
+    assert main.run(["chat", str(run.path), "--system", "be kind"]) == 0
+    [[second]] = asked[1:]
+    assert [turn["content"] for turn in second["messages"]][:4] == ["be kind", "what", "good", "and now"]

@@ -59,6 +59,8 @@ def test_predictions_have_places_labels_and_scores(tuned: tuple[Run, tiny.Events
     assert plain.answer == "lovely (good)"
     assert tokens.text == "a film with madrid" and tokens.spans is not None
     assert empty.spans == []
+    numbered = {"tokens": ["a", "film", "with", "madrid"], "tags": [0, 0, 0, 3]}  # what is there is not looked at
+    assert run.predict([numbered])[0].answer == tokens.answer
     with pytest.raises(DataError, match="`tokens` or `text`"):
         run.predict([{"sentence": "the film"}])
 

@@ -266,6 +266,16 @@ def test_answers_come_back_as_they_were(folder: Path) -> None:
     assert runs.read_answers(Run(folder)) == stored
 
 
+def test_the_column_that_was_trained_on_goes_before_one_of_the_fields_name(folder: Path) -> None:
+    columns = [{"fields": {"text": {"column": "body", "how": "given"}, "label": {"column": "label", "how": "exact"}}}]
+    disk.write_json(folder / "data.json", {"columns": columns})
+    given = [{"body": "b", "text": "title"}, {"text": "title", "body": "b"}, {"text": "t"}, "plain", {"label": "x"}]
+    assert Run(folder).under_field_names(given) == [
+        *({"text": "b"}, {"text": "b"}),
+        *({"text": "t"}, "plain", {"label": "x"}),
+    ]
+
+
 def test_the_recipe_is_read_back(folder: Path) -> None:
     assert Run(folder).recipe == Recipe(task="text-classification", model="m")
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import tiny
 from conftest import sentences, write_jsonl
 from tunesmith.checking import check
+from tunesmith.cli import main
 from tunesmith.data.fitting import fit
 from tunesmith.data.prepare import prepare
 from tunesmith.data.render import ConversationRenderer, conversation_renderer
@@ -145,7 +148,9 @@ def test_the_first_sentences_and_the_best_extract() -> None:
     assert extractive.oracle(rows, TASK, "rouge1").texts == ["Dogs run far. Birds sing.", "Cats sleep a lot.", ""]
 
 
-def test_a_run_from_files_to_predictions(tiny_decoder: Path, tiny_t5: Path, tmp_path: Path) -> None:
+def test_a_run_from_files_to_predictions(
+    tiny_decoder: Path, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tunesmith import tune
 
     rows = documents(60)
@@ -167,9 +172,9 @@ def test_a_run_from_files_to_predictions(tiny_decoder: Path, tiny_t5: Path, tmp_
         report = json.loads((run.path / "report.json").read_text())
         assert report["metric"] == "rouge1"
         assert [system["name"] for system in report["systems"]] == ["tuned", "lead", "lead-2", "oracle", "base"]
-        assert {found["system"] for found in report["comparisons"]} == {
-            "lead",
-            "lead-2",
-            "base",
-        }  # a ceiling is no rival
-        assert len(run.predict([rows[0]["document"], {"document": "The film."}])) == 2
+        rivals = [found["system"] for found in report["comparisons"]]
+        assert sorted(rivals) == ["base", "lead", "lead-2"]  # a ceiling is none
+        longer = {"document": "The film.", "summary": "a summary that is longer than what it is of"}  # a warning
+        assert len(run.predict([rows[0]["document"], {"document": "The film."}, longer])) == 3
+        monkeypatch.setattr(sys, "stdin", io.StringIO("The film is good.\nThe plot is bad.\n"))
+        assert main.run(["chat", str(run.path)]) == 0

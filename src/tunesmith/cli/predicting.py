@@ -54,8 +54,8 @@ def predict(
     labels: list[str] = []
     num_bad = 0
     rows = _rows(file, opened.recipe.data.encoding)
-    if file is not None and not _is_of_pictures(file) and opened.recipe.task in PICTURES:
-        rows = ((line, _located(row, file)) for line, row in rows)
+    if opened.recipe.task in PICTURES and not _is_of_pictures(file):
+        rows = ((line, _located(opened.under_field_names([row])[0], file)) for line, row in rows)
     for numbered in _batches(rows, batch):
         with unpacked_for_now():  # looked at and answered from one copy
             bad = unreadable(opened.recipe.task, [row for _, row in numbered])
@@ -84,8 +84,10 @@ def _print_bad(error: DataError, place: str) -> None:
     print_error(error, as_json=False)
 
 
-def _located(row: dict[str, Any] | str, file: Path) -> dict[str, Any] | str:
+def _located(row: dict[str, Any] | str, file: Path | None) -> dict[str, Any] | str:
     """A row with the path of the picture that it names, found as in training data."""
+    if file is None:
+        return row
     if isinstance(row, str):
         return str(located(row, file))
     image = row.get("image")
@@ -204,11 +206,14 @@ def chat(
 
     An empty line, `/exit` or Ctrl-D ends it; `/new` starts afresh. A classifier answers each line with its label.
     """
+    from tunesmith.models.saving import read_notes
+    from tunesmith.prediction.predicting import asked_task
     from tunesmith.runs import open_run
-    from tunesmith.tasks import TASKS
 
     opened = open_run(run)
-    generates = TASKS[opened.recipe.task].answer in ("text", "open")
+    notes = read_notes(opened.model_folder)
+    task = asked_task(notes.task, notes.form)
+    converses = task is not None and any(field.name == "messages" for form in task.forms for field in form)
     start = [{"role": "system", "content": system}] if system else []
     turns = list(start)
     while (line := _read_line()) is not None:
@@ -216,7 +221,7 @@ def chat(
             turns = list(start)
             continue
         turns.append({"role": "user", "content": line})
-        [prediction] = opened.predict([{"messages": turns}] if generates else [line])
+        [prediction] = opened.predict([{"messages": turns}] if converses else [line])
         turns.append({"role": "assistant", "content": prediction.answer})
         if as_json:
             print_json(prediction.as_dict())

@@ -19,8 +19,8 @@ class Origin:
         return f"{self.file}:{self.line}" if self.line else self.file
 
 
-CONTENT = "content_digest"
-"""A field of rows that only name their content, a picture say: by it they are the same, not by what names them."""
+PICTURE, CONTENT = "image", "content_digest"
+"""A field that only names its content, by a path, and the one that tells of the content itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,12 @@ class Row:
     @property
     def key(self) -> str:
         """16 hexadecimal digits that identify the row's content."""
-        return content_key(self.fields)
+        return content_key(identity(self.fields))
+
+
+def identity(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields by which rows are the same: what only names content does not count, for it may lie elsewhere."""
+    return {**fields, PICTURE: fields[CONTENT]} if CONTENT in fields else fields
 
 
 def content_key(value: Any) -> str:

@@ -22,7 +22,7 @@ from tunesmith.data.pictures import READS_TEXT, names_picture
 from tunesmith.data.problems import Fault, Findings, LeftOut
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
-from tunesmith.data.rows import CONTENT, Origin, Row
+from tunesmith.data.rows import CONTENT, Origin, Row, identity
 from tunesmith.data.sources import ONE_ROW, Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
@@ -330,7 +330,7 @@ class Surveyor:
             return [_surrogate(row.origin)]
         except (TypeError, ValueError) as error:
             return [Fault("wrong-type", f"the row cannot be written as JSON: {error}", row.origin, group="json")]
-        content_hash = hash64(content)
+        content_hash = hash64(content if CONTENT not in row.fields else _encode(identity(row.fields)).encode())
         tokens, cut, faults = 0, 0, list[Fault]()
         if self._render is not None and thinner.takes(content_hash):
             tokens, cut, faults = self._measure(row, part)

@@ -55,19 +55,23 @@ def predict(model: Model, notes: ArtefactNotes, rows: Sequence[Any], generation:
     Raises:
         DataError: A row lacks the task's input field; its number is the place.
     """
-    task = TASKS[notes.task]
-    if task.answer == "pair":
-        if model.form == "classify":
-            return _scores(model, rows)
-        task = TASKS["text-generation"]  # what learned from preferences writes
-    if task.answer == "thumb":
-        task = TASKS["text-generation"]
+    task = asked_task(notes.task, model.form)
+    if task is None:
+        return _scores(model, rows)
     wanted = [_as_row(value, number, task) for number, value in enumerate(rows, 1)]
     if not wanted:
         return []
     setting = Setting(task, notes.labels, notes.system_prompt, generation)
     outputs = answering.answer(model, wanted, setting, score_references=False)
     return _predictions(outputs, wanted, task, notes.labels or [])
+
+
+def asked_task(name: str, form: str) -> Task | None:
+    """The task that a model is asked: what learned from preferences writes, unless it scores (``None``)."""
+    task = TASKS[name]
+    if task.answer == "pair" and form == "classify":
+        return None
+    return TASKS["text-generation"] if task.answer in ("pair", "thumb") else task
 
 
 @unpacked_for_now()
@@ -143,12 +147,13 @@ def _as_row(value: Any, number: int, task: Task) -> Row:
             where=str(origin),
             fix=f"name the input {names}; fields of this row: {', '.join(fields) or 'none'}",
         )
-    unasked = {field.name: field.unasked for field in form[1:] if field.required}
-    row = Row({**unasked, **{key: value for key, value in fields.items() if value is not None}}, origin)
+    unasked = {field.name: field.unasked for field in form[1:] if field.required}  # an answer that is there is not read
+    row = Row({**{key: value for key, value in fields.items() if value is not None}, **unasked}, origin)
     convert = task.reading([row], Data()).convert
     row, faults = convert(row) if convert else (row, [])
-    if faults:
-        raise DataError(faults[0].message, where=str(origin), fix=faults[0].fix)
+    wrong = next((fault for fault in faults if fault.severity == "error"), None)
+    if wrong is not None:
+        raise DataError(wrong.message, where=str(origin), fix=wrong.fix)
     turns = row.fields.get("messages")
     if turns and turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant", "content": ""})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.data import pictures
 from tunesmith.data.problems import Fault
-from tunesmith.data.rows import CONTENT, Origin, Row
+from tunesmith.data.rows import CONTENT, PICTURE, Origin, Row
 from tunesmith.errors import DataError
 from tunesmith.tasks.base import Answer, Field, Message, Reading
 
@@ -80,7 +80,7 @@ def _found(row: Row) -> tuple[Row, list[Fault]]:
             if not path.is_file():
                 raise DataError("named, but not there", fix="paths count from the file's folder, or from here")
             pictures.read_picture(path)
-        return Row({**row.fields, "image": str(path), CONTENT: pictures.digest(path)}, row.origin), []
+        return Row({**row.fields, PICTURE: str(path), CONTENT: pictures.digest(path)}, row.origin), []
     except DataError as error:
         told = named in ("", str(row.origin), row.origin.file)
         what = error.what if told else f"{error.what} ({named})"
