@@ -18,7 +18,7 @@ from tunesmith.compression import gguf_file, llama_cpp
 from tunesmith.compression.export import export_run
 from tunesmith.compression.push import push
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
-from tunesmith.events import nobody
+from tunesmith.events import Notice, nobody
 from tunesmith.models.load import load_model
 
 
@@ -244,3 +244,66 @@ def test_what_the_hub_refuses_is_said_without_the_token(writer: runs.Run) -> Non
         push(writer, "model", api=Hub())
     with pytest.raises(NotFoundError, match="has no export"):
         push(writer, "me/model", export="gguf-f16", api=Hub())
+
+
+@pytest.fixture(scope="module")
+def tagger(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    folder = tmp_path_factory.mktemp("exported-tagger")
+    write_jsonl(folder / "rows.jsonl", tiny.tagged_rows(60))
+    return tunesmith.tune(
+        str(folder / "rows.jsonl"), task="token-classification", model=str(tiny_encoder), method="peft",
+        run_dir=folder / "run", on_event=nobody, training={"max_steps": 6, "learning_rate": 1e-2}, precision="fp32",
+        evaluate={"baselines": []},
+    )  # fmt: skip
+
+
+def test_the_adapter_of_a_tagger_goes_alone_and_its_card_says_how_it_is_loaded(
+    tagger: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = export_run(tagger, "adapter", target=tmp_path / "adapter", rows=2)
+    assert by_transformers(made)["largest_difference"] < 1e-5
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    code = card.split("Or without Tunesmith")[1].split("```python")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "adapter")
+    loaded: dict[str, Any] = {}
+    exec(code, loaded)  # as a reader of the card would
+    assert loaded["model"].get_base_model().config.num_labels == 5
+
+
+def test_the_columns_of_a_taggers_graph_are_named(tagger: runs.Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_run(tagger, "onnx", target=tmp_path / "graph", rows=2)
+    names = json.loads((tmp_path / "graph" / "labels.json").read_text())
+    assert names == ["O", "B-city", "I-city", "B-good", "I-good"]
+
+
+def test_a_head_that_other_programs_do_not_read_is_said_to_be_so(tiny_encoder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", labelled_rows(60))
+    run = tunesmith.tune(
+        str(tmp_path / "rows.jsonl"), task="text-classification", model=str(tiny_encoder), method="features",
+        parameters={"head": "knn"}, run_dir=tmp_path / "run", on_event=nobody, precision="fp32",
+        evaluate={"baselines": []},
+    )  # fmt: skip
+    events = tiny.Events()
+    made = export_run(run, "safetensors", target=tmp_path / "out", rows=2, on_event=events)
+    assert made["verified"] == [] and any("not its head" in notice.message for notice in events.of(Notice))
+    assert "and not its head" in (run.path / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_scores_that_are_no_numbers_are_no_agreement() -> None:
+    from tunesmith.compression import verify
+
+    with pytest.raises(ResourceError, match="no finite numbers"):
+        verify.compare("torch", lambda ids: torch.tensor([float("nan"), 1.0]), lambda ids: torch.ones(2), [[1, 2]])
+
+
+@pytest.mark.parametrize("given", [None, 'say "no"', 'three """ quotes'])
+def test_ollama_gets_the_system_turn_that_was_trained_with(given: str | None, tiny_decoder: Path) -> None:
+    model = load_model(tiny_decoder, name="tiny")
+    own = "{{ '<|im_start|>system\\nYou are tiny.<|im_end|>\\n' }}" + str(model.tokenizer.chat_template)
+    model.tokenizer.chat_template = own
+    text = gguf_file.modelfile("m.gguf", model, given)
+    [line] = [line for line in text.splitlines() if line.startswith("SYSTEM ")]
+    wanted = {None: '"""You are tiny."""', 'say "no"': '"""say "no""""'}
+    assert line == "SYSTEM " + wanted.get(given, json.dumps(given))

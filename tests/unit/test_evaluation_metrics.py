@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from tunesmith.data.spans import Span
 from tunesmith.errors import DataError, NonFiniteError, UsageError
 from tunesmith.evaluation.calibration import reliability
@@ -13,8 +14,9 @@ from tunesmith.evaluation.label_metrics import confidences, per_class
 from tunesmith.evaluation.metrics import KINDS, METRICS, kind, measure, statistics
 from tunesmith.evaluation.text_scores import common_subsequence, rouge_tokenizer
 from tunesmith.prediction.outputs import Outputs, Truth
-from tunesmith.prediction.reading import label_numbers, label_sets
+from tunesmith.prediction.reading import label_numbers, label_sets, written_scores
 from tunesmith.recipe import Evaluate
+from tunesmith.tasks import TASKS
 
 SETTINGS = Evaluate(resamples=200)
 LABELS = ["bad", "good"]
@@ -211,3 +213,11 @@ def test_reliability_bins_hold_every_row_once() -> None:
     assert [b.rows for b in bins] == [2, 0, 0, 0, 1, 1, 0, 0, 0, 1]
     assert bins[1].accuracy is None
     assert bins[0].accuracy is not None and bins[0].accuracy.value == 0.5
+
+
+@pytest.mark.parametrize("score", [1234567.0, 2.5e6, 1e-5, -3.25, 0.1, 12.0, 1e16])
+def test_a_written_score_is_read_as_it_was_taught(score: float) -> None:
+    task = TASKS["text-regression"]
+    [row] = tiny.rows_of([{"text": "a", "score": score}])
+    assert "e" not in task.target_text(row)
+    assert written_scores([task.target_text(row), f"{score:e}"]).tolist() == pytest.approx([score, score], rel=1e-5)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from tunesmith import catalog, disk
 from tunesmith.compression import gguf_file, llama_cpp, verify
 from tunesmith.compression.quantize import is_quantized, load_original
@@ -17,6 +19,8 @@ from tunesmith.evaluation.evaluate import licence_of
 from tunesmith.evaluation.held_out import held_out, some_rows
 from tunesmith.evaluation.model_card import write_model_card
 from tunesmith.events import Listener, Notice, Phase, nobody
+from tunesmith.models.heads import SentenceClassifier
+from tunesmith.models.load import output_names
 from tunesmith.models.model import Model
 from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, notes_of, read_notes, save_artefact
 from tunesmith.prediction import answering
@@ -145,8 +149,9 @@ def _write_adapter(opened: Run, model: Model, folder: Path, outtype: str) -> lis
 def _write_gguf(opened: Run, model: Model, folder: Path, outtype: str) -> list[str]:
     gguf_file.refuse_unknown(model, outtype)
     file = gguf_name(outtype)
+    system_prompt = read_notes(opened.model_folder).system_prompt
     gguf_file.write_gguf(model, folder / file, outtype, name=opened.id, licence=licence_of(opened.recipe))
-    disk.write_text(folder / "Modelfile", gguf_file.modelfile(file, model))
+    disk.write_text(folder / "Modelfile", gguf_file.modelfile(file, model, system_prompt))
     return [
         "```bash", f"llama-cli -m {file}", "ollama create NAME -f Modelfile", "```", "",
         "```python", "from transformers import AutoModelForCausalLM",
@@ -173,7 +178,7 @@ def _write_onnx(opened: Run, model: Model, folder: Path, outtype: str) -> list[s
     model.tokenizer.save_pretrained(folder)
     columns = "The last row of `logits` tells the next token; there is no cache of keys and values."
     if model.form != "generate":
-        disk.write_json(folder / "labels.json", model.labels)
+        disk.write_json(folder / "labels.json", output_names(model.form, model.labels))
         columns = "Columns of `logits` are in the order of `labels.json`."
     return [
         "```python", "import onnxruntime, transformers",
@@ -196,15 +201,16 @@ def _verified(
     to: str, model: Model, folder: Path, texts: Sequence[Sequence[int]], outtype: str, on_event: Listener
 ) -> list[Verified]:
     """The answers of each consumer that is installed."""
+    unread = _not_compared(to, model)
+    if unread:
+        on_event(Notice(level="warning", message=f"written, but not compared: {unread}"))
+        return []
     ours = verify.own_scores(model)
     if to == "adapter":
         return [verify.compare("peft", verify.in_peft(model, folder), ours, texts)]
     if to == "onnx":
         return [verify.compare("onnxruntime", verify.in_onnxruntime(folder / ONNX_FILE), ours, texts)]
     if to == "safetensors":
-        if model.form == "seq2seq":
-            on_event(Notice(level="warning", message="encoder-decoders are written, but not compared here"))
-            return []
         return [verify.compare("transformers", verify.in_transformers(model, folder), ours, texts)]
     file = gguf_name(outtype)
     found = [verify.compare("transformers", verify.in_transformers(model, folder, file), ours, texts, "gguf_file=")]
@@ -216,6 +222,16 @@ def _verified(
         missing, fix = error.what, ""
     on_event(Notice(level="warning", message=f"not compared with llama.cpp: {missing}", fix=fix or None))
     return found
+
+
+def _not_compared(to: str, model: Model) -> str | None:
+    """Why no other program is asked for its answers."""
+    if to in ("safetensors", "adapter") and model.form == "seq2seq":
+        return "encoder-decoders are not asked here"
+    classical = isinstance(model.network, SentenceClassifier) and not isinstance(model.network.classifier, nn.Linear)
+    if to == "safetensors" and classical:
+        return "other programs read the encoder, and not its head, which is no linear one"
+    return None
 
 
 def _more(recipe: Recipe, found: Sequence[Verified]) -> list[str]:

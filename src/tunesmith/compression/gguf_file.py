@@ -8,6 +8,8 @@ file that loads and answers wrongly is worse than none.
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from tunesmith.data.render import ConversationRenderer
 from tunesmith.errors import ResourceError, UsageError
 from tunesmith.models.model import Model
 
@@ -271,13 +274,36 @@ CHATML = """TEMPLATE \"\"\"{{- range .Messages }}<|im_start|>{{ .Role }}
 """The chat template again in Ollama's own language, for the family that is written out here."""
 
 
-def modelfile(file: str, model: Model) -> str:
+def modelfile(file: str, model: Model, system_prompt: str | None = None) -> str:
     """A Modelfile by which Ollama serves the GGUF file beside it.
 
     Ollama's templates are written in Go's language: one of the ChatML family is written out; others Ollama looks up by
     the template in the file, as far as it knows them.
+
+    Args:
+        file: Name of the GGUF file.
+        model: What is in it.
+        system_prompt: That the model was taught with.
     """
     ends = [model.tokenizer.convert_ids_to_tokens(number) for number in model.eos_ids]
     stops = "".join(f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}\n" for token in dict.fromkeys(ends))
     chatml = "<|im_start|>" in str(model.tokenizer.chat_template or "")
-    return f"FROM ./{file}\n{CHATML if chatml else ''}PARAMETER temperature 0\n{stops}"
+    said = _system(model, system_prompt) if chatml else system_prompt or ""
+    system = f"SYSTEM {_quoted(said)}\n" if said else ""
+    return f"FROM ./{file}\n{CHATML if chatml else ''}{system}PARAMETER temperature 0\n{stops}"
+
+
+def _system(model: Model, system_prompt: str | None) -> str:
+    """The system turn that a conversation begins with: the recipe's, else the one that the model's template adds."""
+    if system_prompt:
+        return system_prompt
+    prompt = ConversationRenderer(model.tokenizer, sys.maxsize, model.eos_ids).prompt(
+        [{"role": "user", "content": "?"}]
+    )
+    found = re.match(r"\s*<\|im_start\|>system\n(.*?)<\|im_end\|>", model.tokenizer.decode(prompt), re.DOTALL)
+    return found[1] if found else ""
+
+
+def _quoted(text: str) -> str:
+    """A text as a Modelfile takes it."""
+    return json.dumps(text, ensure_ascii=False) if '"""' in text else f'"""{text}"""'

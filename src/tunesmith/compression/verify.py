@@ -14,8 +14,9 @@ import torch
 from tunesmith.compression import llama_cpp
 from tunesmith.errors import ResourceError
 from tunesmith.models.heads import SentenceClassifier
-from tunesmith.models.load import quiet
+from tunesmith.models.load import output_names, quiet
 from tunesmith.models.model import Model
+from tunesmith.models.saving import auto_class
 
 LONGEST = 256
 """Tokens of a text that is compared: whole sequences are, so that an error at any place shows."""
@@ -82,6 +83,8 @@ def compare(library: str, theirs: Scores, ours: Scores, texts: Sequence[Sequence
             raise ResourceError(
                 f"{library} gives scores of shape {tuple(other.shape)} where the run gives {tuple(one.shape)}"
             )
+        if not bool(torch.isfinite(other).all()):
+            raise ResourceError(f"{library} gives scores that are no finite numbers")
         largest = max(largest, float((one - other).abs().max()))
         score = max(score, float(one.abs().max()))
         agreed = (one.argmax(-1) == other.argmax(-1)).float()
@@ -100,15 +103,10 @@ def in_transformers(model: Model, folder: Path, gguf: str | None = None) -> Scor
     options: dict[str, Any] = {"dtype": model.dtype, "local_files_only": True}
     if gguf is not None:
         options["gguf_file"] = gguf
-    kinds = {
-        "generate": transformers.AutoModelForCausalLM,
-        "mask": transformers.AutoModelForMaskedLM,
-        "tag": transformers.AutoModelForTokenClassification,
-    }
     with quiet():
         if isinstance(model.network, SentenceClassifier):
             return _sentence_scores(transformers.AutoModel.from_pretrained(folder, **options), model, folder)
-        kind = kinds.get(model.form, transformers.AutoModelForSequenceClassification)
+        kind = getattr(transformers, f"AutoModelFor{auto_class(model.form)}")
         network: Any = kind.from_pretrained(folder, **options)
     return _scores_of(network.eval())
 
@@ -122,8 +120,10 @@ def in_peft(model: Model, folder: Path) -> Scores:
         if isinstance(model.network, SentenceClassifier):
             base: Any = transformers.AutoModel.from_pretrained(model.folder, dtype=model.dtype, local_files_only=True)
             return _sentence_scores(peft.PeftModel.from_pretrained(base, folder), model, folder)
-        kind = "CausalLM" if model.form == "generate" else "SequenceClassification"
-        found: Any = getattr(peft, f"AutoPeftModelFor{kind}").from_pretrained(folder, dtype=model.dtype)
+        kind = getattr(transformers, f"AutoModelFor{auto_class(model.form)}")
+        outputs = {} if model.form == "generate" else {"num_labels": len(output_names(model.form, model.labels))}
+        base = kind.from_pretrained(model.folder, dtype=model.dtype, local_files_only=True, **outputs)
+        found: Any = peft.PeftModel.from_pretrained(base, folder)
     return _scores_of(found.eval())
 
 

@@ -8,11 +8,18 @@ from typing import Any
 
 from tunesmith import disk
 from tunesmith.lineage import as_text
-from tunesmith.models.saving import ArtefactNotes, read_notes
+from tunesmith.models.load import output_names
+from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, auto_class, read_notes
+from tunesmith.recipe import PICTURES
 
 LOAD_ADAPTER = """\
 from peft import {auto}
 model = {auto}.from_pretrained("{folder}")
+"""
+LOAD_ADAPTER_WITH_HEAD = """\
+from peft import PeftModel
+from transformers import {auto}
+model = PeftModel.from_pretrained({auto}.from_pretrained("{base}", num_labels={outputs}), "{folder}")
 """
 LOAD_MODEL = """\
 from transformers import {auto}
@@ -67,7 +74,8 @@ def write_model_card(
             f'tunesmith.load("{summary["run"]}").predict(["some text"])',
             "```",
             "",
-            *(_plain_loading(notes) if loading is None else loading),
+            *(_plain_loading(notes, folder) if loading is None else loading),
+            *_thresholds(notes),
             *more,
             "## Intended use",
             "",
@@ -94,20 +102,32 @@ def _cell(value: dict[str, float] | None) -> str:
     return "" if value is None else f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def _plain_loading(notes: ArtefactNotes) -> list[str]:
+def _thresholds(notes: ArtefactNotes) -> list[str]:
+    """From where on labels are given, which no format of others has a place for."""
+    if notes.thresholds is None:
+        return []
+    cuts = ", ".join(f"`{name}` {cut:.3f}" for name, cut in zip(notes.labels or [], notes.thresholds, strict=True))
+    return [f"A label is given from this probability on, which other programs do not know: {cuts}.", ""]
+
+
+def _plain_loading(notes: ArtefactNotes, folder: Path) -> list[str]:
     """Without Tunesmith: the formats are those of transformers, PEFT and sentence-transformers."""
+    if notes.task in PICTURES or notes.narrow or (folder / ONNX_FILE).is_file():
+        return ["Its form is Tunesmith's own: other programs do not read it.", ""]
+    if notes.pooling and not (folder / "2_Dense").is_dir():
+        return ["Other programs read the encoder (transformers, sentence-transformers), and not its head.", ""]
     if notes.pooling and not notes.adapter:
         code = LOAD_SENTENCE.format(folder=".", labels=", ".join((notes.labels or [])[:5]))
     elif notes.pooling:
         return ["The adapter is in PEFT's format; the linear head is in `2_Dense`, on mean-pooled tokens.", ""]
     else:
-        kinds = {
-            "generate": "CausalLM",
-            "mask": "MaskedLM",
-            "seq2seq": "Seq2SeqLM",
-            "tag": "TokenClassification",
-        }
-        kind = kinds.get(notes.form, "SequenceClassification")
-        prefix = "AutoPeftModelFor" if notes.adapter else "AutoModelFor"
-        code = (LOAD_ADAPTER if notes.adapter else LOAD_MODEL).format(auto=prefix + kind, folder=".")
+        kind, writes = auto_class(notes.form), notes.form in ("generate", "seq2seq")
+        if notes.adapter and not writes:
+            outputs, base = len(output_names(notes.form, notes.labels)), notes.base_name or notes.base_folder
+            auto = f"AutoModelFor{kind}"
+            code = LOAD_ADAPTER_WITH_HEAD.format(auto=auto, base=base, outputs=outputs, folder=".")
+        elif notes.adapter:
+            code = LOAD_ADAPTER.format(auto=f"AutoPeftModelFor{kind}", folder=".")
+        else:
+            code = LOAD_MODEL.format(auto=f"AutoModelFor{kind}", folder=".")
     return ["Or without Tunesmith, in this folder:", "", "```python", code.rstrip(), "```", ""]

@@ -131,6 +131,12 @@ def save_artefact(model: Model, folder: Path, *, task: str, system_prompt: str |
         ) from error
 
 
+def auto_class(form: Form) -> str:
+    """What follows ``AutoModelFor`` in the name of the class by which transformers loads a model of this form."""
+    kinds = {"generate": "CausalLM", "mask": "MaskedLM", "seq2seq": "Seq2SeqLM", "tag": "TokenClassification"}
+    return kinds.get(form, "SequenceClassification")
+
+
 def write_notes(folder: Path, notes: ArtefactNotes) -> None:
     """Write ``tunesmith.json``."""
     (folder / NOTES).write_text(json.dumps(asdict(notes), indent=2, ensure_ascii=False), encoding="utf-8")

@@ -15,7 +15,7 @@ NO_LABEL = -1
 """Number of the label of a written answer that is none of the labels. It is always wrong."""
 
 _LIMIT = re.compile(r"([;\n]|,(?=\s))")
-_NUMBER = re.compile(r"[-+\u2212]?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"[-+\u2212]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def label_numbers(outputs: Outputs, labels: Sequence[str]) -> IntArray:

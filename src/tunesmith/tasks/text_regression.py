@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tunesmith.data.rows import Row
@@ -42,8 +43,9 @@ class TextRegression:
         return str(row.fields["text"])
 
     def target_text(self, row: Row) -> str:
-        """The score, with as many digits as it needs."""
-        return f"{row.fields['score']:.6g}"
+        """The score, with as many digits as it needs, and no exponent."""
+        text = f"{row.fields['score']:.6g}"
+        return f"{Decimal(repr(float(row.fields['score']))).normalize():f}" if "e" in text else text
 
     def reference(self, row: Row) -> float:
         """The score."""
