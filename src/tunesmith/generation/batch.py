@@ -51,11 +51,13 @@ class Token:
         choice: The token; ``None`` where the answer ends without one (by an EOS, a cancellation, a failure).
         text: What text is settled now.
         finish_reason: Set on the last.
+        end: The EOS that ended the answer, if one did.
     """
 
     choice: Choice | None
     text: str = ""
     finish_reason: FinishReason | None = None
+    end: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -385,7 +387,7 @@ class RunningBatch:
     def _write(self, row: _Row, choice: Choice) -> None:
         request, text = row.request, row.request.text
         if choice.token in self.model.eos_ids:
-            self._end(row, Token(None, text.finish() if text else "", "stop"))
+            self._end(row, Token(None, text.finish() if text else "", "stop", choice.token))
             return
         self.tokens_written += 1
         row.tokens.append(choice.token)

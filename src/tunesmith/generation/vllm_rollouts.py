@@ -58,8 +58,8 @@ class VLLMRollouts:
 
     def write(
         self, model: Model, prompts: Sequence[list[int]], rooms: Sequence[int], temperature: float, seed: str
-    ) -> tuple[list[list[int]], list[bool]]:
-        """An answer to each prompt in its room (tokens), without the EOS that ended it, and whether one did."""
+    ) -> tuple[list[list[int]], list[int | None]]:
+        """An answer to each prompt in its room (tokens), without the EOS that ended it, and that EOS if one did."""
         from vllm import SamplingParams
 
         sampling = [
@@ -74,13 +74,15 @@ class VLLMRollouts:
         ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = self.llm.generate(asked, sampling, lora_request=self._adapter(model), use_tqdm=False)
-        written, ended = [], []
+        written: list[list[int]] = []
+        ends: list[int | None] = []
         for answer in answers:
             [found] = answer.outputs
             tokens, finished = list(found.token_ids), found.finish_reason == "stop"
-            written.append(tokens[:-1] if finished and tokens and tokens[-1] in model.eos_ids else tokens)
-            ended.append(finished)
-        return written, ended
+            last = tokens.pop() if finished and tokens and tokens[-1] in model.eos_ids else model.end_id
+            written.append(tokens)
+            ends.append(last if finished else None)
+        return written, ends
 
     def _adapter(self, model: Model) -> Any:
         """The adapter as it is now, under a number that vLLM has not seen; the last one's files go."""

@@ -108,6 +108,12 @@ class Model:
         return int(pad if pad is not None else (self.eos_ids[0] if self.eos_ids else 0))
 
     @property
+    def end_id(self) -> int | None:
+        """The EOS that answers are taught with: the tokenizer's, if it ends them."""
+        own = None if self.reads_pictures else self.tokenizer.eos_token_id
+        return int(own) if own in self.eos_ids else next(iter(self.eos_ids), None)
+
+    @property
     def reads_pictures(self) -> bool:
         """Whether pictures go in, not text."""
         return isinstance(self.network, ImageClassifier)

@@ -68,16 +68,16 @@ def write(
     prompts = [data.tokens(row).tolist() for row in rows for _ in range(group)]
     rooms = [min(max_new_tokens, max(1, model.max_length - len(prompt))) for prompt in prompts]
     if engine is not None:
-        written, ended = engine.write(model, prompts, rooms, temperature, seed)
+        written, ends = engine.write(model, prompts, rooms, temperature, seed)
     elif unsupported(model):
-        written, ended = _one_room_at_a_time(model, prompts, rooms, temperature, seed)
+        written, ends = _one_room_at_a_time(model, prompts, rooms, temperature, seed)
     else:
-        written, ended = _in_running_batch(model, prompts, rooms, temperature, seed)
+        written, ends = _in_running_batch(model, prompts, rooms, temperature, seed)
     samples = []
-    for number, (prompt, tokens, finished) in enumerate(zip(prompts, written, ended, strict=True)):
+    for number, (prompt, tokens, end) in enumerate(zip(prompts, written, ends, strict=True)):
         text = written_text(model.tokenizer, tokens)
-        whole = [*tokens, model.eos_ids[0]] if finished and model.eos_ids else tokens
-        samples.append(Sample(data.rows[rows[number // group]], prompt, whole, finished, text))
+        whole = tokens if end is None else [*tokens, end]
+        samples.append(Sample(data.rows[rows[number // group]], prompt, whole, end is not None, text))
     return samples
 
 
@@ -97,28 +97,27 @@ def engine_of(model: Model, settings: Rollouts) -> VLLMRollouts | None:
 
 def _in_running_batch(
     model: Model, prompts: Sequence[list[int]], rooms: Sequence[int], temperature: float, seed: str
-) -> tuple[list[list[int]], list[bool]]:
-    """Answers without their EOS, and whether one ended them."""
+) -> tuple[list[list[int]], list[int | None]]:
+    """Answers without their EOS, and the EOS of those that one ended."""
     written: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
+    ends: list[int | None] = [None] * len(prompts)
 
     def hear(number: int, token: Token) -> None:
         if token.choice is not None:
             written[number].append(token.choice.token)
-        if token.finish_reason == "stop":
-            ended[number] = True
+        ends[number] = token.end
 
     batch = RunningBatch(model)
     for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n])):
         sampling = Sampling(max_new_tokens=rooms[number], temperature=temperature, seed=f"{seed}:{number}")
         batch.add(Request(prompt=prompts[number], sampling=sampling, on_token=functools.partial(hear, number)))
     batch.run()
-    return written, ended
+    return written, ends
 
 
 def _one_room_at_a_time(
     model: Model, prompts: Sequence[list[int]], rooms: Sequence[int], temperature: float, seed: str
-) -> tuple[list[list[int]], list[bool]]:
+) -> tuple[list[list[int]], list[int | None]]:
     """The same through transformers, which has one limit for all: one call for each."""
     written: list[list[int]] = [[] for _ in prompts]
     for room in sorted(set(rooms)):
@@ -127,7 +126,7 @@ def _one_room_at_a_time(
         found = generate(model, asked, max_new_tokens=room, temperature=temperature, seed=_number(seed))
         for number, tokens in zip(chosen, found, strict=True):
             written[number] = tokens
-    return written, [len(tokens) < room for tokens, room in zip(written, rooms, strict=True)]
+    return written, [model.end_id if len(tokens) < room else None for tokens, room in zip(written, rooms, strict=True)]
 
 
 def _number(seed: str) -> int:
@@ -137,7 +136,11 @@ def _number(seed: str) -> int:
 
 
 class Reference:
-    """The policy as it was at first: with its adapters off, or, where the base itself trains, a frozen copy."""
+    """The policy as it was at first: with its adapters off, if these began as nothing and all else is frozen.
+
+    Else a frozen copy: the base trains, or the adapters began with a part of it (PiSSA, OLoRA), or with what its
+    quantization had lost (LoftQ).
+    """
 
     def __init__(self, model: Model) -> None:
         self._copy: Model | None = None
@@ -158,7 +161,8 @@ class Reference:
 
 
 def _only_adapters_train(model: Model) -> bool:
-    if not hasattr(model.network, "disable_adapter"):
+    config: Any = getattr(model.wrapped, "peft_config", {}).get("default")
+    if config is None or model.first_weights or getattr(config, "init_lora_weights", True) == "loftq":
         return False
     added = ("lora_", "ia3_", "vera_", "value_head")
     return all(any(mark in name for mark in added) for name, _ in model.trainable())

@@ -43,9 +43,9 @@ class ModelJudge:
 
         asked = [[*turns[:-1], self._with_scale(turns[-1])] for turns in conversations]
         prompts = [self.renderer.prompt(turns) for turns in asked]
+        end = [] if self.model.end_id is None else [self.model.end_id]
         choices = [
-            self.model.tokenizer(f"{grade:g}", add_special_tokens=False)["input_ids"] + self.model.eos_ids[:1]
-            for grade in self.grades
+            self.model.tokenizer(f"{grade:g}", add_special_tokens=False)["input_ids"] + end for grade in self.grades
         ]
         probabilities_NC = choice_probabilities(self.model, prompts, choices)
         return [float(value) for value in probabilities_NC @ self.grades]
