@@ -36,7 +36,7 @@ def test_rules() -> None:
     assert score(answers("x = 3", "x"), kind="regex", pattern=r"= \d") == [1, 0]
     schema = {"type": "object", "required": ["a"]}
     assert score(answers('{"a": 1}', "{}", "no"), kind="json", json_schema=schema) == [1, 0, 0]
-    assert score(answers("{}", "no"), kind="json") == [1, 0]
+    assert score(answers("{}", "no", "[" * 100_000), kind="json") == [1, 0, 0]
 
 
 def test_sources_are_added_up_by_weight() -> None:
@@ -143,6 +143,8 @@ def test_graders_of_openai() -> None:
     assert bleu == [pytest.approx(1.0)]
     both = {"type": "multi", "graders": {"a": check | {"operation": "eq"}, "b": check | {"operation": "ilike"}}}
     assert grade(both | {"calculate_output": "0.25 * a + max(b, 0) / 2"}, "Yes", "yes", wanted="Yes") == [0.75, 0.5]
+    named = "floor(a + 0.5) + ceil(b / 2) + sqrt(4 * a) + log(exp(b))"
+    assert grade(both | {"calculate_output": named}, "Yes", "yes", wanted="Yes") == [5, 2]
 
 
 @pytest.mark.parametrize(
@@ -223,10 +225,17 @@ def test_programs_are_worth_the_share_of_tests_that_they_pass() -> None:
         "import atexit; atexit.register(print, '1.0'); raise SystemExit",
         "import socket; socket.create_connection(('127.0.0.1', 9))",
         "x = 'a' * 10**10",
+        "import sys; sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush(); raise SystemExit",
+        "while True: print('x' * 10**6)",
     ],
 )
 def test_programs_that_cheat_or_hang_are_worth_nothing(program: str) -> None:
     assert score(answers(program, tests=["assert False"]), kind="tests", timeout=1.5) == [0]
+
+
+def test_a_program_that_writes_no_text_is_still_judged_by_its_tests() -> None:
+    program = "import sys\nsys.stdout.buffer.write(b'\\xff\\xfe\\n')\nsys.stdout.flush()\ndef add(a, b): return a + b"
+    assert score(answers(program, tests=["assert add(1, 2) == 3"]), kind="tests") == [1]
 
 
 def test_a_row_without_tests_is_named() -> None:

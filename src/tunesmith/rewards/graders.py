@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -36,7 +37,16 @@ _ARITHMETIC: dict[type, Callable[..., float]] = {
     ast.Pow: operator.pow,
     ast.USub: operator.neg,
 }
-_FUNCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max, "abs": abs}
+_FUNCTIONS: dict[str, Callable[..., float]] = {
+    "min": min,
+    "max": max,
+    "abs": abs,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "exp": math.exp,
+    "sqrt": math.sqrt,
+    "log": math.log,
+}
 
 
 class NoSuchFieldError(RewardError):
@@ -122,7 +132,7 @@ def _of_sample(path: str, text: str) -> str:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model may well write a thousand brackets
         return _ABSENT
 
 
@@ -213,7 +223,7 @@ def _multi(grader: dict[str, Any], timeout: float) -> Grade:
     try:
         tree = ast.parse(formula, mode="eval").body
         calculate(tree, dict.fromkeys(parts, 1.0))
-    except (SyntaxError, RecipeError, ArithmeticError) as error:
+    except (SyntaxError, RecipeError, ArithmeticError, ValueError) as error:
         raise RecipeError(f"calculate_output {formula!r}: {error}", where="rewards.grader.calculate_output") from error
 
     def grade(answers: Sequence[Answered]) -> list[float]:
@@ -225,7 +235,7 @@ def _multi(grader: dict[str, Any], timeout: float) -> Grade:
 
 
 def calculate(node: ast.expr, values: dict[str, float]) -> float:
-    """The value of an arithmetic expression over named grades: + - * / **, min, max, abs.
+    """The value of an arithmetic expression over named grades: + - * / ** and :data:`_FUNCTIONS`.
 
     Raises:
         RecipeError: It holds anything else.
@@ -240,9 +250,9 @@ def calculate(node: ast.expr, values: dict[str, float]) -> float:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
             return _ARITHMETIC[type(op)](calculate(left, values), calculate(right, values))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*(calculate(argument, values) for argument in arguments))
+            return float(_FUNCTIONS[name](*(calculate(argument, values) for argument in arguments)))
     raise RecipeError(
         f"{ast.unparse(node)!r} is not understood",
         where="rewards.grader.calculate_output",
-        fix=f"use numbers, + - * / **, min, max, abs and the graders {', '.join(values)}",
+        fix=f"use numbers, + - * / **, {', '.join(_FUNCTIONS)} and the graders {', '.join(values)}",
     )

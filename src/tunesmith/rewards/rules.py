@@ -74,7 +74,7 @@ class Json:
     def _fits(self, text: str) -> bool:
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # a model may well write a thousand brackets
             return False
         return self.validator is None or bool(self.validator.is_valid(value))
 

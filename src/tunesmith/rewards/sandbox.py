@@ -8,20 +8,25 @@ wrote wants a machine of its own.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
-from typing import Any
+import tempfile
+from typing import IO, Any
 
 from tunesmith.errors import RewardError
 
 MEMORY_BYTES = 512 * 2**20
+OUTPUT_BYTES = 16 * 2**20
+"""Most that a program may print."""
+LONGEST_LINE = 2**16
 _CHILD = """
 import json, resource, sys
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
 resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 import math, re, string, statistics, difflib, fractions, decimal, datetime, collections, itertools, functools, random
 def refuse(event, args):
     if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.kill",
@@ -65,13 +70,21 @@ def call_grade(source: str, sample: dict[str, Any], item: dict[str, Any], timeou
     """
     mark = secrets.token_hex(16)  # what the source prints itself is not taken for its grade
     given = json.dumps({"source": source, "sample": sample, "item": item, "mark": mark}, default=str)
-    command = [sys.executable, "-I", "-c", _CHILD, str(MEMORY_BYTES), str(int(timeout) + 2)]
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, env={})
-    except subprocess.TimeoutExpired as error:
-        raise RewardError(f"the Python grader took longer than {timeout:g} s", fix="raise `timeout`") from error
-    said, _, value = (done.stdout.strip().splitlines() or [""])[-1].partition(" ")
+    limits = [MEMORY_BYTES, int(timeout) + 2, OUTPUT_BYTES]
+    command = [sys.executable, "-I", "-c", _CHILD, *map(str, limits)]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:  # whatever is written, memory stays small
+        try:
+            done = subprocess.run(command, input=given.encode(), stdout=out, stderr=errors, timeout=timeout, env={})
+        except subprocess.TimeoutExpired as error:
+            raise RewardError(f"the Python grader took longer than {timeout:g} s", fix="raise `timeout`") from error
+        said, _, value = _last_line(out).partition(" ")
+        reason = _last_line(errors) or f"exit code {done.returncode}"
     if done.returncode != 0 or said != mark:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RewardError(f"the Python grader failed: {reason}", fix="its `grade(sample, item)` must return a number")
     return float(json.loads(value))
+
+
+def _last_line(file: IO[bytes]) -> str:
+    """The end of what was written, or the end of that."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
+    return (file.read().decode("utf-8", "replace").strip().splitlines() or [""])[-1]
