@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from tunesmith.evaluation.calibration import reliability
 from tunesmith.evaluation.intervals import Interval
 from tunesmith.evaluation.label_metrics import confidences, per_class
 from tunesmith.evaluation.metrics import KINDS, METRICS, kind, measure, statistics
-from tunesmith.evaluation.text_scores import common_subsequence, rouge_tokenizer
+from tunesmith.evaluation.text_scores import common_subsequence, rouge, rouge_tokenizer
 from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.prediction.reading import label_numbers, label_sets, written_scores
 from tunesmith.recipe import Evaluate
@@ -160,6 +162,23 @@ def test_words_of_other_scripts_count() -> None:
     assert tokens("猫が2024年") == ["猫", "が", "2024", "年"]
     found = measure(Outputs(texts=["кошка спит"]), Truth("text", ["кошка сидит"]), SETTINGS)
     assert found["rouge1"].value == pytest.approx(0.5)
+
+
+def test_marks_belong_to_the_words_of_other_scripts() -> None:
+    tokens = rouge_tokenizer(["हिन्दी में लिखा"])
+    assert tokens("हिन्दी में लिखा, a_b") == ["हिन्दी", "में", "लिखा", "a", "b"]
+    assert tokens("กิน ဂျပန် データ") == ["กิ", "น", "ဂျ", "ပ", "န်", "デ", "ー", "タ"]
+    other = measure(Outputs(texts=["हन्दा मो लेख"]), Truth("text", ["हिन्दी में लिखा"]), SETTINGS)
+    assert other["rouge1"].value == 0.0
+
+
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+def test_rouge_reads_letters_in_pieces_as_letters(kind: str) -> None:
+    text = "Чёрный йод, ещё стоит"
+    pieces = unicodedata.normalize("NFD", text)
+    assert pieces != text
+    for answer, reference in ((pieces, text), (text, pieces), (pieces, pieces)):
+        assert rouge([answer], [[reference]], kind).row_scores == pytest.approx([1.0])
 
 
 def test_of_several_references_the_nearest_counts() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import regex
 
 from tunesmith.arrays import FloatArray
 from tunesmith.evaluation.intervals import Statistic, mean
@@ -22,8 +23,9 @@ REPETITION_WORDS = 4
 CHRF_ORDER = 6
 CHRF_BETA = 2.0
 _ROUGE_WORD = re.compile(r"[a-z0-9]+")
-# Chinese and Japanese write no spaces between words: each of their characters is a token of its own.
-_UNICODE_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff])[^\W_])+")
+# Scripts that write no spaces between words: each of their characters, with its marks, is a token of its own.
+_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_UNICODE_WORD = regex.compile(rf"(?V1)[[\p{{L}}\p{{N}}]&&[{_ALONE}]]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_ALONE}]]+")
 
 
 def exact_match(texts: Sequence[str], references: References) -> Statistic:
@@ -108,9 +110,11 @@ def chrf_from_counts(sums: FloatArray) -> FloatArray:
 
 def rouge_tokenizer(references: Iterable[str]) -> Tokenizer:
     """Choose how words are found (see :func:`rouge`), once for a set of references and so alike for all systems."""
-    letters = Counter(character.isascii() for text in references for character in text if character.isalpha())
-    pattern = _ROUGE_WORD if letters[True] >= letters[False] else _UNICODE_WORD
-    return lambda text: pattern.findall(text.lower())
+    composed = (unicodedata.normalize("NFC", text) for text in references)
+    letters = Counter(character.isascii() for text in composed for character in text if character.isalpha())
+    if letters[True] >= letters[False]:
+        return lambda text: _ROUGE_WORD.findall(text.lower())
+    return lambda text: _UNICODE_WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
