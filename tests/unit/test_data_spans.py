@@ -165,3 +165,23 @@ def test_what_a_generating_model_is_asked_and_what_its_answer_means() -> None:
     twice = written_spans("place: Paris\nplace: Paris\nplace: Paris", "Paris, not Paris", ["place"])
     assert [span.place for span in twice] == [(0, 5, "place"), (11, 16, "place")]
     assert inline(twice) == "Paris (place), Paris (place)" and inline([]) == "(no spans)"
+
+
+def test_written_spans_with_colons_and_breaks_come_back() -> None:
+    text = "at start: 5 pm in  New\n York, New York: now"
+    names = ["time", "time:start", "LOC"]
+    places = [(3, 14, "time"), (10, 14, "time:start"), (19, 28, "LOC"), (30, 38, "LOC")]
+    for spans in ([places[1], *places[2:]], [places[0], *places[2:]]):
+        [row] = tiny.rows_of([{"text": text, "spans": [list(place) for place in spans]}])
+        answer = TASKS["token-classification"].conversation(row, names, None)[1]["content"]
+        assert answer.splitlines()[1:] == ["LOC: New York", "LOC: New York"]
+        found = written_spans(answer, text, names)
+        assert [span.place for span in found] == spans
+        assert [span.text for span in found] == [text[start:end] for start, end, _ in spans]
+    assert [s.place for s in written_spans("TIME:Start : 5  pm", text, names)] == [places[1]]
+    # the longest label whose words are there
+    assert [s.place for s in written_spans("time:start: 5 pm", text, ["time"])] == [places[0]]
+    assert [s.place for s in written_spans("a:b:c", "b:c", ["a", "a:b"])] == [(2, 3, "a:b")]
+    assert [s.place for s in written_spans("a:b:c", "b:c", ["a", "b"])] == [(0, 3, "a")]
+    assert [s.place for s in written_spans("a:b:c:d", "b:c:d", ["a", "a:x"])] == [(0, 5, "a")]
+    assert [s.place for s in written_spans("a:b: c", "b: C, b: c", ["a", "a:b"])] == [(9, 10, "a:b")]

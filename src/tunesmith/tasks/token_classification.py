@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tunesmith.data.rows import Row
 from tunesmith.data.spans import Span, from_offsets, from_tags, inline, sampled_scheme, spans_of
@@ -62,7 +63,7 @@ class TokenClassification:
         names = ", ".join(labels or [])
         instruction = f"List the parts of the text that are one of: {names}. Write one a line, as `label: words`."
         system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        lines = [f"{span.label}: {span.text}" for span in spans_of(row)]
+        lines = [f"{span.label}: {' '.join(span.text.split())}" for span in spans_of(row)]
         return [
             *system,
             {
@@ -81,24 +82,37 @@ def written_spans(answer: str, text: str, labels: Sequence[str]) -> list[Span]:
     """The spans that a written answer names, looked up in the text.
 
     Each line names the first place that holds its words and that no line before it has taken, so an answer in the order
-    of the text names what it means. Lines with unknown labels or with words that are not there name nothing.
+    of the text names what it means. White space of any kind and length counts as one space. Where labels or words hold
+    colons, the longest label counts whose words are there. Lines with unknown labels or with words that are not there
+    name nothing.
     """
     known = {label.casefold(): label for label in labels}
     spans: list[Span] = []
     for line in answer.splitlines():
-        name, _, words = line.partition(":")
-        label, words = known.get(name.strip().casefold()), words.strip()
-        place: Any = _free_place(words, text, spans) if label and words else None
-        if label and place is not None:
-            spans.append(Span(place, place + len(words), label, words))
+        places = ((label, _free_place(words, text, spans)) for label, words in _readings(line, known))
+        found = next(((label, place) for label, place in places if place is not None), None)
+        if found is not None:
+            label, (start, end) = found
+            spans.append(Span(start, end, label, text[start:end]))
     return sorted(spans)
 
 
-def _free_place(words: str, text: str, taken: Sequence[Span]) -> int | None:
-    start = text.find(words)
-    while start >= 0:
-        end = start + len(words)
+def _readings(line: str, known: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """What a line may mean, as a label and words: the longest label first."""
+    parts = line.split(":")
+    for count in range(len(parts) - 1, 0, -1):
+        label = known.get(":".join(parts[:count]).strip().casefold())
+        words = ":".join(parts[count:]).split()
+        if label is not None and words:
+            yield label, words
+
+
+def _free_place(words: Sequence[str], text: str, taken: Sequence[Span]) -> tuple[int, int] | None:
+    pattern = re.compile(r"\s+".join(map(re.escape, words)))
+    found = pattern.search(text)
+    while found is not None:
+        start, end = found.span()
         if all(end <= span.start or start >= span.end for span in taken):
-            return start
-        start = text.find(words, start + 1)
+            return start, end
+        found = pattern.search(text, start + 1)
     return None
