@@ -423,6 +423,29 @@ def test_dropped_rows_are_written_with_reason_and_origin(tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    ("task", "field", "good", "bad", "code"),
+    [
+        ("feedback", "label", "true", '["up"]', "wrong-type"),
+        ("feedback", "label", "true", '{"up": 1}', "wrong-type"),
+        ("text-regression", "score", "2", "9" * 400, "bad-score"),
+        ("multi-label-classification", "labels", "[1, 2.0]", "[1e999]", "bad-labels"),
+    ],
+)
+def test_a_value_of_another_kind_is_a_fault_of_its_row(
+    tmp_path: Path, task: str, field: str, good: str, bad: str, code: str
+) -> None:
+    texts = ("prompt", "completion") if task == "feedback" else ("text",)
+    lines = [
+        "{" + ", ".join([*(f'"{name}": "{name} {n * 7919}"' for name in texts), f'"{field}": {value}']) + "}"
+        for n, value in enumerate([*[good] * 16, bad, *[good] * 3])
+    ]
+    train = write(tmp_path / "train.jsonl", lines)
+    found = problem(check(recipe(train, task)), code)
+    assert (found.severity, places(found), found.in_rows) == ("error", [17], True) and found.fix
+    assert len(prepare(recipe(train, task, validation=0, test=0, drop_bad=True)).train) == 19
+
+
 def test_nothing_is_left_behind_when_errors_stop_the_run(tmp_path: Path) -> None:
     lines = lines_of(GOOD)
     lines[4] = '{"text": "", "label": "good"}'

@@ -91,7 +91,7 @@ def _named(label: Any, names: Sequence[str]) -> str:
         raise ValueError(f"{label!r} is no label")
     if isinstance(label, str):
         return label.strip()
-    if label != int(label):
+    if isinstance(label, float) and not label.is_integer():  # 1e999 is infinite
         raise ValueError(f"{label!r} is no label")
     number = int(label)
     if not names:

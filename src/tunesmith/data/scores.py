@@ -19,7 +19,7 @@ def convert(row: Row) -> tuple[Row, list[Fault]]:
     value = row.fields["score"]
     try:
         score = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an integer of 400 digits
         score = math.nan
     if not math.isfinite(score):
         fix = "write it with a point: 3.5" if isinstance(value, str) and "," in value else "write a number"

@@ -50,7 +50,8 @@ class Feedback(TextGeneration):
 
 def _convert(row: Row) -> tuple[Row, list[Fault]]:
     given = row.fields["label"]
-    liked = _SAID.get(given.strip().lower() if isinstance(given, str) else given) if given is not None else None
+    known = isinstance(given, str | int | float)  # a list cannot be looked up
+    liked = _SAID.get(given.strip().lower() if isinstance(given, str) else given) if known else None
     if liked is None:
         what = f"`label` is {given!r}, where true or false (liked or not) is wanted"
         return row, [Fault("wrong-type", what, row.origin, fix="write true or false", group="label")]
