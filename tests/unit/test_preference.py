@@ -14,14 +14,14 @@ import tiny
 from conftest import write_jsonl
 from tunesmith.cli.main import run
 from tunesmith.data.pairs import Rated, make_pairs, split
-from tunesmith.data.prepare import check
+from tunesmith.data.prepare import check, prepare
 from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.renderers import row_renderer
 from tunesmith.errors import DataError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
-from tunesmith.tasks.preference import turns_of
+from tunesmith.tasks.preference import margin_of, turns_of
 
 TASK = TASKS["preference"]
 
@@ -63,12 +63,48 @@ def test_every_shape_says_the_same(fields: dict[str, Any]) -> None:
         ({"prompt": "q", "chosen": [user("a")], "rejected": "b"}, "last-role"),
         ({"prompt": "q", "chosen": [{"role": "robot", "content": "a"}], "rejected": "b"}, "messages-shape"),
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "messages-shape"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -1}, "wrong-type"),
+        ({"prompt": "q", "chosen": [{"role": ["user"], "content": "a"}], "rejected": "b"}, "messages-shape"),
+        *(
+            ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": margin}, "wrong-type")
+            for margin in (-1, "-1", "much", [2], float("inf"), 10**400)
+        ),
         ({"input": {}, "preferred_output": [bot("a")], "non_preferred_output": [bot("b")]}, "messages-shape"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], code: str) -> None:
     assert [found for found, _ in TASK.problems(row(**fields))] == [code]
+
+
+def test_margins_of_a_csv_file_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected,margin\nq,a,b,0.5\nr,c,d, 2\ns,e,f,\n", encoding="utf-8")
+    recipe = parse({"task": "preference", "model": "x", "data": {"train": str(path), "validation": 0, "test": 0}})
+    rows = prepare(recipe).train
+    assert [margin_of(row) for row in rows] == [0.5, 2.0, None]
+    assert [TASK.reference(row) for row in rows] == [0.5, 2.0, 1.0]
+
+
+def test_a_developer_speaks_as_the_system() -> None:
+    """Templates of open models know no ``developer``, and leave out what such a turn says."""
+    said = {"content": "answer in French"}
+    shapes = [
+        {"prompt": [{"role": "developer", **said}, user("q")], "chosen": "a", "rejected": "b"},
+        {
+            "input": {"messages": [{"role": "developer", **said}, user("q")]},
+            "preferred_output": [bot("a")],
+            "non_preferred_output": [bot("b")],
+        },
+        {
+            "chosen": [{"role": "developer", **said}, user("q"), bot("a")],
+            "rejected": [{"role": "developer", **said}, user("q"), bot("b")],
+        },
+    ]
+    for fields in shapes:
+        assert not list(TASK.problems(row(**fields)))
+        assert turns_of(row(**fields))[0] == [{"role": "system", **said}, user("q")]
+        turns = TASK.conversation(row(**fields), None, "be brief")
+        assert [turn["role"] for turn in turns] == ["system", "user", "assistant"]
+        assert turns[0]["content"] == said["content"]
 
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.integers(-4, 4)), min_size=2, max_size=40), st.integers(1, 4))

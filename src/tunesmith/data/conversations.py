@@ -24,13 +24,14 @@ Message = dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 
-_ROLE_OF = {
+ROLE_OF = {
     **{role: role for role in ROLES},
     "developer": "system",  # OpenAI's newer name; templates of open models know the old one
     "function": "tool",  # and its older one for the result of a call
 }
+"""A role as OpenAI's formats have it -> the role in the one shape."""
 _ROLE_FROM = {
-    **_ROLE_OF,
+    **ROLE_OF,
     "human": "user",
     **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
     **dict.fromkeys(("observation", "function_response", "tool_response"), "tool"),
@@ -188,7 +189,7 @@ def _message(turn: Any, number: int) -> Message:
         what = f"message {number} must be an object with `role` and `content`"
         raise MalformedError("messages-shape", what, f"e.g. {A_MESSAGE}")
     given = _filled(turn)
-    key, known = ("role", _ROLE_OF) if "role" in given else ("from", _ROLE_FROM)
+    key, known = ("role", ROLE_OF) if "role" in given else ("from", _ROLE_FROM)
     name = given.pop(key)
     if not isinstance(name, str) or name not in known:
         what = f"message {number} has the unknown role {name!r}; known: {', '.join(known)}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.data.conversations import ROLE_OF
 from tunesmith.data.rows import Row
 from tunesmith.tasks.base import Answer, Field, Message, Reading
 
 if TYPE_CHECKING:
     from tunesmith.recipe import Data
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Preference:
@@ -73,9 +73,12 @@ class Preference:
                 yield "last-role", f"the {name} answer must end with the assistant's turn"
         if chosen == rejected:
             yield "identical-answers", "both answers are the same: there is nothing to prefer"
-        margin = row.fields.get("margin")
-        if margin is not None and not (isinstance(margin, int | float) and margin >= 0):
-            yield "wrong-type", f"the margin is {margin!r}, where a number of 0 or more is wanted"
+        try:
+            margin = margin_of(row)
+        except (TypeError, ValueError, OverflowError):
+            margin = math.nan
+        if margin is not None and not 0 <= margin < math.inf:
+            yield "wrong-type", f"the margin is {row.fields['margin']!r}, where a number of 0 or more is wanted"
 
 
 def conversations(row: Row, system_prompt: str | None) -> tuple[list[Message], list[Message]]:
@@ -106,15 +109,17 @@ def turns_of(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
 
 
 def margin_of(row: Row) -> float | None:
-    """The margin that the row states."""
+    """The margin that the row states, also as text (in a CSV file, where an empty cell states none)."""
     margin = row.fields.get("margin")
-    return None if margin is None else float(margin)
+    return None if margin is None or (isinstance(margin, str) and not margin.strip()) else float(margin)
 
 
 def _turns(value: Any, role: str) -> list[Message]:
     if value is None or value == "":
         return []
-    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return [{**turn, "role": ROLE_OF[turn["role"]]} for turn in value]
 
 
 def text_of(turns: Sequence[Message]) -> str:
@@ -132,5 +137,5 @@ def _shape(name: str, value: Any) -> str | None:
         return None
     if not isinstance(value, list) or not all(isinstance(turn, dict) and "role" in turn for turn in value):
         return f"`{name}` must be text, or a list of messages with `role` and `content`"
-    unknown = next((turn["role"] for turn in value if turn["role"] not in ROLES), None)
-    return None if unknown is None else f"`{name}` has the unknown role {unknown!r}; known: {', '.join(ROLES)}"
+    unknown = next((str(turn["role"]) for turn in value if str(turn["role"]) not in ROLE_OF), None)
+    return None if unknown is None else f"`{name}` has the unknown role {unknown!r}; known: {', '.join(ROLE_OF)}"
