@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import labelled_rows, write_jsonl
 from tunesmith import words
+from tunesmith.data.prepare import prepare
 from tunesmith.data.shown import Piece, ShownExample
 from tunesmith.evaluation.comparison import System, compare, verdict
 from tunesmith.evaluation.findings import NO_LABEL_TITLE, confusion_order, find, top_confusions
@@ -28,9 +30,11 @@ from tunesmith.evaluation.report import (
     unbroken,
     write_report,
 )
+from tunesmith.evaluation.results import _data_summary
 from tunesmith.events import Step, Validated
 from tunesmith.prediction.outputs import Outputs, Truth
 from tunesmith.recipe import Evaluate
+from tunesmith.recipe_file import parse
 
 SETTINGS = Evaluate(resamples=100)
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -218,6 +222,28 @@ def test_a_report_is_written_over_an_old_one_or_not_at_all(written: tuple[Report
     assert json.loads((folder / "report.json").read_bytes())["verdict"] == "Another verdict."
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
     write_report(folder, content)
+
+
+def test_each_file_has_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    one = write_jsonl(tmp_path / "one.jsonl", labelled_rows(90))
+    for name, first in (("two", 90), ("three", 96)):
+        write_jsonl(folder / f"{name}.jsonl", labelled_rows(102)[first : first + 6])
+    tests = write_jsonl(tmp_path / "test.jsonl", [{"text": f"held back {n}", "label": "positive"} for n in range(7)])
+    sources = {"train": [str(one), f"{folder}/"], "test": [str(tests)], "validation": 0}
+    recipe = parse({"task": "text-classification", "model": "none", "data": sources})
+    prepared = prepare(recipe)
+    files = _data_summary(recipe, prepared).files
+    assert [(file.split, file.rows) for file in files] == [("train", 90), ("train", 12), ("test", 7)]
+    # of a pattern, or of rows that stay on the disk, only those of all files together are known
+    pattern = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": [str(one), f"{folder}/*"]})})
+    assert [file.rows for file in _data_summary(pattern, prepared).files] == [None, None, 7]
+    monkeypatch.setattr("tunesmith.data.prepare.IN_MEMORY_BYTES", 0)
+    summary = _data_summary(recipe, prepare(recipe))
+    assert [file.rows for file in summary.files] == [None, None, 7]
+    page = write_report(tmp_path, replace(classification(), data=summary)).read_text(encoding="utf-8")
+    assert '<td>train</td><td class="n">–</td>' in page
 
 
 def test_nothing_to_compare_with_and_nothing_trained(tmp_path: Path) -> None:

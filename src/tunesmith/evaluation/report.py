@@ -38,11 +38,11 @@ LARGEST_MATRIX = 20
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file (or data set) that went in."""
+    """A file (or data set) that went in. ``rows`` is ``None`` where those of several files were not told apart."""
 
     name: str
     split: str
-    rows: int
+    rows: int | None
     bytes: int | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,14 +209,14 @@ def curves(folder: Path) -> tuple[list[Step], list[Validated]]:
 def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
     found = data.report
     files = [
-        report.DataFile(name, part, found.rows.get(part, 0), _size(name))
-        for part, names in (
-            ("train", recipe.data.train),
-            ("validation", recipe.data.validation),
-            ("test", recipe.data.test),
+        report.DataFile(name, part, count, _size(name))
+        for part, names, rows in (
+            ("train", recipe.data.train, data.train),
+            ("validation", recipe.data.validation, data.validation),
+            ("test", recipe.data.test, data.test),
         )
         if isinstance(names, list)
-        for name in names
+        for name, count in zip(names, _rows_of(names, rows, found.rows.get(part, 0)), strict=True)
     ]
     balance: dict[str, dict[str, int]] = {}
     for part, counts in found.classes.items():
@@ -231,6 +232,16 @@ def _data_summary(recipe: Recipe, data: PreparedData) -> report.DataSummary:
         ],
         notes=found.notes,
     )
+
+
+def _rows_of(names: Sequence[str], rows: Sequence[Row], total: int) -> Sequence[int | None]:
+    """Rows of each file of a part; ``None`` where that is not told: of patterns, and of more rows than memory holds."""
+    if len(names) == 1:
+        return [total]
+    counted = Counter(row.origin.file for row in rows) if isinstance(rows, list) else Counter()
+    places = [str(Path(name)) for name in names]
+    found = [sum(n for file, n in counted.items() if file == one or file.startswith(f"{one}/")) for one in places]
+    return found if sum(found) == total else [None] * len(names)
 
 
 def _size(name: str) -> int | None:
