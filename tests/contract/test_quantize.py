@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,23 @@ def test_what_cannot_be_quantized_is_refused_before_anything_is_loaded(classifie
 def test_a_recipe_with_a_wrong_choice_is_refused(value: Any) -> None:
     with pytest.raises(UsageError, match="quantize"):
         parse({"task": "chat", "model": "m", "data": {"train": "a.jsonl"}, "quantize": value})
+
+
+def test_calibration_data_are_read_as_the_runs_own_and_wholly(tmp_path: Path) -> None:
+    lines = ["review,mark", *(f"Café Nº {n},{n % 2}" for n in range(30)), "Cafe,", "Café Nº 1,1"]
+    path = tmp_path / "calibration.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="latin-1")
+    data = {
+        "train": "gone.csv", "columns": {"text": "review", "label": "mark"}, "encoding": "latin-1", "drop_bad": True,
+        "label_names": ["bad", "good"], "shots": 2, "max_rows": 5, "read_rows": 5, "duplicates": "drop",
+        "group_by": "author", "validation": 0.2, "test": ["gone too.csv"],
+    }  # fmt: skip
+    recipe = parse({"task": "text-classification", "model": "m", "data": data})
+    model: Any = SimpleNamespace(labels=["bad", "good"])
+    none: Any = SimpleNamespace(train=[])
+    rows = quantizing._calibration_rows(recipe, Quantize(to="int8", rows=99, data=[str(path)]), none, model, nobody)
+    assert len(rows) == 31
+    assert {row.fields["label"] for row in rows} == {"bad", "good"} and "Café" in rows[0].fields["text"]
 
 
 def test_a_disk_that_fills_leaves_nothing_behind(classifier: runs.Run, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from tunesmith.models.quantized import weight_bytes
 from tunesmith.models.saving import ONNX_FILE, ArtefactNotes, load_artefact, read_notes, save_artefact
 from tunesmith.prediction import answering
 from tunesmith.prediction.setting import Setting
-from tunesmith.recipe import PICTURES, Data, Recipe
+from tunesmith.recipe import PICTURES, Recipe
 from tunesmith.runs import EventLog, Run
 from tunesmith.tasks import TASKS
 from tunesmith.training.outcome import Trained
@@ -279,7 +279,9 @@ def _calibration_rows(recipe: Recipe, choice: Quantize, data: PreparedData, mode
     """Rows like those that the model will see: never the test rows."""
     rows: Sequence[Row] = data.train
     if choice.data:
-        own = Data(train=choice.data, validation=0.0, test=0.0, columns=recipe.data.columns, format=recipe.data.format)
+        all_of_it = {"validation": 0.0, "test": 0.0, "shots": None, "max_rows": None, "read_rows": None}
+        apart = {"group_by": None, "duplicates": "keep"}  # what decides sides, or chooses among rows
+        own = recipe.data.model_copy(update={"train": choice.data, **all_of_it, **apart})
         try:
             found = prepare(recipe.model_copy(update={"data": own, "stages": []}), on_event=tell)
         except DataError as error:
