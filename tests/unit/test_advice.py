@@ -171,6 +171,13 @@ def known_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "speed", lambda device: dict(rates))
 
 
+def test_pictures_are_refused_before_anything_is_read():
+    recipe = parse({"task": "image-classification", "model": "nothing", "data": {"train": "nowhere"}})
+    with pytest.raises(UsageError, match="reads pictures") as refused:
+        advice.advise(recipe, HERE)
+    assert refused.value.where == "task" and "tunesmith compare" in refused.value.fix
+
+
 def test_ways_are_ranked_and_what_cannot_be_is_last(reviews):
     found = advice.advise(reviews, HERE, advice.Limits(private=True))
     ways = {way.way: way for way in found.ways}

@@ -17,12 +17,13 @@ from tunesmith.advice import providers, trials
 from tunesmith.advice import rules as tables
 from tunesmith.advice.rules import Facts, Rules, Value, Way
 from tunesmith.advice.trials import Trial
+from tunesmith.errors import UsageError
 from tunesmith.events import Event, Listener, Notice, nobody
 from tunesmith.hosted import clock
 from tunesmith.planning import Plan, forecast, gather
 from tunesmith.planning.costs import Range
 from tunesmith.planning.machine import Machine
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import PICTURES, Recipe
 from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
 
@@ -146,8 +147,14 @@ def advise(
 
     Raises:
         DataError: The data have errors that would stop a run as well.
-        UsageError: The table of rules, or that of prices, is malformed.
+        UsageError: The table of rules, or that of prices, is malformed; or the task reads pictures.
     """
+    if recipe.task in PICTURES:
+        raise UsageError(
+            f"the ways of the table are for texts, and the task `{recipe.task}` reads pictures",
+            where="task",
+            fix="measure them: `tunesmith compare RECIPE --shots 2,8,all` fits features, a head and the whole model",
+        )
     rules = tables.load(own_rules)
     base, folder, data = gather(_with(recipe, {}), on_event)
     found = _facts(base, folder, data[-1], limits)
