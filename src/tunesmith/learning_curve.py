@@ -303,7 +303,7 @@ def _point(way: str, shots: int | None, done: Sequence[Run], settings: Evaluate)
     return Point(
         way=way,
         shots=shots,
-        labels=int(used["train"]) + (int(used.get("validation", 0)) if shots is None else 0),
+        labels=int(used["train"]) + int(used.get("validation", 0)),
         values=right_SN.mean(axis=1).tolist(),
         value=interval.value,
         low=interval.low,

@@ -62,6 +62,17 @@ def test_each_way_is_measured_with_each_number_and_a_second_call_does_nothing_ag
     assert "another recipe" in error["what"]
 
 
+def test_validation_data_of_their_own_count_as_labels(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = json.loads(recipe.read_text(encoding="utf-8"))
+    held = [{**row, "text": f"{row['text']} held back"} for row in labelled_rows(12)]
+    tree["data"]["validation"] = [str(write_jsonl(tmp_path / "held.jsonl", held))]
+    recipe.write_text(json.dumps(tree), encoding="utf-8")
+    found = curve(recipe, tmp_path / "curve", capsys, "--shots", "2,4", "--methods", "features")
+    assert [point["labels"] for point in found["points"]] == [4 + 12, 8 + 12]
+
+
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
