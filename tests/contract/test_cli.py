@@ -6,6 +6,7 @@ import errno
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -346,6 +347,18 @@ def test_init_writes_a_recipe_and_replaces_none(
     assert (recipe.task, recipe.method, recipe.data.train) == ("text-classification", "peft", ["a.csv"])
     assert main.run(INIT) == 2
     assert main.run([*INIT, "--force"]) == 0
+
+
+def test_init_replaces_a_recipe_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    Path("recipe.yaml").write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(os, "replace", full)
+    assert main.run([*INIT, "--force"]) != 0
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [("recipe.yaml", "mine")]
 
 
 def test_init_without_answers_and_without_a_terminal_names_the_flag(

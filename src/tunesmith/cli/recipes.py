@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from tunesmith import recipe_file
+from tunesmith import disk, recipe_file
 from tunesmith.cli.output import Json, print_json, stderr
 from tunesmith.cli.recipe_flags import RecipeChoices, describe, takes_recipe
 from tunesmith.errors import UsageError
@@ -52,7 +52,7 @@ def init(
         raise UsageError("the file exists already", where=str(output), fix="choose another --output, or give --force")
     tree = _answered(choices.tree(), ask=sys.stdin.isatty() and not as_json)
     recipe = recipe_file.parse(tree)
-    output.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    disk.write_text(output, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     if as_json:
         print_json({"recipe": str(output), "task": recipe.task, "model": recipe.model, "method": recipe.method})
         return
