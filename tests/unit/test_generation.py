@@ -172,6 +172,24 @@ def test_the_cache_stays_within_its_limit(decoder: Model) -> None:
     assert [len(ids_of(heard)) for heard in answers] == [150] * 10
 
 
+def test_a_long_prompt_that_begins_like_a_slot_that_must_go(decoder: Model) -> None:
+    """The limit leaves no room for the slots that remember its start."""
+    batch = RunningBatch(decoder, cache_tokens=512)
+    for n in range(8):
+        batch.add(request(decoder, f"the film was {n}", [], max_new_tokens=2))
+    batch.run()
+    assert batch._cache.num_slots == 8
+    heard: list[Token] = []
+    long = "the film was " + " ".join(sentences(30))
+    batch.add(request(decoder, long, heard, max_new_tokens=4))
+    batch.run()
+    alone: list[Token] = []
+    fresh = RunningBatch(decoder)
+    fresh.add(request(decoder, long, alone, max_new_tokens=4))
+    fresh.run()
+    assert ids_of(heard) == ids_of(alone) != []
+
+
 # --- choosing a token ------------------------------------------------------------------------------------------------
 
 

@@ -234,11 +234,11 @@ class RunningBatch:
         while self.waiting and len(self.running) < self._slots_for([*self.running, self.waiting[0]]):
             row = self.waiting[0]
             slot = len(self.running)
+            self._reserve([*self.running, row])  # it may take slots away, and what they remember
             source, shared = self._longest_start(row)
             if source is None:  # a running row is about to read the same tokens: this one waits and copies
                 return
             self.waiting.popleft()
-            self._reserve([*self.running, row])
             if source != slot or not shared:
                 self._keep(slot, spare=source)
             if source != slot and shared:
