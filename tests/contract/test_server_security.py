@@ -199,6 +199,19 @@ def test_an_open_bind_needs_a_token(tmp_path: Path, tiny_decoder: Path, host: st
     make(tmp_path, tiny_decoder, host=host, token=SecretStr("x"))
 
 
+def test_an_open_bind_stays_shut_when_its_last_token_is_revoked(tmp_path: Path, tiny_decoder: Path) -> None:
+    data = tmp_path / "data"
+    token = auth.Tokens(data).add("only", ["tune"]).get_secret_value()
+    app = make(tmp_path, tiny_decoder, host="0.0.0.0")
+    with TestClient(app, base_url=HERE) as client:
+        theirs = {"authorization": f"Bearer {token}"}
+        assert client.get("/v1/files", headers=theirs).status_code == 200
+        app.state.services.tokens.revoke("only")
+        assert client.get("/v1/files").status_code == client.get("/v1/files", headers=theirs).status_code == 401
+        (data / "tokens.json").unlink()
+        assert client.get("/v1/files").status_code == 401
+
+
 def test_the_default_bind_is_loopback(tmp_path: Path) -> None:
     assert Settings(data=tmp_path).is_loopback
     assert main.run(["serve", "--host", "0.0.0.0", "--data", str(tmp_path), "--workers", "0"]) == 2

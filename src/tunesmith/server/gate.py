@@ -33,7 +33,7 @@ class Gate:
     Args:
         app: What lies behind.
         settings: Limits and names.
-        tokens: Who may enter; nobody needs one while there is none.
+        tokens: Who may enter; on loopback nobody needs one while there is none.
         observe: Told method, route, status and seconds of each answer.
     """
 
@@ -98,7 +98,7 @@ class Gate:
     def _principal(self, scope: Scope, headers: Headers) -> Principal | None:
         if scope["path"] in PUBLIC:
             return None
-        if not self.tokens:
+        if not self.tokens and self.settings.is_loopback:  # the last may have been revoked since the start
             return LOCAL
         address = (scope.get("client") or ("unknown",))[0]
         if (wait := self.failures.wait(address)) > 0:
