@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tunesmith import disk
@@ -93,8 +94,12 @@ def create(server: Services, who: Principal, body: JobRequest, key: str | None =
             log_event(session, server.folders, row.id, f"Created fine-tuning job: {row.id}")
             for text in _warnings(row):
                 log_event(session, server.folders, row.id, text, level="warn")
-    except BaseException:
+    except BaseException as error:
         server.folders.remove(server.folders.job(row.id))
+        if isinstance(error, IntegrityError) and key is not None:  # the same came at the same time, and was first
+            known = _replayed(server, who, key, digest)
+            if known is not None:
+                return known
         raise
     server.audit(who, "create job", row.id, model=row.model, training_file=row.training_file)
     return row
@@ -136,6 +141,8 @@ def _order(server: Services, who: Principal, job_id: str, status: str, allowed: 
         unresumable = row.status == "failed" and not (server.folders.run(row.id) / "recipe.yaml").is_file()
         if row.status not in allowed or unresumable:
             raise ApiError(400, f"The job is {row.status}: it cannot become {status}.", code="invalid_job_state")
+        if row.status == "failed":
+            _take_files_again(server.folders, session, row)
         row.status = status
         row.estimated_finish = None
         if status == "cancelled":
@@ -268,7 +275,8 @@ def _training_file(session: Session, file_id: str, who: Principal, param: str) -
 def _take_files(folders: Folders, job_id: str, files: dict[str, FileRow]) -> None:
     """Give the job its own names of the files: a file that is deleted while the job waits is still there for it."""
     data = folders.job(job_id) / "data"
-    (data.parent if folders.remote else data).mkdir(parents=True)  # the job's process fetches it from the storage
+    made = data.parent if folders.remote else data  # the job's process fetches it from the storage
+    made.mkdir(parents=True, exist_ok=True)
     for param, row in files.items():
         source = folders.file(row.id) / "content"
         target = data / f"{param}.jsonl{'.gz' if row.filename.lower().endswith('.gz') else ''}"
@@ -284,6 +292,25 @@ def _take_files(folders: Folders, job_id: str, files: dict[str, FileRow]) -> Non
             if not source.is_file():
                 raise not_found("File object", row.id, param=param) from None
             shutil.copyfile(source, target)
+
+
+def _take_files_again(folders: Folders, session: Session, row: JobRow) -> None:
+    """Give a job that failed, and with that lost its files, the same once more.
+
+    Raises:
+        ApiError: 400: one of them was deleted.
+    """
+    forget_data(folders, row.id)
+    files = {}
+    for param in ("training_file", "validation_file"):
+        if (file_id := getattr(row, param)) is None:
+            continue
+        file = session.scalar(select(FileRow).where(FileRow.id == file_id))
+        if file is None or storage.is_expired(file):
+            message = f"The file {file_id} was deleted: the job cannot go on. Upload it again, and create a new job."
+            raise ApiError(400, message, code="invalid_file", param=param)
+        files[param] = file
+    _take_files(folders, row.id, files)
 
 
 def _replayed(server: Services, who: Principal, key: str, digest: str) -> JobRow | None:
