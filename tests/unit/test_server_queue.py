@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from tunesmith.errors import MissingExtraError, ResourceError, UsageError
-from tunesmith.server import jobs
+from tunesmith.server import jobs, storage
 from tunesmith.server.database import Database, EventRow, JobRow
 from tunesmith.server.folders import Folders, new_id
 from tunesmith.server.queue import Queue
@@ -165,3 +166,38 @@ def test_addresses_of_databases(tmp_path: Path) -> None:
     assert "planted-password" not in str(refused.value)
     with pytest.raises(ResourceError):
         Database(f"sqlite:///{tmp_path / 'absent' / 'x.sqlite'}")
+
+
+def test_data_of_an_ended_job_goes_when_its_worker_never_came_back(queue: Queue) -> None:
+    past, later = time.time() - 1, time.time() + 60
+    made = {
+        "left": add(queue, "cancelled", lease_until=past, worker="m/1/0"),
+        "stopping": add(queue, "cancelled", lease_until=later, worker="m/2/0"),
+        "taken over soon": add(queue, "running", lease_until=past, worker="m/3/0"),
+    }
+    data = {name: queue.folders.job(job_id) / "data" for name, job_id in made.items()}
+    for folder in data.values():
+        folder.mkdir()
+    jobs.forget_orphaned_data(queue.folders, queue.database)
+    assert [name for name, folder in data.items() if folder.is_dir()] == ["stopping", "taken over soon"]
+    assert job(queue, made["left"]).lease_until is None
+
+
+def test_what_a_kill_left_half_made_is_removed_after_a_day(queue: Queue) -> None:
+    root = queue.folders.root
+    left = [root / "files/.staging-a", root / "uploads/upload_a/.part_a", root / "uploads/upload_a/part_b"]
+    kept = [root / "files/.staging-b", root / "uploads/upload_b/.part_c", root / "files/file-a"]
+    for path in (*left, *kept):
+        path.parent.mkdir(exist_ok=True)
+        if path.parent.name == "files":
+            path.mkdir()
+            (path / "content").write_bytes(b"half")
+        else:
+            path.write_bytes(b"half")
+    (root / "uploads/upload_a/upload.json").write_text("{}")
+    late = time.time() - storage.LEFTOVER_SECONDS - 60
+    for path in (*left, kept[-1], kept[0], left[0] / "content", kept[-1] / "content"):  # of kept[0] only the folder
+        os.utime(path, (late, late))
+    storage.delete_leftovers(queue.folders)
+    assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
+    assert (root / "uploads/upload_a/upload.json").is_file()

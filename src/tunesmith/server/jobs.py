@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from tunesmith import disk
 from tunesmith.server import graders, storage
 from tunesmith.server.auth import Principal
-from tunesmith.server.database import EventRow, FileRow, IdempotencyRow, JobRow, LabelRow
+from tunesmith.server.database import Database, EventRow, FileRow, IdempotencyRow, JobRow, LabelRow
 from tunesmith.server.errors import ApiError, not_found
 from tunesmith.server.folders import Folders, new_id
 from tunesmith.server.schemas import (
@@ -219,6 +219,16 @@ def add_events(session: Session, job_id: str, events: list[JobEvent]) -> None:
 def forget_data(folders: Folders, job_id: str) -> None:
     """Remove a job's copies of its files when it is over: whoever deletes a file wants it gone."""
     folders.remove(folders.job(job_id) / "data")
+
+
+def forget_orphaned_data(folders: Folders, database: Database) -> None:
+    """Do so too for jobs that were ended while a worker had them that never came back."""
+    with database.write() as session:
+        orphans = select(JobRow).where(JobRow.status.in_(ENDED), JobRow.lease_until < time.time())
+        for row in session.scalars(orphans.with_for_update(skip_locked=True)):
+            forget_data(folders, row.id)
+            row.lease_until, row.worker = None, None
+            store(session, folders, row)
 
 
 def _method(body: JobRequest, *, python: bool) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from tunesmith.server.errors import not_found
 from tunesmith.server.folders import Folders, new_id
 from tunesmith.server.schemas import FileObject
 
+LEFTOVER_SECONDS = 24 * 3600
+"""How old what is not complete must be to count as left over by a kill: no upload is open for so long."""
+
 COLUMNS = ("id", "owner", "filename", "purpose", "bytes", "sha256", "created_at", "expires_at")
 """What ``file.json`` holds: enough to restore the row."""
 
@@ -95,6 +98,20 @@ def delete_expired(folders: Folders, database: Database) -> int:
     for row in rows:
         delete_file(folders, database, row)
     return len(rows)
+
+
+def delete_leftovers(folders: Folders) -> None:
+    """Remove what a kill left half made: staged files, and parts of uploads."""
+    late = time.time() - LEFTOVER_SECONDS
+    found = [*folders.root.glob("files/.staging-*"), *folders.root.glob("uploads/*/.part_*")]
+    for path in [*found, *folders.root.glob("uploads/*/part_*")]:
+        with contextlib.suppress(FileNotFoundError):  # somebody else has just done with it
+            if max(inner.stat().st_mtime for inner in (path, *path.rglob("*"))) > late:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def file_object(row: FileRow) -> FileObject:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tunesmith import environment
 from tunesmith.errors import TunesmithError
-from tunesmith.server import process, storage
+from tunesmith.server import jobs, process, storage
 from tunesmith.server.database import JobRow
 from tunesmith.server.errors import ApiError
 from tunesmith.server.queue import Lane, Queue
@@ -107,6 +107,8 @@ class Workers:
             try:
                 storage.delete_expired(folders, database)
                 expire_uploads(folders, database)
+                storage.delete_leftovers(folders)
+                jobs.forget_orphaned_data(folders, database)
             except (SQLAlchemyError, OSError, TunesmithError) as error:
                 log.error("cleaning up: %s", error)
             if self._stopping.wait(JANITOR_SECONDS):
