@@ -185,12 +185,14 @@ def test_a_place_that_cannot_be_written_to_is_told_at_once(
             create_app(Settings(data=tmp_path / "a", storage=url))
 
 
-def test_names_of_objects_lead_nowhere(remote: Remote, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../../evil", "{tmp_path}/planted"])
+def test_names_of_objects_lead_nowhere(remote: Remote, tmp_path: Path, name: str) -> None:
     (tmp_path / "evil").write_text("x")
-    remote.put(tmp_path / "evil", "jobs/ftjob-1/../../evil")
+    remote.put(tmp_path / "evil", f"jobs/ftjob-1/{name.format(tmp_path=tmp_path)}")
     remote.put(tmp_path / "evil", "jobs/ftjob-1/job.json")
     target = tmp_path / "root" / "jobs" / "ftjob-1"
     target.parent.mkdir(parents=True)
     with pytest.raises(ResourceError, match="leads out"):
         remote.pull("jobs/ftjob-1", target)
     assert not target.exists() and list(target.parent.iterdir()) == []
+    assert not (tmp_path / "planted").exists()

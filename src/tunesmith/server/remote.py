@@ -106,7 +106,7 @@ class Remote:
         try:
             for name in self.keys(key):
                 target = staging / name.removeprefix(f"{key}/")
-                if ".." in target.parts:
+                if ".." in target.parts or not target.resolve().is_relative_to(staging.resolve()):
                     raise ResourceError("an object's name leads out of its folder", where=f"{self.url}/{name}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self._told():
