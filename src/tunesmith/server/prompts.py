@@ -27,7 +27,7 @@ OPENAIS_KEYS = frozenset(
 
 
 def plain_message(message: ChatMessage, number: int) -> dict[str, Any]:
-    """A message with its parts of text joined.
+    """A message with its parts of text joined, and its role as templates know it.
 
     Raises:
         ApiError: 400: there is nothing to read, or a part is no text.
@@ -50,7 +50,8 @@ def plain_message(message: ChatMessage, number: int) -> dict[str, Any]:
                 )
         content = "".join(part.text or "" for part in content)
     values = message.model_dump(exclude_none=True)
-    return calls.for_template({**values, "content": content or ""})
+    role = "system" if message.role == "developer" else message.role  # as in training
+    return calls.for_template({**values, "role": role, "content": content or ""})
 
 
 Given = str | list[str] | list[int] | list[list[int]]
@@ -100,7 +101,7 @@ async def chat_prompt(
         )
     _refuse_unread(messages, str(renderer.tokenizer.chat_template))
     system = loaded.notes.system_prompt if loaded.notes else None
-    if system and messages[0]["role"] not in ("system", "developer"):  # it stood there in training
+    if system and messages[0]["role"] != "system":  # it stood there in training
         messages = [{"role": "system", "content": system}, *messages]
 
     def render() -> list[int]:
