@@ -29,6 +29,7 @@ from tunesmith.recipe import LoRA
 from tunesmith.server.app import create_app
 from tunesmith.server.auth import LOCAL
 from tunesmith.server.database import CheckpointRow, JobRow
+from tunesmith.server.routes import embeddings
 from tunesmith.server.settings import Settings
 
 TUNED = ("ft:gpt-tiny:local:one:abc", "ft:gpt-tiny:local:two:def")
@@ -302,6 +303,32 @@ def test_embeddings_as_numbers_and_base64(client: Any, lenient: Any, live: Simpl
         with pytest.raises(openai.BadRequestError, match=r"is empty|must hold 1") as caught:
             client.embeddings.create(model="encoder", input=nothing)
         assert (caught.value.code, caught.value.param) == ("invalid_value", "input")
+
+
+def test_a_request_has_an_end(client: Any, live: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client cannot occupy a model for all others."""
+    asked: dict[str, Any] = {"model": "gpt-tiny", "max_tokens": 1}
+    for prompts, n, words in ((128, 128, "16384 answers .* up to 2048"), (10, 40, "400 answers .*; 320 can")):
+        with pytest.raises(openai.BadRequestError, match=words) as caught:
+            client.completions.create(prompt=["a"] * prompts, n=n, **asked)
+        assert caught.value.code == "too_many_answers"
+    texts = ["the film was good", "a bad plot", "fine"]
+    whole = client.embeddings.create(model="encoder", input=texts, encoding_format="float")
+    monkeypatch.setattr(embeddings, "TOKENS_AT_ONCE", 3)
+    parts = client.embeddings.create(model="encoder", input=texts, encoding_format="float")
+    for one, other in zip(whole.data, parts.data, strict=True):
+        np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
+    monkeypatch.setattr(embeddings, "MAX_TOKENS", whole.usage.prompt_tokens - 1)
+    with pytest.raises(openai.BadRequestError, match="together") as caught:
+        client.embeddings.create(model="encoder", input=texts)
+    assert caught.value.code == "max_tokens_per_request"
+
+
+def test_dated_names_share_one_model(client: Any, live: SimpleNamespace) -> None:
+    for name in ("gpt-tiny", "gpt-tiny-2025-04-14", "gpt-tiny-2099-99-99"):
+        assert client.chat.completions.create(model=name, messages=ASK, max_tokens=1).model == name
+    assert [name for name in live.services.pool.names() if name.startswith("gpt-tiny")] == ["gpt-tiny"]
+    assert live.services.pool._loaded["gpt-tiny"].users == 0
 
 
 def test_responses_whole_and_as_events(client: Any) -> None:

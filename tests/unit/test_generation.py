@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 
 from conftest import sentences
 from tunesmith.errors import UsageError
@@ -287,6 +289,29 @@ def test_a_stop_string_does_not_act_in_an_empty_thought(is_turn: bool, shown: st
         if stream.stopped:
             break
     assert stream.stopped and text + stream.finish() == shown
+
+
+@pytest.mark.parametrize(
+    ("behind", "ids", "text"),
+    [
+        ([], [2, 3], "the film"),  # a text begins without a space
+        ([1], [2, 3], "the film"),
+        ([1, 2], [3, 4], " film was"),
+        ([1, 2], [5], "s"),
+        ([2] * 20, [3], " film"),
+        ([2, 6], [7, 3], "\ufffd film"),  # a character that began in the prompt
+        ([2, 6, 7], [6, 7], "é"),
+    ],
+)
+def test_the_space_between_a_prompt_and_what_follows_is_kept(behind: list[int], ids: list[int], text: str) -> None:
+    """Decoders like those of Llama 2 and Mistral strip the space before the first word."""
+    words = {"<unk>": 0, "<s>": 1, "▁the": 2, "▁film": 3, "▁was": 4, "s": 5, "<0xC3>": 6, "<0xA9>": 7}
+    backend = Tokenizer(models.BPE(vocab=words, merges=[], byte_fallback=True, unk_token="<unk>"))
+    backend.add_special_tokens(["<s>"])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    stream = TextStream(SimpleNamespace(backend_tokenizer=backend), behind=behind)
+    assert "".join([*(stream.push(token) for token in ids), stream.finish()]) == text
 
 
 def test_the_batch_ends_a_row_at_a_stop_string(decoder: Model) -> None:

@@ -179,6 +179,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(engine: Engine) -> None
     gate.opened.set()
 
 
+def test_more_than_can_ever_run_and_wait_is_refused_even_when_idle(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="6 answers are asked for at once; 5 can"):
+        engine.submit([greedy([5, 6, 7]) for _ in range(6)])
+    assert engine.waiting == 0
+
+
 def test_a_cancelled_request_leaves_before_the_next_step(engine: Engine, model: Model) -> None:
     model.eos_ids = []
     heard: list[Token] = []

@@ -113,7 +113,11 @@ class Engine:
 
         Raises:
             QueueFullError: Too many are waiting.
+            UsageError: They are more than can ever run and wait.
         """
+        most = self._batch.max_rows + self.queue_limit
+        if len(requests) > most:
+            raise UsageError(f"{len(requests)} answers are asked for at once; {most} can run and wait here")
         with self._lock:
             waiting = self.waiting
             if waiting and waiting + len(requests) > self.queue_limit:

@@ -10,6 +10,9 @@ from tokenizers.decoders import DecodeStream
 
 from tunesmith.data.thoughts import EmptyThoughtFilter
 
+TOKENS_BEFORE = 8
+"""Tokens of a prompt that tell how the first one behind it is written."""
+
 
 class TextStream:
     """The text of one answer, piece by piece.
@@ -22,14 +25,24 @@ class TextStream:
         tokenizer: The model's fast tokenizer.
         stop: Texts that end the answer; they are not part of it.
         keep_special: Whether special tokens are text too: some models mark their tool calls by them.
+        behind: Tokens that the text goes on behind: many decoders strip the space before the first word of a text.
         is_turn: Whether this is a turn of a conversation: an empty thought before it is then no part of the text.
     """
 
     def __init__(
-        self, tokenizer: Any, stop: Sequence[str] = (), *, keep_special: bool = False, is_turn: bool = False
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        *,
+        keep_special: bool = False,
+        is_turn: bool = False,
+        behind: Sequence[int] = (),
     ) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=not keep_special)
+        before = list(behind[-TOKENS_BEFORE:])
+        if self._backend.decode(before, skip_special_tokens=not keep_special).endswith("\ufffd"):
+            before = []  # a character that is cut: the stream would give all of it out again
+        self._decoder = DecodeStream(ids=before, skip_special_tokens=not keep_special)
         self._stop = [text for text in stop if text]
         self._thought = EmptyThoughtFilter() if is_turn else None
         self._held = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+MAX_ANSWERS = 2048
+"""Of one request: prompts times ``n``."""
+
 GONE = 499
 """What is logged for a client that did not wait (nginx's number); nobody is there to read it."""
 
@@ -48,8 +52,9 @@ async def model_named(
     if not name:
         raise ApiError(400, "Missing required parameter: 'model'.", code="missing_parameter", param="model")
     served = await run_in_threadpool(server.registry.find, name, who)
-    async with server.pool.use(name, functools.partial(_folder, server, served)) as loaded:
-        yield loaded
+    known = served.id if served.folder else served.base  # a base has many names: any date may stand behind it
+    async with server.pool.use(known, functools.partial(_folder, server, served)) as loaded:
+        yield loaded if known == name else dataclasses.replace(loaded, id=name)
 
 
 def _folder(server: Services, served: Served) -> Path:
@@ -98,8 +103,8 @@ class Answers:
         wish: What is wanted.
 
     Raises:
-        ApiError: 429 with ``Retry-After`` if too many requests wait; 400 if the model cannot write, or
-            ``context_length_exceeded``.
+        ApiError: 429 with ``Retry-After`` if too many requests wait; 400 if the model cannot write, or if more answers
+            are asked for than can ever wait.
     """
 
     def __init__(self, loaded: Loaded, wish: Wish) -> None:
@@ -115,6 +120,9 @@ class Answers:
         self._engine = engine
         self._queue: asyncio.Queue[tuple[int, Token]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        count = len(wish.prompts) * len(wish.samplings)
+        if count > MAX_ANSWERS:
+            raise _too_many(f"{count} answers are asked for; a request may have up to {MAX_ANSWERS}.")
         pairs = [(prompt, sampling) for prompt in wish.prompts for sampling in wish.samplings]
         self._requests = [
             self._request(index, prompt, sampling, loaded, wish) for index, (prompt, sampling) in enumerate(pairs)
@@ -122,6 +130,9 @@ class Answers:
         self._open = set(range(len(self._requests)))
         try:
             engine.submit(self._requests)
+        except UsageError as error:
+            self._open.clear()
+            raise _too_many(f"{error.what}.") from error
         except QueueFullError as error:
             self._open.clear()
             headers = {"Retry-After": str(error.retry_after)}
@@ -169,7 +180,13 @@ class Answers:
             sampling=sampling,
             on_token=hear,
             adapter=loaded.adapter,
-            text=TextStream(loaded.renderer.tokenizer, wish.stop, keep_special=wish.keep_special, is_turn=wish.is_turn),
+            text=TextStream(
+                loaded.renderer.tokenizer,
+                wish.stop,
+                keep_special=wish.keep_special,
+                is_turn=wish.is_turn,
+                behind=() if wish.is_turn else prompt,
+            ),
             constraint=wish.constraint() if wish.constraint else None,
         )
 
@@ -219,6 +236,10 @@ class WholeAnswers:
             answer = predict(loaded.host.model, loaded.notes, [self._text], self._generation)[0].answer
             self.completion_tokens = len(loaded.host.model.tokenizer(answer)["input_ids"]) * self._count
         return answer
+
+
+def _too_many(message: str) -> ApiError:
+    return ApiError(400, f"{message} Ask for fewer prompts, or a smaller 'n'.", code="too_many_answers", param="n")
 
 
 def answer_length(loaded: Loaded, prompt_tokens: int, wanted: int | None) -> int:

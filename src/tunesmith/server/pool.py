@@ -47,6 +47,7 @@ class Host:
         bytes: Memory of the weights.
         touched: When it was used last, in uses of the pool.
         executor: Runs what is asked of a model that does not write.
+        lock: Held while its tokenizer is used: its settings change from call to call.
     """
 
     model: Model
@@ -55,6 +56,7 @@ class Host:
     bytes: int
     touched: int = 0
     executor: ThreadPoolExecutor | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
         """Run something with the model in the host's own thread."""
@@ -89,7 +91,7 @@ class Loaded:
         renderer: Of its conversations, as in training; ``None`` if it does not write.
         notes: What the artefact says of itself; ``None`` for a base.
         bytes: Memory beside the host's.
-        lock: Held while its tokenizer is used: its settings change from call to call.
+        lock: Held while its tokenizer is used; the host's, unless the tokenizer is its own.
         turn: Held around a rendering, so that requests wait for a slow template without a thread each.
     """
 
@@ -242,7 +244,7 @@ class Pool:
     def _add(self, name: str, host: Host, notes: ArtefactNotes | None) -> Loaded:
         model = host.model
         renderer = ConversationRenderer(model.tokenizer, model.max_length, model.eos_ids) if host.engine else None
-        return self._remember(Loaded(name, host, None, renderer, notes))
+        return self._remember(Loaded(name, host, None, renderer, notes, lock=host.lock))
 
     def _add_adapter(self, name: str, host: Host, place: Path, notes: ArtefactNotes) -> Loaded:
         from tunesmith.models.load import load_tokenizer

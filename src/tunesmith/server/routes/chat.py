@@ -68,12 +68,15 @@ async def _begin(loaded: Loaded, body: ChatBody) -> _ChatAnswer:
 
 
 def _whole(loaded: Loaded, body: ChatBody, text: str) -> WholeAnswers:
+    from tunesmith.generation.batch import context_length
+
     for name in ("tools", "response_format", "logprobs", "stop", "logit_bias"):
         if getattr(body, name):
             raise ApiError(
                 400, f"'{loaded.id}' answers in one piece: no '{name}'.", code="unsupported_parameter", param=name
             )
     length = body.max_completion_tokens or body.max_tokens or Generation().max_new_tokens
+    length = min(length, context_length(loaded.host.model))
     return WholeAnswers(loaded, text, body.n or 1, max_new_tokens=length, temperature=body.temperature or 0.0)
 
 

@@ -62,7 +62,17 @@ async def _begin(loaded: Loaded, body: CompletionBody) -> _Completion:
         samplings=samplings(body, length, body.logprobs, len(loaded.host.model.tokenizer)),
         stop=stops(body),
     )
-    return _Completion(body, loaded, prompts, Answers(loaded, wish))
+    return _Completion(body, loaded, _echoes(loaded, body, prompts), Answers(loaded, wish))
+
+
+def _echoes(loaded: Loaded, body: CompletionBody, prompts: list[list[int]]) -> list[str]:
+    """What each answer begins with: nothing, or its prompt as it was sent."""
+    assert loaded.renderer is not None
+    if not body.echo:
+        return [""] * len(prompts)
+    given = several(body.prompt, MAX_PROMPTS, "prompt")
+    decode = loaded.renderer.tokenizer.decode
+    return [one if isinstance(one, str) else decode(ids) for one, ids in zip(given, prompts, strict=True)]
 
 
 def _prompts(loaded: Loaded, body: CompletionBody) -> list[list[int]]:
@@ -93,7 +103,7 @@ class _Text:
 
 
 class _Completion:
-    def __init__(self, body: CompletionBody, loaded: Loaded, prompts: list[list[int]], answers: Answers) -> None:
+    def __init__(self, body: CompletionBody, loaded: Loaded, echoes: list[str], answers: Answers) -> None:
         assert loaded.renderer is not None
         self.body = body
         self.answers = answers
@@ -104,8 +114,7 @@ class _Completion:
             "created": int(time.time()),
             "model": loaded.id,
         }
-        echoed = [self.tokenizer.decode(prompt) if body.echo else "" for prompt in prompts]
-        self.echoes = [text for text in echoed for _ in range(body.n or 1)]
+        self.echoes = [text for text in echoes for _ in range(body.n or 1)]
         self.texts = [_Text(text) for text in self.echoes]
 
     async def whole(self) -> dict[str, Any]:
