@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
+import io
 import json
 import shutil
 import threading
+import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ import torch
 import tiny
 from conftest import labelled_rows, make_encoder, write_jsonl
 from tunesmith import pipeline, recipe_file
-from tunesmith.errors import NotFoundError, RecipeError
+from tunesmith.errors import NotFoundError, RecipeError, ResourceError
 from tunesmith.events import CheckpointSaved, Event
+from tunesmith.objectives.server_teacher import Server
+from tunesmith.recipe import Distillation, Generation
 from tunesmith.runs import Run
 
 FAST = {"baselines": [], "resamples": 100}
@@ -367,3 +373,21 @@ def test_an_adapter_on_a_cut_model_learns_and_is_loaded_again(tiny_decoder: Path
     run = tune(tmp_path / "run", **tree)
     assert (run.model_folder / "adapter_config.json").is_file()
     assert len(Run(run.path).predict(["what is the capital of france"])) == 1
+
+
+def test_a_teacher_that_refuses_is_asked_no_more(
+    server: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = server
+    teacher = Server(Distillation(teacher=address, teacher_model="large", answers="teacher"))
+    asked: list[Any] = []
+
+    def refused(body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body)
+        time.sleep(0.05)
+        raise urllib.error.HTTPError(address, 401, "Unauthorized", http.client.HTTPMessage(), io.BytesIO(b"no key"))
+
+    monkeypatch.setattr(teacher, "_post", refused)
+    with pytest.raises(ResourceError, match="401"):
+        teacher.answers([[{"role": "user", "content": str(n)}] for n in range(200)], Generation(), 0)
+    assert len(asked) < 20

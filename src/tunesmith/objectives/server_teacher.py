@@ -48,7 +48,11 @@ class Server:
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             asked = [pool.submit(self._answer, turns, generation, seed + n) for n, turns in enumerate(conversations)]
-            return [one.result() for one in asked]
+            try:
+                return [one.result() for one in asked]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # nothing more is asked, or paid for
+                raise
 
     def _answer(self, turns: Sequence[Message], generation: Generation, seed: int) -> str:
         body = {
