@@ -14,6 +14,8 @@ import filelock
 import pytest
 
 from tunesmith import disk, runs
+from tunesmith.data.dropped import DroppedRows
+from tunesmith.data.rows import Origin
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
 from tunesmith.events import MeasuredAgain, Notice, Phase, Progress, RunFailed, RunFinished, RunStarted, Step
 from tunesmith.recipe import Recipe
@@ -295,3 +297,10 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypa
     names = [name.rsplit("/", 1)[-1] for name in flushed]
     assert names[:2] == ["deep", "weights"] and names[2].startswith(".model-") and flushed[3] == str(tmp_path)
     assert (tmp_path / "model" / "deep" / "weights").read_text(encoding="utf-8") == "w"
+
+
+def test_rows_left_out_are_written_where_there_is_no_folder_yet(tmp_path: Path) -> None:
+    dropped = DroppedRows(tmp_path / "evaluations" / "dropped.jsonl")
+    dropped.add(Origin("a.jsonl", 3), ["empty-field: text is empty"], "{}")
+    dropped.finish()
+    assert [row["line"] for row in disk.read_log(tmp_path / "evaluations" / "dropped.jsonl")] == [3]

@@ -31,6 +31,7 @@ class DroppedRows:
     def add(self, origin: Origin, reasons: list[str], row: str) -> None:
         """Write one row; ``row`` is its text as the file has it."""
         if self._file is None:
+            self._part.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._part, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         entry = {"file": origin.file, "line": origin.line, "reasons": reasons, "row": row}
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
