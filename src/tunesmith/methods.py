@@ -107,7 +107,7 @@ def _show_judge_reinforce(recipe: Recipe) -> list[Stage]:
 def _told(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says of its data that holds for other files as well."""
     return recipe.data.model_dump(
-        include={"encoding", "seed", "max_length", "read_rows", "duplicates"}, exclude_unset=True
+        include={"encoding", "seed", "max_length", "read_rows", "duplicates", "drop_bad"}, exclude_unset=True
     )
 
 

@@ -222,24 +222,24 @@ class Recipe(Part):
             nulls: With the keys that are ``null`` by default, too.
         """
         fields = self.model_dump(mode="json")
-        fields = fields if nulls else _told(self, fields)
+        fields = fields if nulls else _without_default_nulls(self, fields)
         text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         return text
 
 
-def _told(value: Any, plain: Any) -> Any:
+def _without_default_nulls(value: Any, plain: Any) -> Any:
     """A dumped value without what is ``null`` by default; a ``null`` that takes the place of another default stays."""
     if isinstance(value, BaseModel) and isinstance(plain, dict):
         fields = type(value).model_fields
         return {
-            name: _told(getattr(value, name), inner)
+            name: _without_default_nulls(getattr(value, name), inner)
             for name, inner in plain.items()
             if inner is not None or fields[name].get_default(call_default_factory=True) is not None
         }
     if isinstance(value, dict) and isinstance(plain, dict):
-        return {name: _told(value[name], inner) for name, inner in plain.items()}
+        return {name: _without_default_nulls(value[name], inner) for name, inner in plain.items()}
     if isinstance(value, list | tuple) and isinstance(plain, list):
-        return [_told(*pair) for pair in zip(value, plain, strict=True)]
+        return [_without_default_nulls(*pair) for pair in zip(value, plain, strict=True)]
     return plain
 
 

@@ -261,17 +261,18 @@ class Run:
         """Answer rows with the tuned model.
 
         Args:
-            rows: Texts, or dictionaries with the task's input fields (``text``, ``prompt`` or ``messages``), or with
-                the columns that were trained on.
+            rows: Texts, or dictionaries (or a DataFrame) with the task's input fields (``text``, ``prompt`` or
+                ``messages``), or with the columns that were trained on.
             max_new_tokens: Longest answer of a generating model; default: as in the recipe.
 
         Raises:
             NotFoundError: The run has no model yet.
-            DataError: A row lacks the input field.
+            DataError: A row is empty, or lacks the input field.
             UsageError: One text was given in place of a list.
         """
         if isinstance(rows, str):  # else each of its letters would be a row
             raise UsageError("`predict` takes a list of rows, and this is one text", fix="run.predict([text])")
+        from tunesmith.data.in_memory import to_answer
         from tunesmith.prediction.predicting import predict
 
         if self._loaded is None:
@@ -282,7 +283,7 @@ class Run:
         generation = self.recipe.evaluate.generation
         if max_new_tokens is not None:
             generation = generation.model_copy(update={"max_new_tokens": max_new_tokens})
-        return predict(*self._loaded, self.under_field_names(rows), generation)
+        return predict(*self._loaded, self.under_field_names(to_answer(rows)), generation)
 
     def under_field_names(self, rows: Sequence[Any]) -> list[Any]:
         """Rows with the columns that were trained on under the names of the task's fields; texts as they are.

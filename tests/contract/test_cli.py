@@ -413,6 +413,24 @@ def test_prediction_rows_in_another_encoding_are_no_defect(tmp_path: Path) -> No
     assert list(predicting._rows(file, "latin-1")) == [(1, "ein schöner Film")]
 
 
+def test_what_is_piped_in_another_encoding_names_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = io.TextIOWrapper(io.BytesIO("fine\nein schöner Film\n".encode("latin-1")), "utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", piped)
+    with pytest.raises(DataError, match="utf-8") as caught:
+        list(predicting._rows(None))
+    assert caught.value.where == "stdin:2"
+
+
+def test_sentences_of_a_conll_file_are_rows(tmp_path: Path) -> None:
+    file = tmp_path / "in.conll"
+    file.write_text("a\tO\nfilm\tO\n\nMadrid\tB-city\n", encoding="utf-8")
+    rows = list(predicting._rows(file))
+    assert [(line, row["tokens"]) for line, row in rows if isinstance(row, dict)] == [
+        (1, ["a", "film"]),
+        (4, ["Madrid"]),
+    ]
+
+
 def test_prediction_rows_are_unpacked_as_training_data_are(tmp_path: Path) -> None:
     lines, table = tmp_path / "in.txt.gz", tmp_path / "in.csv.gz"
     lines.write_bytes(gzip.compress(b'{"text": "a"}\nplain words\n'))

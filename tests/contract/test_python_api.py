@@ -115,6 +115,17 @@ def test_predictions(runs: dict[str, tunesmith.Run]) -> None:
     assert run.predict([]) == []
 
 
+def test_predictions_of_a_frame_are_those_of_its_rows(runs: dict[str, tunesmith.Run]) -> None:
+    pandas = pytest.importorskip("pandas")
+    run, texts = runs["list"], ["the film was good and", "the film was bad and", "dull"]
+    frame = pandas.DataFrame({"stars": [1, 2, 3], "text": texts})
+    assert [one.answer for one in run.predict(frame)] == [one.answer for one in run.predict(texts)]
+    for empty in (None, float("nan"), {"text": None}, {"text": float("nan")}):
+        with pytest.raises(DataError) as raised:
+            run.predict(["good", empty])
+        assert raised.value.where == "input:2"
+
+
 def test_predictions_equal_those_of_the_evaluation(runs: dict[str, tunesmith.Run]) -> None:
     """What the report measured is what the saved model answers."""
     run = runs["list"]

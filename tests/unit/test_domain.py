@@ -25,6 +25,15 @@ def test_the_short_form_spells_out_two_stages() -> None:
     assert recipe.resolved() == recipe
 
 
+def test_bad_rows_are_left_out_of_the_corpus_and_of_preferences_too() -> None:
+    data = {"train": "a.csv", "drop_bad": True}
+    first, _ = parse({**SHORT, "data": data | {"corpus": "texts/"}}).resolved().stages
+    rlhf = {"task": "chat", "model": "m", "method": "rlhf", "data": data | {"preferences": "pairs.jsonl"}}
+    _, judge, _ = parse(rlhf).resolved().stages
+    assert first.data is not None and judge.data is not None
+    assert first.data.drop_bad and judge.data.drop_bad
+
+
 def test_the_language_stage_trains_more_than_a_head() -> None:
     values = {"data": {"train": "a.csv", "corpus": "texts/"}, "parameters": {"kind": "head"}}
     first, second = parse({**SHORT, **values}).resolved().stages

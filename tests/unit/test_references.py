@@ -24,8 +24,8 @@ from tunesmith.runs import read_answers, read_events
 from tunesmith.tasks import TASKS
 
 
-def setting(task: str) -> Setting:
-    return Setting(TASKS[task], None, None, Generation(max_new_tokens=8))  # type: ignore[index]
+def setting(task: Any) -> Setting:
+    return Setting(TASKS[task], None, None, Generation(max_new_tokens=8))
 
 
 def test_what_is_too_long_is_scored_behind_the_end_of_its_prompt(tiny_decoder: Path) -> None:

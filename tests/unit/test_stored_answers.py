@@ -18,7 +18,7 @@ from tunesmith.runs import StoredAnswer
 from tunesmith.tasks import TASKS
 
 SETTINGS = Evaluate(resamples=100)
-CASES: dict[str, tuple[str, list[dict[str, Any]], Outputs, list[str] | None]] = {
+CASES: dict[str, tuple[Any, list[dict[str, Any]], Outputs, list[str] | None]] = {
     "scores of any size": (
         "text-regression",
         [{"text": "a", "score": 1234567.5}, {"text": "b", "score": 1e-5}, {"text": "c", "score": -3.0}],
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], Outputs, list[str] | None]] = 
 @pytest.mark.parametrize("case", list(CASES))
 def test_metrics_are_the_same_from_what_is_kept(case: str) -> None:
     name, fields, outputs, labels = CASES[case]
-    task = TASKS[name]  # type: ignore[index]
+    task = TASKS[name]
     rows = tiny.rows_of(fields)
     right = Truth(task.answer, [task.reference(row) for row in rows], labels)
     lines = [json.dumps(dataclasses.asdict(one)) for one in stored(task, rows, outputs, right)]

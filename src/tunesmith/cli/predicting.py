@@ -24,7 +24,7 @@ from tunesmith.recipe import PICTURES
 if TYPE_CHECKING:
     from tunesmith.prediction.predicting import Prediction
 
-TABLES = {"csv", "tsv", "json", "parquet"}  # their lines are no rows, so the readers of training data read them
+TABLES = {"csv", "tsv", "json", "parquet", "conll"}  # their lines are no rows: the readers of training data read them
 EXIT_WORDS = {"/exit", "/quit"}
 
 
@@ -162,6 +162,8 @@ def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, An
         text = line.strip()
         if not text:
             continue
+        if any("\ud800" <= character <= "\udfff" for character in text):  # what stdin makes of bytes that are no UTF-8
+            raise DataError("the text is not utf-8", where=f"{name}:{number}", fix="save it as UTF-8")
         if not text.startswith("{"):
             yield number, text
             continue

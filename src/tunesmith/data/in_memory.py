@@ -54,6 +54,22 @@ def write_rows(rows: Iterable[Any], path: Path) -> Path:
     return path
 
 
+def to_answer(rows: Any) -> list[Any]:
+    """Rows without their answers, for a model: texts, dictionaries, or a DataFrame; what is missing is left out.
+
+    Raises:
+        DataError: A row is missing as a whole; its number is the place.
+    """
+    found: list[Any] = []
+    for number, row in enumerate(_of_frame(rows) if hasattr(rows, "itertuples") else rows, 1):
+        if _is_missing(row):
+            raise DataError("the row is empty", where=f"input:{number}", fix="leave it out, or give its text")
+        if isinstance(row, Mapping):
+            row = {_text(name): value for name, value in row.items() if not _is_missing(value)}
+        found.append(row)
+    return found
+
+
 def _of_frame(frame: Any) -> Iterator[dict[str, Any]]:
     """Rows of a pandas DataFrame; each column keeps its type, so whole numbers stay whole beside fractions."""
     names = [_text(name) for name in frame.columns]

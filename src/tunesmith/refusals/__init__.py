@@ -35,6 +35,7 @@ RULES: tuple[Callable[[Recipe, Sequence[Chosen]], Iterator[Refusal]], ...] = (
     rewards.of_judges,
     rewards.of_rlhf,
     axes.of_features,
+    axes.of_methods,
 )
 """Rules for the whole recipe."""
 

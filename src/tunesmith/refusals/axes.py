@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tunesmith.recipe import CLASSICAL, HEADS, LANGUAGE_OBJECTIVES, PICTURES, WEIGHTED, NoParameters, Prompt, Recipe
+from tunesmith.recipe import (
+    CLASSICAL,
+    HEADS,
+    LANGUAGE_OBJECTIVES,
+    PICTURES,
+    WEIGHTED,
+    NoParameters,
+    Prompt,
+    Recipe,
+    TaskName,
+)
 from tunesmith.refusals.base import Chosen
 from tunesmith.strict import Refusal
 
+_TASKS_OF: dict[str, tuple[TaskName, ...]] = {
+    "preference": ("preference", "feedback"),
+    "reward": ("preference",),
+    "self-supervised": ("language-modeling",),
+}
 _NEEDS = {"token-classification": "spans", "text-regression": "scores"}
 
 
@@ -34,6 +49,13 @@ def of_objectives(recipe: Recipe, chosen: Chosen) -> Iterator[Refusal]:
             f"the objective `{objective}` does not belong to the task `{task}`: `kto` learns from answers that "
             "were liked or not, so it wants `task: feedback`, and it wants `kto`",
             fix="use `task: feedback`" if objective == "kto" else "use `objective: kto`",
+            key=chosen.at("objective"),
+        )
+    if objective in ("dpo", "reward") and task != "preference":
+        yield Refusal(
+            f"the objective `{objective}` learns from pairs of a better and a worse answer, which the task `{task}` "
+            "has not",
+            fix=f"use `task: preference`, or `objective: {usual}`",
             key=chosen.at("objective"),
         )
     teaches = next((name for name, own in HEADS.items() if objective in own), None)
@@ -185,6 +207,18 @@ def _of_shown_examples(chosen: Chosen) -> Iterator[Refusal]:
             f"`parameters: in-context` asks a model that writes, which `{chosen.objective}` does not teach",
             fix="leave out `objective`, or choose other `parameters`",
             key=key,
+        )
+
+
+def of_methods(recipe: Recipe, stages: Sequence[Chosen]) -> Iterator[Refusal]:
+    """Methods that say what the data are."""
+    tasks = _TASKS_OF.get(recipe.method, ())
+    if tasks and recipe.task not in tasks:
+        wanted = " or ".join(f"`task: {name}`" for name in tasks)
+        yield Refusal(
+            f"`method: {recipe.method}` does not belong to the task `{recipe.task}`: it wants {wanted}",
+            fix=f"use {wanted}, or another method (`tunesmith methods`)",
+            key="method",
         )
 
 

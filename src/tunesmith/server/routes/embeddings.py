@@ -7,7 +7,7 @@ import base64
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -84,7 +84,7 @@ def _embed(loaded: Loaded, examples: list[list[int]], dimensions: int | None) ->
 def _tokens(loaded: Loaded, body: EmbeddingBody) -> list[list[int]]:
     many = several(body.input, MAX_INPUTS, "input")
     model = loaded.host.model
-    width = int(model.transformer().config.hidden_size)  # type: ignore[union-attr,arg-type]
+    width = int(cast(Any, model.transformer()).config.hidden_size)
     if body.dimensions is not None and body.dimensions > width:
         raise ApiError(
             400, f"This model's embeddings have {width} dimensions.", code="invalid_value", param="dimensions"
