@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import UsageError
-from tunesmith.models import packing
+from tunesmith.models import attention, packing
 from tunesmith.models.attention import batched_attention
 
 B, S, H = 3, 7, 8
@@ -124,6 +124,22 @@ def test_the_gradient_that_is_written_out(dropout: float, learning: str, softcap
         torch.autograd.grad(once.sum(), wanted), torch.autograd.grad(again.sum(), wanted), strict=True
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("few", [0, attention.FEW_SCORES], ids=["narrow", "wide"])
+def test_narrow_states_of_few_tokens_may_be_computed_in_fp32(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients are those of fp32 rounded once, or of bf16 throughout; both in bf16."""
+    monkeypatch.setattr(attention, "FEW_SCORES", few)
+    inputs = long_row(4, 2, torch.bfloat16)
+    wide = [each.detach().float().requires_grad_(True) for each in inputs]
+    mine, theirs = packed(module(True), inputs), packed(module(True), wide)
+    found = [mine, *torch.autograd.grad(mine.sum(), inputs)]
+    expected = [theirs, *torch.autograd.grad(theirs.sum(), wide)]
+    assert all(one.dtype == torch.bfloat16 for one in found)
+    rounded = [torch.equal(one, other.bfloat16()) for one, other in zip(found, expected, strict=True)]
+    assert all(rounded) if few else not all(rounded)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
 
 
 def test_rectangles_that_do_not_cover_the_row_are_refused() -> None:

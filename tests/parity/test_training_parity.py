@@ -83,12 +83,27 @@ def one_update(trainer: Trainer) -> tuple[list[torch.Tensor], float]:
     step = trainer.optimizer.step
 
     def spy(learning_rate: float, scale: float) -> None:
-        seen.extend(g * scale for g in trainer.optimizer.gradients())
+        optimizer = trainer.optimizer
+        seen.extend(
+            of_all_rows(trainer, name, master.grad) * scale
+            for name, master in zip(optimizer.names, optimizer.masters, strict=True)
+            if master.grad is not None
+        )
         step(learning_rate, scale)
 
     trainer.optimizer.step = spy  # type: ignore[method-assign]
     trainer.run()
     return seen, trainer.on_event.of(loop.Step)[0].loss  # type: ignore[attr-defined]
+
+
+def of_all_rows(trainer: Trainer, name: str, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of a table of which only some rows are updated; any other as it is."""
+    if name not in trainer.tables:
+        return gradient
+    table = trainer.tables[name]
+    found = gradient.new_zeros(table.layer.weight.shape)
+    found[table.ids_A] = gradient
+    return found
 
 
 def updated(

@@ -18,6 +18,7 @@ from tunesmith.planning import dry_run, machine
 from tunesmith.planning.costs import LATER_BYTES
 from tunesmith.planning.dry_run import Layout
 from tunesmith.planning.machine import Machine
+from tunesmith.planning.sampling import different_tokens
 from tunesmith.planning.shape import by_formula, flops_per_token, shape_of
 from tunesmith.recipe import Full, Head, Layers, LoRA, NoParameters
 from tunesmith.recipe_file import parse
@@ -265,7 +266,7 @@ def test_recomputed_activations_take_less_memory_and_more_time(folders, reviews)
 
 def test_moments_in_8_bits_take_a_quarter(folders, reviews):
     wide, narrow = (
-        planned(folders["encoder"], reviews, method="full", precision="fp32", training={**FEW, "optimizer": kind})
+        planned(folders["decoder"], reviews, method="full", precision="fp32", training={**FEW, "optimizer": kind})
         for kind in ("adamw", "adamw-8bit")
     )
     parts = [made.stages[0].memory_parts["optimizer"] for made in (wide, narrow)]
@@ -328,3 +329,14 @@ def test_nothing_trains_without_parameters(folders):
     config, tokenizer = load_config(folders["encoder"]), load_tokenizer(folders["encoder"])
     model = skeleton(folders["encoder"], config, tokenizer, "classify", ["a", "b"], NoParameters())
     assert model.trainable_parameters == 0 and shape_of(model, config).trained_layers == 0
+
+
+def test_different_tokens_of_more_rows_by_hand() -> None:
+    """Three of four tokens are in one row alone and one is in two."""
+    rows = [[1, 2, 2], [1, 3], [4, 4]]
+    unseen = 2 / 3 * 3**2 / (2 * 1)
+    expected = 4 + unseen * (1 - (1 - 3 / (3 * unseen + 3)) ** 3)
+    assert different_tokens(rows, 2.0) == pytest.approx(expected)
+    assert different_tokens(rows, 1.0) == 4.0
+    assert different_tokens([[1, 2], [1, 2], [1, 2]], 9.0) == 2.0, "no token in one row alone"
+    assert different_tokens([[1, 2, 3]], 5.0) == 3.0, "one row says nothing of others"

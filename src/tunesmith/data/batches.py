@@ -96,6 +96,12 @@ class TokenFile:
         """Tokens of all examples, without padding."""
         return int(self.offsets[-1])
 
+    def used(self, size: int) -> np.ndarray:
+        """Which of the first ``size`` token ids occur, (size,) bool."""
+        found = np.zeros(size, dtype=bool)
+        found[self._tokens] = True
+        return found
+
     @property
     def varies(self) -> bool:
         """Whether the model is shown something else of an example in each epoch."""

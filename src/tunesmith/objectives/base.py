@@ -64,6 +64,9 @@ class Objective(Protocol):
     """Whether frozen layers may be passed over: the model gets the tokens of an example as they are in the data set,
     each time again, and nothing looks inside its layers."""
 
+    shows_others: bool = False
+    """Whether the model is shown tokens that are not in its data: it writes them, or they stand for hidden ones."""
+
     reads_prompts: bool = False
     """Whether it wants the prompts alone, because the model writes the answers that it learns from."""
 
@@ -72,6 +75,10 @@ class Objective(Protocol):
 
     compiles: bool = True
     """Whether the model's layers may be compiled while it is learned by this."""
+
+    def texts(self, data: TokenFile) -> Sequence[TokenFile] | None:
+        """All sets whose tokens the model is shown while it learns from ``data``; ``None`` if it is shown others."""
+        return None if self.shows_others else [data]
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Called once, before any update and before a checkpoint is read.

@@ -233,6 +233,7 @@ class OnPolicy(Distill):
     """
 
     reads_prompts = True
+    shows_others = True
 
     def __init__(self, settings: Training) -> None:
         super().__init__(settings)

@@ -34,6 +34,7 @@ class MaskedLM(Objective):
 
     name = "masked-lm"
     skips_frozen = False
+    shows_others = True
 
     def __init__(self, settings: Training) -> None:
         self.share = settings.mask_share

@@ -43,6 +43,7 @@ class Policy(Objective):
 
     reads_prompts = True
     skips_frozen = False
+    shows_others = True
 
     def __init__(self, settings: Training) -> None:
         self.settings = settings

@@ -57,6 +57,12 @@ class Replay(Wrapped):
         self.seed = seed
         self._scales = [1.0] * len(memories)
 
+    def texts(self, data: TokenFile) -> Sequence[TokenFile] | None:
+        """This stage's and those of the memories."""
+        found = [self.inner.texts(data), *(memory.objective.texts(memory.data) for memory in self.memories)]
+        known = [texts for texts in found if texts is not None]
+        return [one for texts in known for one in texts] if len(known) == len(found) else None
+
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """Find out what an example of each task weighs on the average."""
         self.inner.start(model, sets, folder, tell)

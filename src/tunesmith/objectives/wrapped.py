@@ -24,11 +24,16 @@ class Wrapped(Objective):
         self.reads_prompts = inner.reads_prompts
         self.compiles = inner.compiles
         self.skips_frozen = inner.skips_frozen
+        self.shows_others = inner.shows_others
         self.joins_rows = inner.joins_rows
 
     def examples_of(self, rows: Sequence[Row], render: Render) -> tuple[Sequence[Row], Render]:
         """As the inner one."""
         return self.inner.examples_of(rows, render)
+
+    def texts(self, data: TokenFile) -> Sequence[TokenFile] | None:
+        """As the inner one."""
+        return self.inner.texts(data)
 
     def start(self, model: Model, sets: list[TokenFile], folder: Path, tell: Listener) -> None:
         """As the inner one."""

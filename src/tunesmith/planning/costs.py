@@ -75,12 +75,14 @@ class Sample:
         validation_tokens: Tokens of the validation rows.
         loss_share: Share of the tokens that carry loss.
         cut_share: Share of the rows that are cut to fit.
+        words: Different tokens in all training rows.
     """
 
     lengths: np.ndarray
     validation_tokens: int
     loss_share: float
     cut_share: float
+    words: float
 
     @property
     def typical_length(self) -> float:
@@ -152,6 +154,7 @@ class Network:
         scaled: Of its dry runs.
         total: Parameters.
         trainable: Those that train.
+        unread: Those of them that no text reads, so that they are never updated.
         weight_bytes: All weights as they are kept.
         narrow: Whether what trains is narrower than fp32, so that it has masters.
         wide: Bytes of an activation.
@@ -164,6 +167,7 @@ class Network:
     scaled: Scaled
     total: int
     trainable: int
+    unread: float
     weight_bytes: float
     narrow: bool
     wide: int
@@ -171,6 +175,11 @@ class Network:
     head_trains: bool
     compiled: bool = False
     narrow_moments: bool = False
+
+    @property
+    def updated(self) -> float:
+        """Parameters that an update may change."""
+        return self.trainable - self.unread
 
     @property
     def optimizer_bytes(self) -> float:
@@ -207,7 +216,7 @@ def seconds(found: Work, machine: Machine) -> float:
 def update_seconds(network: Network, machine: Machine) -> float:
     """Time of changing the weights once."""
     moved = OPTIMIZER_BYTES + (NARROW_OPTIMIZER_BYTES if network.narrow else 0)
-    return network.trainable * moved / machine.copy
+    return network.updated * moved / machine.copy
 
 
 def memory(
@@ -226,7 +235,7 @@ def memory(
     largest = network.scaled.work(tokens, pairs, forward=not trains)
     scores = min(CHUNK_SCORES, network.head[0] * tokens * loss_share)
     wide = max(4, network.wide)
-    gradients = network.trainable * (wide + (2 if network.narrow else 0)) if trains else 0.0
+    gradients = network.updated * (wide + (2 if network.narrow else 0)) if trains else 0.0
     activations = alive = largest.peak_bytes if trains else largest.peak_bytes - largest.kept_bytes
     if passes_an_update <= 1 and machine.kind == "cuda":  # gradients come as activations go; a heap keeps the gaps
         activations = max(activations - gradients, activations / 3)
@@ -235,7 +244,7 @@ def memory(
         "process": machine.process_bytes + LATER_BYTES if machine.process_bytes else 0.0,
         "weights": network.weight_bytes,
         "gradients": gradients,
-        "optimizer": network.trainable * network.optimizer_bytes if trains else 0.0,
+        "optimizer": network.updated * network.optimizer_bytes if trains else 0.0,
         "activations": activations,
         "logits": logits,
         "allocator": ALLOCATOR[machine.kind] * (alive + logits + (gradients if machine.kind == "cpu" else 0.0)),

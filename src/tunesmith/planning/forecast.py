@@ -248,7 +248,7 @@ class StagePlanner:
             uncorrected = uncorrected | dict(taught.memory)
         parts = {name: size * (known.bytes if name in FLEXIBLE else 1.0) for name, size in uncorrected.items()}
         flexible = sum(size for name, size in uncorrected.items() if name in FLEXIBLE)
-        checkpoint = network.trainable * (network.wide + network.optimizer_bytes)
+        checkpoint = network.trainable * network.wide + network.updated * network.optimizer_bytes
         validations = max(1, round(epochs)) if trains else 0
         stored = min(validations, settings.keep_checkpoints + settings.keep_best_checkpoints)
         aside = (kept.bytes if kept else 0.0) + (taught.disk_bytes if taught else 0.0)
@@ -406,6 +406,7 @@ class StagePlanner:
             scaled=_costs_of(model, self.machine, largest),
             total=model.total_parameters,
             trainable=model.trainable_parameters if trains else 0,
+            unread=self._unread(model, training) if trains else 0.0,
             weight_bytes=costs.weight_bytes(model, dtype.itemsize, quantized, getattr(choice, "quantizer", "torchao")),
             narrow=dtype.itemsize < 4,
             wide=dtype.itemsize,
@@ -416,6 +417,19 @@ class StagePlanner:
             and (self.machine.kind == "cuda" or compiling.has_compiler()),
             narrow_moments=training.optimizer == "adamw-8bit",
         )
+
+    def _unread(self, model: Model, training: Training) -> float:
+        """Parameters of word vectors that no text reads, where they are left out of the updates."""
+        from tunesmith import objectives
+        from tunesmith.training.read_rows import WORTHWHILE_SHARE, table_of
+
+        layer = table_of(model)
+        if layer is None or training.optimizer == "adamw-8bit":
+            return 0.0
+        rows, width = layer.weight.shape
+        few = self.sample.words <= WORTHWHILE_SHARE * rows
+        left_out = few and not objectives.make(self.objective, training).shows_others
+        return (rows - self.sample.words) * width if left_out else 0.0
 
 
 def _base_of(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,23 @@ def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: 
         validation_tokens=int(len(data.validation) * lengths.sum() / len(rows)),
         loss_share=asked * weighted / max(1, int(lengths.sum())),
         cut_share=sum(example.cut_tokens > 0 for example in rendered) / max(1, len(rendered)),
+        words=different_tokens([example.input_ids for example in rendered], len(data.train) / len(rows)),
     )
+
+
+def different_tokens(examples: Sequence[Sequence[int]], times: float) -> float:
+    """Different tokens in so many times as many examples, from those in one example alone and in two.
+
+    Extrapolated by Colwell et al. 2012 ("Models and estimators linking individual-based and sample-based rarefaction,
+    extrapolation and comparison of assemblages", equation 18), with Chao's estimate of what no example has shown.
+    """
+    n = len(examples)
+    _, found = np.unique(np.concatenate([np.unique(example) for example in examples]), return_counts=True)
+    once, twice = int((found == 1).sum()), int((found == 2).sum())
+    unseen = (n - 1) / n * (once**2 / (2 * twice) if twice else once * (once - 1) / 2)
+    if not unseen:
+        return float(len(found))
+    return float(len(found) + unseen * (1 - (1 - once / (n * unseen + once)) ** ((times - 1) * n)))
 
 
 def grouped(sample: Sample, training: Training) -> Sample:

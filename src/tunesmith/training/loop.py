@@ -42,6 +42,7 @@ from tunesmith.training import checkpoint, layerwise
 from tunesmith.training.memory import PeakMemory
 from tunesmith.training.optimizer import MasterAdamW, Schedule
 from tunesmith.training.position import Position
+from tunesmith.training.read_rows import read_rows, sparse_gradients
 from tunesmith.training.scarce_memory import ScarceMemory
 
 WIDTH_MULTIPLE = 16
@@ -115,7 +116,10 @@ class Trainer:
         self.name = name
         self.on_event = on_event
         self.position = Position(micro_tokens=settings.micro_tokens)
-        self.optimizer = MasterAdamW(model.trainable(), settings, layerwise.rates(model, settings), model.undecayed)
+        narrow_moments = settings.optimizer == "adamw-8bit"  # in blocks of 256, which any number of rows would not fill
+        self.tables = {} if narrow_moments else read_rows(model, objective.texts(train))
+        rates = layerwise.rates(model, settings)
+        self.optimizer = MasterAdamW(model.trainable(), settings, rates, model.undecayed, self.tables)
         self.steps = total_steps(train.lengths, settings)
         self.schedule = Schedule(settings.learning_rate, self.steps, settings.warmup, settings.schedule)
         self._kept_step = -1  # the step whose checkpoint this process wrote or read: it need not be written again
@@ -141,6 +145,9 @@ class Trainer:
             ResourceError: Memory or disk does not suffice.
         """
         torch.manual_seed(self.settings.seed)
+        for table in self.tables.values():
+            rows = f"{len(table.ids_A):,} of {table.layer.num_embeddings:,} word vectors"
+            self.on_event(Notice(level="info", message=f"the texts read {rows}: the others stay as they are"))
         self._restore()
         position = self.position
         self.on_event(
@@ -180,7 +187,7 @@ class Trainer:
 
     def _update_until_the_end(self) -> str:
         """All updates that are left, with their validations and checkpoints. Returns why they ended."""
-        with self._signals():
+        with self._signals(), sparse_gradients(self.tables):
             self._validate_if_due()  # stopped between an update and its validation
             if self._out_of_patience():  # killed between the early stop and the end of the run
                 return "early_stopping"

@@ -14,6 +14,7 @@ from torch import nn
 from tunesmith.errors import MissingExtraError, ResourceError
 from tunesmith.recipe import Training
 from tunesmith.training import compiling
+from tunesmith.training.read_rows import ReadRows
 
 
 class MasterAdamW:
@@ -28,6 +29,7 @@ class MasterAdamW:
         settings: Decay, betas and epsilon.
         rates: Name -> factor of the learning rate, where it is not 1.
         undecayed: Names of matrices without weight decay.
+        tables: Names of tables of word vectors -> their rows that are updated, where that is not all.
     """
 
     def __init__(
@@ -36,13 +38,15 @@ class MasterAdamW:
         settings: Training,
         rates: Mapping[str, float] | None = None,
         undecayed: Collection[str] = (),
+        tables: Mapping[str, ReadRows] | None = None,
     ) -> None:
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
         for name, parameter in named_parameters:
             self.names.append(name)
             self.parameters.append(parameter)
-        self.masters = [p if p.dtype in (torch.float32, torch.float64) else _master(p) for p in self.parameters]
+        self._tables = dict(tables or {})
+        self.masters = [self._master(name, parameter) for name, parameter in self.named()]
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, master in zip(self.names, self.masters, strict=True):
             decays = master.ndim >= 2 and name not in undecayed
@@ -61,10 +65,12 @@ class MasterAdamW:
 
     def accumulate(self) -> None:
         """Move the gradients of one micro-batch onto the masters, in fp32."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if master is parameter or parameter.grad is None:
                 continue
-            if master.grad is None:
+            if name in self._tables:
+                self._tables[name].accumulate(parameter.grad, master)
+            elif master.grad is None:
                 master.grad = parameter.grad.to(master.dtype)
             else:
                 master.grad += parameter.grad
@@ -74,6 +80,8 @@ class MasterAdamW:
         """Forget all gradients."""
         for tensor in (*self.parameters, *self.masters):
             tensor.grad = None
+        for table in self._tables.values():
+            table.discard()
 
     def gradients(self) -> list[torch.Tensor]:
         """The accumulated gradients."""
@@ -86,7 +94,12 @@ class MasterAdamW:
             rate = learning_rate * group["factor"]
             group["lr"] = torch.tensor(rate) if isinstance(group["lr"], torch.Tensor) else rate
         self._adamw.step()
-        narrow = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        narrow = []
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if name in self._tables:
+                self._tables[name].put_back(master.detach())
+            elif master is not parameter:
+                narrow.append((parameter, master))
         if narrow:
             with torch.no_grad():
                 torch._foreach_copy_([p for p, _ in narrow], [m for _, m in narrow])
@@ -111,6 +124,13 @@ class MasterAdamW:
             kept = {key: _whole(key, name, tensors, master) for key in ("step", *MOMENTS)}
             if kept["step"] is not None:
                 self._adamw.state[master] = kept
+
+    def _master(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        if name in self._tables:
+            return self._tables[name].master()
+        if parameter.dtype in (torch.float32, torch.float64):
+            return parameter
+        return nn.Parameter(parameter.detach().to(torch.float32))
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -160,10 +180,6 @@ def _whole(key: str, name: str, tensors: Mapping[str, torch.Tensor], master: tor
     state.codes.copy_(codes)
     state.scale.copy_(scale)
     return cast(torch.Tensor, state)
-
-
-def _master(parameter: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().to(torch.float32), requires_grad=True)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,11 @@ class Training(Part):
         description="Gradual unfreezing: one more layer begins to train every so many epochs, from the output down "
         "(ULMFiT: 1). `null`: all from the start.",
     )
-    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay of matrices (not biases and norms).")
+    weight_decay: float = Field(
+        default=0.01,
+        ge=0,
+        description="Decoupled decay of matrices (not biases, norms, and word vectors that no text reads).",
+    )
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
         default="adamw",
         description="`adamw-8bit` keeps AdamW's two moments in 8 bits (arXiv 2110.02861): 2 bytes for each weight that "
