@@ -53,6 +53,12 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout.strip()
 
 
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "tunesmith", "methods", "--jso"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "--json" in done.stderr
+
+
 def test_the_overview_imports_no_command() -> None:
     program = (
         "import sys\nfrom tunesmith.cli.main import run\nrun(['--help'])\n"
