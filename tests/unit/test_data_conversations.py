@@ -81,6 +81,61 @@ def test_each_shape_is_read_and_said_aloud(name: str, tmp_path: Path) -> None:
     assert [said in n.message for n in notices] == ([True] if said else [])
 
 
+@pytest.mark.parametrize("odd_at", [0, 20, 120])
+@pytest.mark.parametrize(
+    ("usual", "odd"),
+    [
+        ("openai", "sharegpt"),
+        ("sharegpt", "openai"),
+        ("openai", "alpaca"),
+        ("openai", "pair"),
+        ("pair", "alpaca"),
+        ("alpaca", "pair"),
+        ("pair", "openai"),
+        ("question", "pair"),
+        ("pair", "question"),
+    ],
+)
+def test_each_row_of_a_mixed_file_is_read_by_its_own_shape(usual: str, odd: str, odd_at: int, tmp_path: Path) -> None:
+    """The odd row also comes first, and behind the rows from which it is settled how the file is read."""
+    count = max(41, odd_at + 10)
+    content = [filled(SHAPES[odd if n == odd_at else usual][0], n) for n in range(count)]
+    rows, report, _ = read(write_jsonl(tmp_path / "a.jsonl", content))
+    assert not report.errors
+    assert [conversation(row) for row in rows] == [asked(f"hi {n}", "ho") for n in range(count)]
+    [said] = [problem for problem in report.problems if problem.code == "mixed-shapes"]
+    assert said.severity == "warning" and [place.line for place in said.where] == [odd_at + 1]
+    assert f"{count - 1} rows of the file have `{next(iter(SHAPES[usual][0]))}`" in said.message
+    assert len(report.columns) == 2 and "late-column" not in {problem.code for problem in report.problems}
+
+
+def test_the_rarer_shape_is_counted_and_the_others_are_not_called_by_its_name(tmp_path: Path) -> None:
+    content = [filled(SHAPES["sharegpt" if n % 4 == 1 else "openai"][0], n) for n in range(40)]
+    rows, report, _ = read(write_jsonl(tmp_path / "a.jsonl", content))
+    assert len(rows) == 40
+    [said] = [problem for problem in report.problems if problem.code == "mixed-shapes"]
+    assert said.count == 10 and [place.line for place in said.where] == list(range(2, 42, 4))
+    assert [choice["ignored"] for choice in report.columns] == [[], []]
+
+
+def test_a_row_of_the_rarer_shape_keeps_what_the_first_of_them_lacks(tmp_path: Path) -> None:
+    content = [filled(SHAPES["openai"][0], n) for n in range(40)]
+    content[5] = filled(SHAPES["sharegpt"][0], 5)
+    content[9] = filled(SHAPES["sharegpt"][0], 9) | {"system": "be kind"}
+    rows, report, _ = read(write_jsonl(tmp_path / "a.jsonl", content))
+    assert conversation(rows[9])[0] == {"role": "system", "content": "be kind"}
+    assert [list(choice["fields"]) for choice in report.columns] == [["messages"], ["messages", "system"]]
+
+
+def test_only_a_row_that_is_whole_in_no_shape_is_at_fault(tmp_path: Path) -> None:
+    content = [filled(SHAPES["openai"][0], n) for n in range(40)]
+    content[7], content[9] = {"instruction": "hi", "output": None}, {"remark": "no conversation"}
+    rows, report, _ = read(write_jsonl(tmp_path / "a.jsonl", content))
+    assert len(rows) == 38
+    found = {place.line: problem.message for problem in report.errors for place in problem.where}
+    assert found == {8: "`output` is missing", 10: "`messages` is missing"}
+
+
 def test_alpaca_with_system_and_history(tmp_path: Path) -> None:
     row = {"instruction": "rate", "input": "rome", "output": "great", "system": "be kind", "history": [["hi", "ho"]]}
     [read_row], report, _ = read(write_jsonl(tmp_path / "a.jsonl", [row]))

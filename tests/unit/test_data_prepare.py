@@ -324,6 +324,24 @@ def test_a_late_column_that_would_change_how_rows_are_read_is_said_to_be_left_as
     assert problem.where[0].line == 121 and "`review`" in problem.message
 
 
+def test_no_other_column_takes_the_place_of_one_that_is_there_and_empty(tmp_path: Path) -> None:
+    content: list[dict[str, Any]] = [{**row, "review": "a remark"} for row in rows(40)]
+    content[12]["text"] = None
+    found = check(recipe(write(tmp_path / "a.jsonl", content)))
+    [problem] = found.errors
+    assert (problem.code, problem.where[0].line) == ("missing-field", 13)
+
+
+def test_names_in_doubt_stay_a_fault_though_some_rows_have_one_of_them(tmp_path: Path) -> None:
+    content = [
+        {"review" if n % 2 else "sentence": row["text"], "label": row["label"]} for n, row in enumerate(rows(40))
+    ]
+    assert not check(recipe(write(tmp_path / "a.jsonl", content))).errors
+    content[3]["sentence"] = "another text"
+    [problem] = check(recipe(write(tmp_path / "a.jsonl", content))).errors
+    assert problem.code == "columns" and "several columns fit `text`" in problem.message
+
+
 def test_columns_are_settled_by_rows_not_by_blank_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", rows(40))
     path.write_text("\n" * 20_000 + path.read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tunesmith.data.problems import Fault
@@ -43,6 +44,25 @@ class Choice:
 
     columns: tuple[Column, ...]
     ignored: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, taken or not."""
+        return (*(name for column in self.columns for name in column.names), *self.ignored)
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that every row must have."""
+        return tuple(c.column for c in self.columns if c.field.required and not c.several)
+
+    @property
+    def fields_needed(self) -> tuple[str, ...]:
+        """The fields that these stand for: the form of the task."""
+        return tuple(c.field.name for c in self.columns if c.field.required and not c.several)
+
+    def lacks(self, values: Mapping[str, Any]) -> bool:
+        """Whether a record is not whole by these columns."""
+        return any(values.get(name) is None for name in self.needed)
 
     def as_dict(self) -> dict[str, Any]:
         """For the report."""

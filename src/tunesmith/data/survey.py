@@ -19,10 +19,11 @@ from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.near_duplicates import NearIndex
 from tunesmith.data.pair_checks import PairBook
 from tunesmith.data.pictures import READS_TEXT, names_picture
-from tunesmith.data.problems import Fault, Findings, LeftOut
+from tunesmith.data.problems import PLACES, Fault, Findings, LeftOut
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
 from tunesmith.data.rows import CONTENT, Origin, Row, identity
+from tunesmith.data.shapes import names, other_choice, usual_choice
 from tunesmith.data.sources import ONE_ROW, Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
@@ -91,19 +92,29 @@ Rules = Callable[[Record], tuple[Record, list[Fault]]]
 
 @dataclass
 class _Way:
-    """How the records of a source are read.
+    """How the records of a source that have one shape are read.
 
     Attributes:
         choice: Its columns.
         told: Those that the user was told of.
         reading: What the task makes of rows.
         seen: All columns met so far.
+        places: The first rows that were read so.
+        rows: How many there are in all.
     """
 
     choice: Choice
     told: Choice
     reading: Reading
     seen: set[str]
+    places: list[Origin] = field(default_factory=list)
+    rows: int = 0
+
+    def count(self, origin: Origin) -> None:
+        """A row was read so."""
+        self.rows += 1
+        if len(self.places) < PLACES:
+            self.places.append(origin)
 
 
 class _Thinner:
@@ -187,48 +198,89 @@ class Surveyor:
             self._survey.findings.add(Fault("empty-file", message, Origin(source.name, 1), severity="warning"))
             return
         sample = [item for item in ahead if isinstance(item, Record)]
-        way = self._settle(sample, source) if sample else None
-        for item in itertools.chain(ahead, items if way or not sample else ()):
+        ways = self._settle(sample, source) if sample else []
+        for item in itertools.chain(ahead, items if ways or not sample else ()):
             if isinstance(item, Fault):
                 self._fault(item, part)
                 continue
             if not sample:
                 sample = [item]
-                way = self._settle(sample, source)
-            if way is None:  # without columns nothing can be said about the rows of this file
-                continue
-            if not way.seen.issuperset(item.values):
-                self._widen(way, item, source)
-            self._record(item, way, part, thinner)
-        if way is not None and way.choice != way.told:
-            self._forget(way.told)
-            self._survey.choices.setdefault(way.choice, [source.name, 0])[1] += 1
+                ways = self._settle(sample, source)
+            if ways:  # without columns nothing can be said about the rows of this file
+                self._record(item, self._way_of(item, ways, source), part, thinner)
+        for way in ways:
+            if way.choice != way.told:
+                self._forget(way.told)
+                self._survey.choices.setdefault(way.choice, [source.name, 0])[1] += 1
+        self._judge_shapes(ways, source)
 
-    def _settle(self, sample: Sequence[Record], source: Source) -> _Way | None:
-        """How a source's records are read, from the first ones; a fault if they cannot be."""
-        columns = list(dict.fromkeys(column for record in sample for column in record.values))
+    def _settle(self, sample: Sequence[Record], source: Source) -> list[_Way]:
+        """How a source's records are read, from the first ones, the usual way first; a fault if they cannot be."""
+        records = [record.values for record in sample]
         header = _header(source, sample[0].origin)
-        choice = choose_columns(columns, self._task, self._data.columns, header)
-        if isinstance(choice, Fault):
-            self._survey.findings.add(choice)
-            return None
+        choice = usual_choice(records, self._chooser(header))
+        fault = choice if isinstance(choice, Fault) else _no_group(names(records), self._data.group_by, header)
+        if isinstance(choice, Fault) or fault is not None:
+            assert fault is not None
+            self._survey.findings.add(fault)
+            return []
+        others: list[tuple[Choice, list[Record]]] = []
+        usual: list[Record] = []
+        for record in sample:
+            group = next((rows for own, rows in others if not own.lacks(record.values)), None)
+            if not choice.lacks(record.values):
+                group = usual
+            elif group is None and (own := other_choice(record.values, choice, self._chooser(record.origin))):
+                others.append((own, group := []))
+            (usual if group is None else group).append(record)
+        return [self._way(own, rows, source) for own, rows in [(choice, usual), *others]]
+
+    def _chooser(self, origin: Origin) -> Callable[[Sequence[str]], Choice | Fault]:
+        """What takes the task's columns out of some names, which were met here."""
+        return lambda columns: choose_columns(columns, self._task, self._data.columns, origin)
+
+    def _way(self, choice: Choice, sample: Sequence[Record], source: Source) -> _Way:
+        """A way to read records, settled by the first ones that are read so."""
         self._remember(choice, source)
         rows = [mapped(record, choice) for record in sample]
         self._judge_names(rows, choice)
-        reading = self._reading(rows, source)
-        fault = _no_group(columns, self._data.group_by, header)
-        if fault is not None:
-            self._survey.findings.add(fault)
-            return None
-        return _Way(choice, choice, reading, set(columns))
+        return _Way(choice, choice, self._reading(rows, source), set(choice.names))
+
+    def _way_of(self, record: Record, ways: list[_Way], source: Source) -> _Way:
+        """The way to read a record: the usual one, unless it is whole by columns of its own only."""
+        way = next((way for way in ways if not way.choice.lacks(record.values)), None)
+        if way is None:
+            own = other_choice(record.values, ways[0].choice, self._chooser(record.origin))
+            if own is None:
+                return ways[0]
+            way = self._way(own, [record], source)
+            ways.append(way)
+        elif not way.seen.issuperset(record.values):
+            self._widen(way, record, source)
+        return way
+
+    def _judge_shapes(self, ways: Sequence[_Way], source: Source) -> None:
+        """Say so if the rows of a source have several shapes."""
+        found = sorted((way for way in ways if way.rows), key=lambda way: -way.rows)
+        for way in found[1:]:
+            own, usual = (", ".join(f"`{name}`" for name in each.choice.needed) for each in (way, found[0]))
+            have = "a row has" if way.rows == 1 else "rows have"
+            self._survey.findings.add_many(
+                "mixed-shapes",
+                "warning",
+                f"{have} {own}, where {found[0].rows:,} rows of the file have {usual}: each is read by its own columns",
+                way.places,
+                way.rows,
+                fix="look whether they belong there; nothing needs to be done if they do",
+                group=f"{source.name} {own}",
+            )
 
     def _widen(self, way: _Way, record: Record, source: Source) -> None:
         """A record has columns that no earlier one had: they are taken if the task has a place for them."""
         if len(way.seen) > _MOST_COLUMNS:
             return
         new = [name for name in record.values if name not in way.seen]
-        columns = [*(name for column in way.choice.columns for name in column.names), *way.choice.ignored, *new]
-        found = choose_columns(columns, self._task, self._data.columns, _header(source, record.origin))
+        found = self._chooser(_header(source, record.origin))([*way.choice.names, *new])
         way.seen.update(new)
         if isinstance(found, Choice) and _fixed(way.choice) <= _fixed(found):
             way.choice = found
@@ -301,6 +353,7 @@ class Surveyor:
 
     def _record(self, record: Record, way: _Way, part: int, thinner: _Thinner) -> None:
         self._count(part)
+        way.count(record.origin)
         asked: list[Fault] = []
         original = record
         if self._rules is not None:
