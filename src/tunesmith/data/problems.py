@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tunesmith.data import common_words
 from tunesmith.data.rows import Origin
 from tunesmith.errors import DataError
 
@@ -25,7 +26,7 @@ class Fault:
 
     Attributes:
         code: Stable name of the kind, e.g. ``bad-json``.
-        message: What is wrong, in words that fit every row of the same ``group``.
+        message: What is wrong. Where messages of one ``group`` differ, a report shows what they share.
         origin: File and line; ``None`` for what concerns the whole set.
         severity: ``error`` or ``warning``.
         fix: How to mend it.
@@ -106,6 +107,7 @@ class Findings:
     def __init__(self, *, drop_bad: bool) -> None:
         self.drop_bad = drop_bad
         self._groups: dict[tuple[str, str], Problem] = {}
+        self._firsts: dict[tuple[str, str], tuple[str, str | None]] = {}  # message and fix of the first of a group
         self._kinds: dict[str, int] = {}
 
     def add(self, fault: Fault) -> bool:
@@ -168,9 +170,12 @@ class Findings:
             self._kinds[code] = self._kinds.get(code, 0) + (known is None)
         if known is None:
             self._groups[key] = Problem(code, severity, message, where[:PLACES], count, fix, dropped, "", in_rows)
+            self._firsts[key] = message, fix
         else:
             self._groups[key] = replace(
                 known,
+                message=common_words.common(known.message, message),
+                fix=common_words.common(known.fix, fix) if known.fix and fix else known.fix,
                 severity="error" if "error" in (severity, known.severity) else "warning",
                 where=known.where if len(known.where) == PLACES else [*known.where, *where][:PLACES],
                 count=known.count + count,
@@ -185,11 +190,17 @@ class Findings:
 
     def problems(self) -> list[Problem]:
         """Everything found, errors first, in the order of discovery."""
-        found = [
-            replace(p, message=f"{p.message} (left out: {p.dropped})") if p.dropped else p
-            for p in self._groups.values()
-        ]
-        return sorted(found, key=lambda problem: problem.severity)
+        return sorted(map(self._told, self._groups), key=lambda problem: problem.severity)
+
+    def _told(self, key: tuple[str, str]) -> Problem:
+        """A problem whose details are those of all its rows, or named as those of the first."""
+        problem, (message, fix) = self._groups[key], self._firsts[key]
+        told = common_words.with_details(problem.message, message)
+        return replace(
+            problem,
+            message=f"{told} (left out: {problem.dropped})" if problem.dropped else told,
+            fix=common_words.with_details(problem.fix, fix) if problem.fix and fix else problem.fix,
+        )
 
 
 @dataclass(frozen=True)
