@@ -16,6 +16,14 @@ DEVICES = "Several devices (this version trains on one: a forecast, checked agai
 """Title of what :func:`of_devices` gives."""
 
 
+AVERAGES = {
+    "average": "average of all tasks at the end",
+    "backward_transfer": "what later stages added to earlier tasks (backward transfer)",
+    "forgetting": "how far earlier tasks fell from their best (forgetting)",
+}
+"""What is said of tasks in turn as a whole, by its name in ``summary.json``."""
+
+
 class Table(NamedTuple):
     """Cells are texts or what `str` makes one of; ``None`` is an empty cell."""
 
@@ -32,6 +40,40 @@ def of_run(summary: Mapping[str, Any]) -> Table:
         for system, values in systems.items()
     ]
     return Table(("system", *names), rows)
+
+
+def of_stages(summary: Mapping[str, Any]) -> list[Table]:
+    """What a run says of its stages: what it knows of each task after every one, and what language stages gave."""
+    tables = []
+    if found := summary.get("sequence"):
+        names = found["stages"]
+        columns = (f"{name}: {metric}" for name, metric in zip(names, found["metrics"], strict=True))
+        matrix = [
+            (f"after {name}", *("" if cell is None else words.interval(cell) for cell in line))
+            for name, line in zip(names, found["matrix"], strict=True)
+        ]
+        totals = [
+            (title, words.interval(found[name], signed=name != "average"))
+            for name, title in AVERAGES.items()
+            if name in found
+        ]
+        tables += [Table(("tasks in turn", *columns), matrix), Table(("all tasks", "value"), totals)]
+    if gains := summary.get("stages"):
+        lines = [
+            (
+                f"{gain['stage']}: {gain['metric']} of {gain['documents']} held-out documents",
+                words.interval(gain["before"]) if "before" in gain else "–",
+                words.interval(gain["after"]),
+                words.interval(gain["change"], signed=True) if "change" in gain else "–",
+            )
+            for gain in gains
+        ]
+        metric = next(iter(summary["metrics"]))
+        if alone := summary["baselines"].get("without-domain"):
+            before, after = words.interval(alone[metric]), words.interval(summary["metrics"][metric])
+            lines.append((f"the task: {metric}, from the plain base and from them", before, after, "–"))
+        tables.append(Table(("what each stage gave", "before it", "after it", "change"), lines))
+    return [table for table in tables if table.rows]
 
 
 def of_comparison(comparison: RunComparison) -> Table:

@@ -318,13 +318,13 @@ class Run:
         return f"Run({str(self.path)!r}, {self.status})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: the verdict, the metrics beside those of the baselines, and where the report is."""
+        """In a notebook: the verdict, metrics beside those of the baselines, what stages gave, and the report."""
         from tunesmith import display
 
         summary = self._summary()
         if not summary:
             return display.html(self.status, str(self.path))
-        return display.html(self.verdict, display.of_run(summary), str(self.report()))
+        return display.html(self.verdict, display.of_run(summary), *display.of_stages(summary), str(self.report()))
 
 
 def open_run(path: str | Path) -> Run:

@@ -38,11 +38,16 @@ def size_span(low: float, high: float) -> str:
     return f"{low / unit:.3g} to {high / unit:.3g} {title}"
 
 
-def interval(found: Any) -> str:
-    """An interval (``{"value", "low", "high"}``, or an object with these) as ``0.843 [0.812, 0.871]``."""
+def interval(found: Any, *, signed: bool = False) -> str:
+    """An interval (``{"value", "low", "high"}``, or an object with these) as ``0.843 [0.812, 0.871]``.
+
+    Args:
+        found: The interval.
+        signed: Write the sign of positive numbers too, as differences want it.
+    """
     values = found if isinstance(found, dict) else found.as_dict()
-    value, low, high = (values[name] for name in ("value", "low", "high"))
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    value, low, high = (f"{values[name]:{'+' if signed else ''}.3f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _size_unit(count: float) -> tuple[float, str]:

@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 import tunesmith
-from conftest import labelled_rows
+from conftest import labelled_rows, write_jsonl
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
 
@@ -32,7 +32,9 @@ for (const width of %s) {
     const page = frame.contentDocument;
     const empty = [...page.querySelectorAll("svg, table, section, h2")].filter(
       (one) => !one.closest("details:not([open])") && one.getBoundingClientRect().height === 0);
-    found.push({width, scroll: page.documentElement.scrollWidth, empty: empty.map((one) => one.outerHTML.slice(0, 80)),
+    const wide = [...page.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth);
+    found.push({width, wide: wide.map((one) => one.outerHTML.slice(0, 80)),
+                scroll: page.documentElement.scrollWidth, empty: empty.map((one) => one.outerHTML.slice(0, 80)),
                 charts: page.querySelectorAll("svg").length, text: page.body.innerText,
                 ids: [...page.querySelectorAll("nav a")].map((a) => page.querySelector(a.hash) !== null)});
     document.getElementById("found").textContent = JSON.stringify(found);
@@ -63,13 +65,25 @@ def answers(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tun
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["labels", "answers"])
+@pytest.fixture(scope="module")
+def stages(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tunesmith.Run:
+    folder = tmp_path_factory.mktemp("stages")
+    first = write_jsonl(folder / "first.jsonl", labelled_rows(60, seed=1))
+    return tunesmith.tune(
+        labelled_rows(120), task="text-classification", model=str(tiny_encoder), method="sequential",
+        run_dir=folder / "run", stages=[{"name": "first", "data": {"train": str(first)}}, {"name": "second"}],
+        **QUICK, evaluate={"baselines": ["majority"], "resamples": 200, "general": None},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["labels", "answers", "stages"])
 def test_the_report_in_a_browser(name: str, request: pytest.FixtureRequest) -> None:
     run: tunesmith.Run = request.getfixturevalue(name)
     shown, said = opened(run.path)
     assert [one["width"] for one in shown] == list(WIDTHS)
     for one in shown:
         assert one["scroll"] <= one["width"]  # nothing sticks out to the right
+        assert one["width"] < 1200 or not one["wide"]  # and no table has to be scrolled where there is room
         assert not one["empty"] and one["charts"] >= 2
         assert one["ids"] and all(one["ids"])  # each entry of the contents leads somewhere
         assert re.sub(r"\s+", " ", run.verdict) in re.sub(r"\s+", " ", one["text"])

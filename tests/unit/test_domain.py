@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from conftest import labelled_rows, sentences, write_jsonl
-from tunesmith import pipeline
+from tunesmith import display, pipeline, words
+from tunesmith.cli.tuning import print_run
 from tunesmith.errors import RecipeError
 from tunesmith.recipe_file import parse
 
@@ -67,7 +68,9 @@ def test_what_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
         parse({**SHORT, **values})
 
 
-def test_a_run_says_what_each_stage_gave(tiny_decoder: Path, tmp_path: Path) -> None:
+def test_a_run_says_what_each_stage_gave(
+    tiny_decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in sentences(150)])
     reviews = write_jsonl(tmp_path / "reviews.jsonl", labelled_rows(80))
     recipe = {
@@ -84,5 +87,13 @@ def test_a_run_says_what_each_stage_gave(tiny_decoder: Path, tmp_path: Path) -> 
     report = json.loads((run.path / "report.json").read_text())
     assert report["stages"] == [gain]
     assert "What each stage gave" in run.report().read_text()
+    [table] = display.of_stages(run.summary())
+    assert [row[0] for row in table.rows] == [
+        f"domain: bits_per_byte of {gain['documents']} held-out documents",
+        "the task: accuracy, from the plain base and from them",
+    ]
+    assert table.rows[0][-1] == words.interval(gain["change"], signed=True)
+    print_run(run, as_json=False)
+    assert str(table.rows[0][-1]) in capsys.readouterr().out
     alone = json.loads((run.path / "without-domain" / "stages" / "1-without-domain" / "training.json").read_text())
     assert alone == json.loads((run.path / "stages" / "2-task" / "training.json").read_text())

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from conftest import labelled_rows, sentences, write_jsonl
-from tunesmith import pipeline
+from tunesmith import display, pipeline, words
+from tunesmith.cli.tuning import print_run
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation import sequence
 from tunesmith.evaluation.sequence import Measured, SequenceReport
@@ -81,6 +82,29 @@ def test_a_run_measures_each_task_after_each_stage(finished: Run) -> None:
     page = finished.report().read_text()
     assert "What it still knows of each task" in page and "after capitals" in page
     assert json.loads((finished.path / "report.json").read_text())["sequence"] == found
+
+
+def test_the_terminal_shows_the_matrix_and_its_averages(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = finished.summary()["sequence"]
+    print_run(finished, as_json=False)
+    said = capsys.readouterr().out.splitlines()
+    [first, last] = [line for line in said if line.strip().startswith("after ")]
+    assert first.split("after reviews")[1].strip() == words.interval(found["matrix"][0][0])
+    assert all(words.interval(cell) in last for cell in found["matrix"][1])
+    for name in ("average", "backward_transfer", "forgetting"):
+        [line] = [line for line in said if display.AVERAGES[name] in line]
+        assert words.interval(found[name], signed=name != "average") in line
+
+
+def test_averages_stand_below_the_matrix_and_under_no_task(finished: Run) -> None:
+    kept = sequence.kept_sequence(finished.path, finished.recipe.resolved())
+    assert kept is not None
+    section = sequence.section(kept)
+    assert [row[0] for row in section.rows] == ["after reviews", "after capitals"]
+    assert [what for what, _ in section.totals] == list(display.AVERAGES.values())
+    page = finished.report().read_text()
+    for what, value in section.totals:
+        assert f"<dt>{what}</dt>" in page and value.split(" ")[0] in page
 
 
 def test_general_text_is_measured_after_each_stage_by_models_that_write(finished: Run) -> None:

@@ -53,14 +53,15 @@ def resume(
 
 
 def print_run(run: Run, *, as_json: bool) -> None:
-    """Print what came out of a run: its metrics beside its baselines', the verdict, and where the rest is."""
+    """Print what came out of a run: metrics beside its baselines', what stages gave, the verdict, where the rest is."""
     from tunesmith.lineage import as_text
 
     summary = run.summary()
     if as_json:
         print_json(summary)
         return
-    print_table(*display.of_run(summary))
+    for table in (display.of_run(summary), *display.of_stages(summary)):
+        print_table(*table)
     stdout().print(summary["verdict"], style="bold", markup=False, soft_wrap=True)
     if behind := summary.get("lineage"):
         print_pairs((("began from", as_text(behind, "this run")),))

@@ -131,6 +131,7 @@ class Section:
         data: The same for ``report.json``.
         chart: SVG, or nothing.
         is_prose: Whether the cells are texts to be read, rather than figures.
+        totals: What holds for the table as a whole, in lines of their own below it: what it is, and its value.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Section:
     data: Any
     chart: str = ""
     is_prose: bool = False
+    totals: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith import disk, runs
+from tunesmith import disk, display, runs
 from tunesmith.arrays import FloatArray
 from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
@@ -278,15 +278,7 @@ def section(found: SequenceReport) -> Section:
         [f"after {name}", *(str(found.interval(j, i)) if i <= j else "" for i in size)]
         for j, name in enumerate(found.stages)
     ]
-    titles = {
-        "average": "average of all tasks at the end",
-        "backward_transfer": "what later stages added to earlier tasks (backward transfer)",
-        "forgetting": "how far earlier tasks fell from their best (forgetting)",
-    }
-    rows += [
-        [titles[name], interval.format(signed=name != "average"), *[""] * (len(found.stages) - 1)]
-        for name, interval in found.averages().items()
-    ]
+    totals = [(display.AVERAGES[name], one.format(signed=name != "average")) for name, one in found.averages().items()]
     columns = [
         "",
         *(f"{name}: {METRICS[metric].title}" for name, metric in zip(found.stages, found.metrics, strict=True)),
@@ -297,7 +289,8 @@ def section(found: SequenceReport) -> Section:
     )
     values = [[found.cells[j, i].value if i <= j else None for i in size] for j in size]
     chart = charts.sequence_chart(values, found.stages)
-    return Section("sequence", "What it still knows of each task", lead, columns, rows, found.as_dict(), chart)
+    title = "What it still knows of each task"
+    return Section("sequence", title, lead, columns, rows, found.as_dict(), chart, totals=totals)
 
 
 def _interval(value: float, resamples: FloatArray, settings: Evaluate) -> Interval:
