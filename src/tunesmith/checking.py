@@ -45,7 +45,7 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
 
         recipe = _resolved(recipe, dropped_to)
         known = load(recipe.hosted.prices if recipe.hosted else None)
-        return hosted.check(recipe, known, dropped_to=dropped_to, on_event=on_event).report
+        return hosted.check(recipe, known, dropped_to=dropped_to, announce=False, on_event=on_event).report
 
     def check_one(view: Recipe, number: int) -> CheckReport:
         if dropped_to is None:
@@ -118,7 +118,7 @@ def _prepared(view: Recipe, dropped_to: Path | None, on_event: Listener) -> Prep
     from tunesmith.data.prepare import prepare
 
     render = _renderer(view, on_event)
-    return prepare(view, render=render, on_event=on_event, dropped_to=dropped_to, stop_on_errors=False)
+    return prepare(view, render=render, on_event=on_event, dropped_to=dropped_to, stop_on_errors=False, announce=False)
 
 
 def _beside(dropped_to: Path, recipe: Recipe, view: Recipe) -> Path:

@@ -109,6 +109,7 @@ def test_show_prints_rows_as_the_model_sees_them(
     assert f"example 1, {rows}:" in printed.out and f"example 2, {rows}:" in printed.out
     assert "<|im_start|>assistant\n[[good<|im_end|>]]" in printed.out  # no colour here, so brackets
     assert "ShareGPT's form" in printed.err
+    assert printed.out.count("warning near-duplicate") == 1 and "near-duplicate" not in printed.err
     assert main.run([*flags, "--json"]) == 0
     examples = json.loads(capsys.readouterr().out)["examples"]
     assert [piece["text"] for piece in examples[0]["pieces"] if piece["weight"]] == ["good", "<|im_end|>"]

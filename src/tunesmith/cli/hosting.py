@@ -74,7 +74,6 @@ def check(
     """
     from tunesmith import progress
     from tunesmith.cli.checking import print_report
-    from tunesmith.events import Event, Notice
     from tunesmith.hosted import check as checking
     from tunesmith.hosted import formats
     from tunesmith.hosted.ready import refuse_closed
@@ -82,12 +81,7 @@ def check(
     recipe, table = recipe_and_prices(files, model, provider, task, validation, prices, overrides, grader=grader)
     refuse_closed(recipe, table, clock.today())
     with progress.shown() as on_event:
-
-        def quietly(event: Event) -> None:  # the report tells the warnings
-            if not (isinstance(event, Notice) and event.level == "warning"):
-                on_event(event)
-
-        checked = checking.check(recipe, table, on_event=quietly)
+        checked = checking.check(recipe, table, announce=False, on_event=on_event)
     written = None
     if out is not None:
         written = formats.write(out, checked.lines(recipe, checked.data.train), checked.provider)

@@ -117,6 +117,7 @@ def prepare(
     rules: Rules | None = None,
     dropped_to: Path | None = None,
     stop_on_errors: bool = True,
+    announce: bool = True,
     scratch: Path | None = None,
 ) -> PreparedData:
     """Read, check and split a recipe's data.
@@ -132,6 +133,7 @@ def prepare(
         dropped_to: With ``data.drop_bad`` or ``data.duplicates: drop``: rows left out are written to this JSONL file
             with reason and origin.
         stop_on_errors: Raise if there are errors; else rows with errors are missing from the result.
+        announce: Tell ``on_event`` the warnings; else the caller shows the report, which has them.
         scratch: Folder for temporary files, about as large as the data; default: the system's.
 
     Raises:
@@ -149,7 +151,10 @@ def prepare(
         if dropped is not None:
             _write_late_drops(survey, assignment)
             dropped.finish()
-        _announce(report, dropped_to if dropped else None, on_event)
+        if announce:
+            _announce(report, on_event)
+        if announce or dropped is not None:
+            _announce_left_out(report, dropped_to if dropped else None, on_event)
         parts, fingerprint = _collect(survey, assignment)
     finally:
         survey.ledger.close()
@@ -312,13 +317,16 @@ def _no_text(survey: Survey) -> list[str]:
     return [f"characters left out of {pages}, as no text: {counts}"]
 
 
-def _announce(report: CheckReport, dropped_to: Path | None, on_event: Listener) -> None:
+def _announce(report: CheckReport, on_event: Listener) -> None:
     for problem in report.warnings:
         place = str(problem.where[0]) if problem.where else None
         message = f"{problem.count:,} {problem.message}" if problem.count > 1 else problem.message
         on_event(Notice(level="warning", message=f"{problem.code}: {message}", where=place, fix=problem.fix))
     for note in report.notes:
         on_event(Notice(level="info", message=note))
+
+
+def _announce_left_out(report: CheckReport, dropped_to: Path | None, on_event: Listener) -> None:
     for reason, rows in report.rows_left_out.items():
         where = f", written to {dropped_to}" if dropped_to and reason != "max_rows" else ""
         on_event(Notice(level="info", message=f"{rows:,} rows are not used ({reason}){where}"))

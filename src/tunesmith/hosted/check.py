@@ -98,6 +98,7 @@ def check(
     *,
     today: date | None = None,
     dropped_to: Path | None = None,
+    announce: bool = True,
     on_event: Listener = nobody,
 ) -> Checked:
     """Find everything that is wrong with the data of a job.
@@ -107,6 +108,7 @@ def check(
         table: Limits, models and dates.
         today: For the dates.
         dropped_to: Where rows with errors are written, with the reason; with ``data.drop_bad`` only.
+        announce: Tell ``on_event`` the warnings; else the caller shows the report, which has them.
         on_event: Told about guessed columns and progress.
 
     Raises:
@@ -116,7 +118,9 @@ def check(
     """
     rules = replace(rules_of(recipe, table), as_file=True)
     model_warnings = of_model(recipe, table, today or clock.today())
-    data = prepare(recipe, rules=rules, stop_on_errors=False, dropped_to=dropped_to, on_event=on_event)
+    data = prepare(
+        recipe, rules=rules, stop_on_errors=False, announce=announce, dropped_to=dropped_to, on_event=on_event
+    )
     return of_data(recipe, table, data, rules, model_warnings)
 
 
