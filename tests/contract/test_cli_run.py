@@ -98,8 +98,11 @@ def test_predict_answers_each_row_of_stdin_in_order(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO('the film was good and\n\n{"text": "the film was bad and"}\n' * 3))
     assert main.run(["predict", str(runs / "full"), "--batch", "4"]) == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["answer"] for answer in answers] == ["positive", "negative"] * 3
+    assert [answer["line"] for answer in answers] == [1, 3, 4, 6, 7, 9]
+    assert "3 blank lines have no answer: stdin:2, stdin:5, stdin:8\n" in err
     assert all(abs(sum(answer["probabilities"].values()) - 1) < 1e-5 for answer in answers)
 
 
@@ -118,7 +121,8 @@ def test_predict_reads_a_table_by_its_columns(runs: Path, tmp_path: Path, capsys
     file.write_text('id,text\n1,"the film was good\nand"\n2,the film was bad and\n', encoding="utf-8")
     capsys.readouterr()
     assert main.run(["predict", str(runs / "full"), str(file)]) == 0
-    assert [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()] == ["positive", "negative"]
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(answer["line"], answer["answer"]) for answer in answers] == [(2, "positive"), (4, "negative")]
     file.write_text("id,words\n1,good\n", encoding="utf-8")
     assert printed(capsys, "predict", str(runs / "full"), str(file), code=3)["error"]["where"] == f"{file}:2"
 

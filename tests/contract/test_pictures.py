@@ -164,6 +164,7 @@ def test_predicting_goes_on_after_a_picture_that_cannot_be_read(
     answers = [json.loads(line) for line in out.splitlines()]
     assert ["error" in answer for answer in answers] == [False, True, False, False]
     assert answers[1]["error"]["where"] == str(asked / "1.jpg") in err
+    assert [answer["image"] for answer in answers] == [str(path) for path in sorted(asked.iterdir())]
     assert "drop_bad" not in out + err, "predict has no such setting"
     table, lines = tmp_path / "asked" / "asked.csv", tmp_path / "asked" / "asked.txt"
     names = [str(path.relative_to(tmp_path / "asked")) for path in sorted(asked.iterdir()) if path.name != "1.jpg"]
@@ -171,7 +172,9 @@ def test_predicting_goes_on_after_a_picture_that_cannot_be_read(
     lines.write_text("\n".join(names) + "\n")
     for file in (table, lines):
         assert main.run(["predict", str(run.path), str(file)]) == 0
-        found = [json.loads(line)["probability"] for line in capsys.readouterr().out.splitlines()]
+        lines_out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["line"] for line in lines_out] == ([2, 3, 4] if file is table else [1, 2, 3])
+        found = [line["probability"] for line in lines_out]
         assert found == pytest.approx([answer["probability"] for answer in answers[:1] + answers[2:]])
 
 

@@ -78,6 +78,7 @@ def test_the_command_prints_an_object_a_row(tuned: tuple[Run, tiny.Events], tmp_
     asked.write_text("the film was lovely\na film\n", encoding="utf-8")
     assert command(["predict", str(run.path), str(asked)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["line"] for line in lines] == [1, 2]
     assert [line["text"] for line in lines] == ["the film was lovely", "a film"]
     assert lines[0]["spans"][0]["label"] == "good"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tunesmith.prediction.predicting import Prediction
 
 TABLES = {"csv", "tsv", "json", "parquet", "conll"}  # their lines are no rows: the readers of training data read them
+BLANK_SHOWN = 10  # blank lines that are named; all are counted
 EXIT_WORDS = {"/exit", "/quit"}
 
 
@@ -42,9 +43,10 @@ def predict(
     """Apply a tuned model to a file or to stdin.
 
     A line that is a JSON object is a row with the task's fields, or the columns that were trained on; any other line is
-    the text itself. The output is one JSON object a row, in the order of the input, with `--json` or without; in a
-    terminal, texts with spans are shown with the spans in colours unless `--json` is given. A picture that cannot be
-    read gets an `error` in place of an answer, and the exit code is then 3.
+    the text itself. The output is one JSON object a row, in the order of the input, with `--json` or without, and names
+    the row: by its `line` in the input, counted from 1, or by the `image` of a folder. Blank lines have no answer,
+    which stderr says. In a terminal, texts with spans are shown with the spans in colours unless `--json` is given. A
+    picture that cannot be read gets an `error` in place of an answer, and the exit code is then 3.
     """
     from tunesmith.prediction.predicting import unreadable
     from tunesmith.runs import open_run
@@ -53,8 +55,10 @@ def predict(
     name = "stdin" if file is None or str(file) == "-" else str(file)
     labels: list[str] = []
     num_bad = 0
-    rows = _rows(file, opened.recipe.data.encoding)
-    if opened.recipe.task in PICTURES and not _is_of_pictures(file):
+    blank: list[int] = []
+    rows = _rows(file, opened.recipe.data.encoding, blank)
+    of_pictures = _is_of_pictures(file)
+    if opened.recipe.task in PICTURES and not of_pictures:
         rows = ((line, _located(opened.under_field_names([row])[0], file)) for line, row in rows)
     for numbered in _batches(rows, batch):
         with unpacked_for_now():  # looked at and answered from one copy
@@ -64,24 +68,35 @@ def predict(
                 predictions = iter(opened.predict([row for _, row in good]) if good else [])
         num_bad += len(bad)
         for place, (line, row) in enumerate(numbered):
+            named = {"image": row["image"]} if isinstance(row, dict) and of_pictures else {"line": line}
             if place in bad:
-                path = row["image"] if isinstance(row, dict) and _is_of_pictures(file) else f"{name}:{line}"
-                _print_bad(bad[place], str(path))
+                _print_bad(bad[place], str(named.get("image", f"{name}:{line}")), named)
                 continue
             prediction = next(predictions)
             if prediction.spans is not None and sys.stdout.isatty() and not as_json:
                 _print_marked(prediction, labels)
             else:
-                print_json(prediction.as_dict())
+                print_json(named | prediction.as_dict())
+    _say_blank(blank, name)
     if num_bad:
         raise typer.Exit(DataError.exit_code)
 
 
-def _print_bad(error: DataError, place: str) -> None:
+def _print_bad(error: DataError, place: str, named: dict[str, Any]) -> None:
     """A row without an answer: in its place on stdout, and for people on stderr."""
     error.where = place
-    print_json({"error": error.as_dict()})
+    print_json(named | {"error": error.as_dict()})
     print_error(error, as_json=False)
+
+
+def _say_blank(lines: list[int], name: str) -> None:
+    """For people: which lines have no answer because nothing is there."""
+    if not lines:
+        return
+    shown = ", ".join(f"{name}:{line}" for line in lines[:BLANK_SHOWN])
+    more = f" and {len(lines) - BLANK_SHOWN:,} more" if len(lines) > BLANK_SHOWN else ""
+    what = "1 blank line has no answer" if len(lines) == 1 else f"{len(lines):,} blank lines have no answer"
+    stderr().print(f"{what}: {shown}{more}", markup=False, soft_wrap=True)
 
 
 def _located(row: dict[str, Any] | str, file: Path | None) -> dict[str, Any] | str:
@@ -120,8 +135,15 @@ def _named_lines(name: str, lines: list[int]) -> Iterator[None]:
         raise
 
 
-def _rows(file: Path | None, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _rows(
+    file: Path | None, encoding: str = "utf-8", blank: list[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Rows of a file or of stdin with their lines, counted from 1; blank lines are left out.
+
+    Args:
+        file: ``None`` or ``-`` for stdin.
+        encoding: Of texts.
+        blank: Gets the numbers of blank lines between rows.
 
     Raises:
         DataError: A line looks like a JSON object and is none, the encoding is another, a `.gz` file is
@@ -136,10 +158,10 @@ def _rows(file: Path | None, encoding: str = "utf-8") -> Iterator[tuple[int, dic
         return
     try:
         if file is None or str(file) == "-":
-            yield from _parsed(sys.stdin, "stdin")
+            yield from _parsed(sys.stdin, "stdin", blank)
             return
         with _opened(file, encoding) as lines:
-            yield from _parsed(lines, str(file))
+            yield from _parsed(lines, str(file), blank)
     except UnicodeDecodeError as error:
         name = "stdin" if file is None else str(file)
         raise DataError(f"the text is not {error.encoding}", where=name, fix="save it as UTF-8") from error
@@ -157,11 +179,17 @@ def _opened(file: Path, encoding: str) -> TextIO:
     return file.open(encoding=encoding)
 
 
-def _parsed(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _parsed(
+    lines: Iterable[str], name: str, blank: list[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    last = 0
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text:
             continue
+        if blank is not None:  # those behind the last row put nothing out of step
+            blank.extend(range(last + 1, number))
+        last = number
         if any("\ud800" <= character <= "\udfff" for character in text):  # what stdin makes of bytes that are no UTF-8
             raise DataError("the text is not utf-8", where=f"{name}:{number}", fix="save it as UTF-8")
         if not text.startswith("{"):
