@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import types
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -85,12 +86,13 @@ class AsyncEngineArgs:
 
 @dataclass
 class AsyncLLM:
-    """Writes what the model finds likeliest; waits before each token while ``held`` is set."""
+    """Writes what the model finds likeliest; waits before the first token while ``stalled``, before others ``held``."""
 
     arguments: AsyncEngineArgs
     asked: list[Any] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     held: bool = False
+    stalled: bool = False
     fails: bool = False
     down: bool = False
 
@@ -118,7 +120,7 @@ class AsyncLLM:
             network = load_artefact(folder)[0].network if lora_request else tiny.build(folder, "generate").network
             ids = list(prompt["prompt_token_ids"])
             for number in range(sampling_params.max_tokens or 16):
-                while self.held and number:
+                while self.held if number else self.stalled:
                     await asyncio.sleep(0.01)
                 with torch.inference_mode():
                     log_p = network(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
@@ -244,10 +246,20 @@ def test_a_stop_string_and_a_client_that_leaves_end_the_work(address: str, vllm:
 
 def test_a_full_queue_a_dead_engine_and_embeddings(address: str, vllm: Any) -> None:
     client = client_of(address)
-    client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1)
+    asked: Any = {"model": "gpt-tiny", "messages": ASK, "max_tokens": 1}
+    assert len(client.chat.completions.create(**asked, n=3).choices) == 3  # nobody waits: more than may wait, too
+    vllm.made[0].stalled = True
+    first = threading.Thread(target=lambda: client.chat.completions.create(**asked))
+    first.start()
+    wait_for(lambda: len(vllm.made[0].asked) == 4)
     with pytest.raises(openai.RateLimitError) as full:
-        client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1, n=3)
+        client.chat.completions.create(**asked, n=2)
     assert int(full.value.response.headers["Retry-After"]) >= 1
+    vllm.made[0].stalled = False
+    first.join()
+    with pytest.raises(openai.BadRequestError, match="67 answers are asked for at once; 66 can run and wait") as never:
+        client.chat.completions.create(**asked, n=67)
+    assert never.value.code == "too_many_answers"
     vllm.made[0].fails = True
     with pytest.raises(openai.InternalServerError) as dead:
         client.chat.completions.create(model="gpt-tiny", messages=ASK, max_tokens=1)

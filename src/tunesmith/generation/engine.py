@@ -74,6 +74,25 @@ class QueueFullError(ResourceError):
         self.retry_after = retry_after
 
 
+def may_join(asked: int, waiting: int, queue_limit: int, most: int) -> bool:
+    """Whether an engine takes so many requests together: as many as may wait, and more only where nobody waits.
+
+    Args:
+        asked: How many come together.
+        waiting: How many wait already.
+        queue_limit: How many may wait.
+        most: How many can run and wait.
+
+    Raises:
+        UsageError: They are more than can ever run and wait, so that coming back later is of no use.
+    """
+    if asked > most:
+        raise UsageError(
+            f"{asked} answers are asked for at once; {most} can run and wait here", fix="ask for fewer at a time"
+        )
+    return not waiting or waiting + asked <= queue_limit
+
+
 class Engine:
     """Steps a batch as long as there is something to write.
 
@@ -115,12 +134,9 @@ class Engine:
             QueueFullError: Too many are waiting.
             UsageError: They are more than can ever run and wait.
         """
-        most = self._batch.max_rows + self.queue_limit
-        if len(requests) > most:
-            raise UsageError(f"{len(requests)} answers are asked for at once; {most} can run and wait here")
         with self._lock:
-            waiting = self.waiting
-            if waiting and waiting + len(requests) > self.queue_limit:
+            waiting, most = self.waiting, self._batch.max_rows + self.queue_limit
+            if not may_join(len(requests), waiting, self.queue_limit, most):
                 raise QueueFullError(waiting, self._retry_after(waiting))
             self._arriving += len(requests)
         self._orders.put(lambda: self._add(requests))

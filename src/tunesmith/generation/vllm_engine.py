@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from tunesmith.errors import MissingExtraError, ResourceError, UsageError
 from tunesmith.generation.batch import Request, Token
-from tunesmith.generation.engine import QUEUE_LIMIT, QueueFullError
+from tunesmith.generation.engine import QUEUE_LIMIT, QueueFullError, may_join
 from tunesmith.generation.sampling import Choice, Sampling
 
 log = logging.getLogger("tunesmith.generation")
@@ -72,6 +72,7 @@ class VllmEngine:
         except ImportError as error:
             raise MissingExtraError("vllm", "vllm", "`--engine vllm`") from error
         self.queue_limit = queue_limit
+        self._max_rows = max_rows
         self._tokens_written = 0
         self.adapters = VllmAdapters()
         self._eos_ids = list(eos_ids)
@@ -128,11 +129,13 @@ class VllmEngine:
 
         Raises:
             QueueFullError: Too many are waiting.
+            UsageError: They are more than can ever run and wait.
         """
         with self._lock:
-            if self.waiting + len(requests) > self.queue_limit:
-                rounds = math.ceil(self.waiting / max(1, self.running))
-                raise QueueFullError(self.waiting, max(1, min(60, math.ceil(rounds * SECONDS_AN_ANSWER))))
+            waiting = self.waiting
+            if not may_join(len(requests), waiting, self.queue_limit, self._max_rows + self.queue_limit):
+                rounds = math.ceil(waiting / max(1, self.running))
+                raise QueueFullError(waiting, max(1, min(60, math.ceil(rounds * SECONDS_AN_ANSWER))))
             self._arriving += len(requests)
         self.call(lambda: self._begin(requests))
 
