@@ -292,6 +292,24 @@ def test_a_stop_string_does_not_act_in_an_empty_thought(is_turn: bool, shown: st
 
 
 @pytest.mark.parametrize(
+    ("prompt", "shown"), [("<think>\n", "It is\nsunny"), ("<think>", "It is\nsunny"), ("a", "\nIt is\nsunny")]
+)
+def test_white_space_in_a_thought_that_the_prompt_opens_is_not_shown(prompt: str, shown: str, tokenizer: Any) -> None:
+    stream = TextStream(tokenizer, is_turn=True, behind=tokenizer(prompt)["input_ids"])
+    pieces = [stream.push(token) for token in tokenizer("\n</think>\n\nIt is\nsunny")["input_ids"]]
+    assert "".join([*pieces, stream.finish()]) == shown
+
+
+@pytest.mark.parametrize(("stop", "shown"), [("in", "<th"), ("<think", ""), ("k>", "<think")])
+def test_a_stop_string_acts_in_what_was_no_thought_after_all(stop: str, shown: str, tokenizer: Any) -> None:
+    """An answer that ends where a thought might have begun."""
+    stream = TextStream(tokenizer, [stop], is_turn=True)
+    assert [stream.push(token) for token in tokenizer("<think")["input_ids"]][-1] == "" and not stream.stopped
+    assert stream.finish() == shown and stream.stopped is (stop in "<think")
+    assert stream.finish() == ""
+
+
+@pytest.mark.parametrize(
     ("behind", "ids", "text"),
     [
         ([], [2, 3], "the film"),  # a text begins without a space
@@ -328,3 +346,14 @@ def test_the_batch_ends_a_row_at_a_stop_string(decoder: Model) -> None:
     batch.run()
     assert "".join(token.text for token in heard) == text[: text.find(stop)]
     assert heard[-1].finish_reason == "stop"
+
+
+def test_a_stop_string_that_is_found_at_the_very_end_is_the_reason_of_the_end(decoder: Model) -> None:
+    heard: list[Token] = []
+    (mark,) = decoder.tokenizer("<", add_special_tokens=False)["input_ids"]
+    asked = request(decoder, "the film was", heard, max_new_tokens=1, logit_bias={mark: 100.0})
+    asked.text = TextStream(decoder.tokenizer, ["<"], is_turn=True)
+    batch = RunningBatch(decoder)
+    batch.add(asked)
+    batch.run()
+    assert [(token.text, token.finish_reason) for token in heard] == [("", "stop")]

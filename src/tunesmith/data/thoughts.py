@@ -12,7 +12,7 @@ from typing import Any
 
 END = "</think>"
 _BEGIN = "<think>"
-_EMPTY = re.compile(rf"(\s*)(?:{_BEGIN}\s*)?{END}\s*")
+_EMPTY = re.compile(rf"(?:(\s*){_BEGIN}\s*|\s*){END}\s*")
 
 
 def is_empty_thought(text: str) -> bool:
@@ -23,7 +23,12 @@ def is_empty_thought(text: str) -> bool:
 def without_empty_thought(text: str) -> str:
     """The text behind an empty thought; other texts as they are."""
     found = _EMPTY.match(text)
-    return found[1] + text[found.end() :] if found else text
+    return (found[1] or "") + text[found.end() :] if found else text
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether a prompt ends with the beginning of a thought, so that what follows is one."""
+    return prompt.rstrip().endswith(_BEGIN)
 
 
 def written_text(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -32,9 +37,14 @@ def written_text(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 class EmptyThoughtFilter:
-    """:func:`without_empty_thought` for an answer that comes piece by piece."""
+    """:func:`without_empty_thought` for an answer that comes piece by piece.
 
-    def __init__(self) -> None:
+    Args:
+        opened: Whether the prompt has opened a thought: white space at the beginning is then part of it.
+    """
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._opened = opened
         self._held: str | None = ""
 
     def push(self, piece: str, *, last: bool = False) -> str:
@@ -42,7 +52,7 @@ class EmptyThoughtFilter:
         if self._held is None:
             return piece
         whole = self._held + piece
-        self._held = whole.lstrip()
+        self._held = whole if self._opened else whole.lstrip()
         before = whole[: len(whole) - len(self._held)]  # is shown whatever follows
         so_far = "".join(self._held.split())
         if not last and any(text.startswith(so_far) for text in (_BEGIN + END, END)):

@@ -400,7 +400,8 @@ class RunningBatch:
         elif request.constraint is not None and request.constraint.finished:
             self._end(row, Token(choice, piece + (text.finish() if text else ""), "stop"))
         elif len(row.written) >= request.sampling.max_new_tokens or len(row.tokens) >= self.context:
-            self._end(row, Token(choice, piece + (text.finish() if text else ""), "length"))
+            piece += text.finish() if text else ""
+            self._end(row, Token(choice, piece, "stop" if text and text.stopped else "length"))
         else:
             request.on_token(Token(choice, piece))
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from tunesmith.data.thoughts import EmptyThoughtFilter
+from tunesmith.data.thoughts import EmptyThoughtFilter, opens_thought
 
 TOKENS_BEFORE = 8
-"""Tokens of a prompt that tell how the first one behind it is written."""
+"""Tokens of a prompt that tell how the first one behind it is written, and whether a thought has begun."""
 
 
 class TextStream:
@@ -25,7 +25,8 @@ class TextStream:
         tokenizer: The model's fast tokenizer.
         stop: Texts that end the answer; they are not part of it.
         keep_special: Whether special tokens are text too: some models mark their tool calls by them.
-        behind: Tokens that the text goes on behind: many decoders strip the space before the first word of a text.
+        behind: Tokens that it stands behind. A turn begins anew there; any other text goes on, and keeps the space
+            before its first word, which many decoders strip.
         is_turn: Whether this is a turn of a conversation: an empty thought before it is then no part of the text.
     """
 
@@ -39,12 +40,14 @@ class TextStream:
         behind: Sequence[int] = (),
     ) -> None:
         self._backend = tokenizer.backend_tokenizer
-        before = list(behind[-TOKENS_BEFORE:])
+        last = list(behind[-TOKENS_BEFORE:])
+        before = [] if is_turn else last
         if self._backend.decode(before, skip_special_tokens=not keep_special).endswith("\ufffd"):
             before = []  # a character that is cut: the stream would give all of it out again
         self._decoder = DecodeStream(ids=before, skip_special_tokens=not keep_special)
         self._stop = [text for text in stop if text]
-        self._thought = EmptyThoughtFilter() if is_turn else None
+        opened = is_turn and opens_thought(self._backend.decode(last, skip_special_tokens=False))
+        self._thought = EmptyThoughtFilter(opened=opened) if is_turn else None
         self._held = ""
         self.stopped = False
 
@@ -52,19 +55,25 @@ class TextStream:
         """The text that is settled by one more token; sets :attr:`stopped` at a stop string."""
         piece = self._decoder.step(self._backend, token) or ""
         self._held += self._thought.push(piece) if self._thought else piece
+        return self._settle(last=False)
+
+    def finish(self) -> str:
+        """What was held back; a character that was cut in the middle is left out. May set :attr:`stopped`, too."""
+        if self.stopped:
+            return ""
+        self._held += self._thought.push("", last=True) if self._thought else ""
+        return self._settle(last=True)
+
+    def _settle(self, *, last: bool) -> str:
+        """Take what can no longer change out of the held text, up to a stop string."""
         found = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
         if found:
             self.stopped = True
             settled, self._held = self._held[: min(found)], ""
             return settled
-        keep = self._open_end()
-        settled, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        end = len(self._held) - (0 if last else self._open_end())
+        settled, self._held = self._held[:end], self._held[end:]
         return settled
-
-    def finish(self) -> str:
-        """What was held back; a character that was cut in the middle is left out."""
-        settled, self._held = self._held, ""
-        return settled + (self._thought.push("", last=True) if self._thought else "")
 
     def _open_end(self) -> int:
         """Length of the longest end of the held text with which a stop string begins."""

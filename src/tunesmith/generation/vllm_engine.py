@@ -223,7 +223,8 @@ class VllmEngine:
                     if text and text.stopped:
                         return Token(choice, piece, "stop")
                     if written >= most:
-                        return Token(choice, piece + (text.finish() if text else ""), "length")
+                        piece += text.finish() if text else ""
+                        return Token(choice, piece, "stop" if text and text.stopped else "length")
                     request.on_token(Token(choice, piece))
                 if output.finished:
                     return Token(None, text.finish() if text else "", "stop")

@@ -185,7 +185,7 @@ class Answers:
                 wish.stop,
                 keep_special=wish.keep_special,
                 is_turn=wish.is_turn,
-                behind=() if wish.is_turn else prompt,
+                behind=prompt,
             ),
             constraint=wish.constraint() if wish.constraint else None,
         )
