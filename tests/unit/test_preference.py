@@ -26,16 +26,35 @@ from tunesmith.tasks.preference import margin_of, turns_of
 TASK = TASKS["preference"]
 
 
-def user(text: str) -> dict[str, Any]:
+def user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def bot(text: str) -> dict[str, Any]:
+def bot(text: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
+def calling(name: str, arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+
+
 def row(**fields: Any) -> Any:
-    return tiny.rows_of([fields])[0]
+    """A row as it is read from a file."""
+    read, faults = read_row(**fields)
+    assert not faults
+    return read
+
+
+def read_row(**fields: Any) -> Any:
+    (given,) = tiny.rows_of([fields])
+    convert = TASK.reading([given], None).convert  # type: ignore[arg-type]
+    return convert(given) if convert else (given, [])
+
+
+def found_in(tmp_path: Path, fields: dict[str, Any]) -> list[Any]:
+    data = {"train": str(write_jsonl(tmp_path / "pairs.jsonl", [fields])), "validation": 0, "test": 0}
+    report = check(parse({"task": "preference", "model": "x", "data": data}))
+    return [problem for problem in report.errors if problem.code != "no-rows"]
 
 
 @pytest.mark.parametrize(
@@ -46,8 +65,18 @@ def row(**fields: Any) -> Any:
         {"chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")]},
         {"prompt": "q", "chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")]},
         {"input": {"messages": [user("q")]}, "preferred_output": [bot("a")], "non_preferred_output": [bot("b")]},
+        {
+            "prompt": [{"from": "human", "value": "q"}],
+            "chosen": [{"from": "gpt", "value": "a"}],
+            "rejected": [{"from": "gpt", "value": "b"}],
+        },
+        {
+            "input": {"messages": [user([{"type": "text", "text": "q"}])], "tools": None},
+            "preferred_output": [{"role": "assistant", "content": [{"type": "text", "text": "a"}], "name": None}],
+            "non_preferred_output": [bot([{"type": "refusal", "refusal": "b"}])],
+        },
     ],
-    ids=["texts", "turns", "implicit prompt", "repeated prompt", "OpenAI"],
+    ids=["texts", "turns", "implicit prompt", "repeated prompt", "OpenAI", "ShareGPT", "content parts"],
 )
 def test_every_shape_says_the_same(fields: dict[str, Any]) -> None:
     assert turns_of(row(**fields)) == ([user("q")], [bot("a")], [bot("b")])
@@ -61,18 +90,49 @@ def test_every_shape_says_the_same(fields: dict[str, Any]) -> None:
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "identical-answers"),
         ({"prompt": "q", "chosen": " ", "rejected": "a"}, "empty-field"),
         ({"prompt": "q", "chosen": [user("a")], "rejected": "b"}, "last-role"),
-        ({"prompt": "q", "chosen": [{"role": "robot", "content": "a"}], "rejected": "b"}, "messages-shape"),
+        ({"prompt": "q", "chosen": [{"role": "robot", "content": "a"}], "rejected": "b"}, "unknown-role"),
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "messages-shape"),
-        ({"prompt": "q", "chosen": [{"role": ["user"], "content": "a"}], "rejected": "b"}, "messages-shape"),
+        ({"prompt": {"role": "user", "content": "q"}, "chosen": "a", "rejected": "b"}, "messages-shape"),
+        ({"prompt": "q", "chosen": [{"role": ["user"], "content": "a"}], "rejected": "b"}, "unknown-role"),
+        ({"prompt": "q", "chosen": [bot([{"type": "image_url"}])], "rejected": "b"}, "image-content"),
+        ({"prompt": "q", "chosen": [bot(5)], "rejected": "b"}, "messages-shape"),
+        ({"prompt": "q", "chosen": [{"role": "assistant", "text": "a"}], "rejected": "b"}, "messages-shape"),
+        ({"prompt": "q", "chosen": [calling("search", "{")], "rejected": "b"}, "tool-arguments"),
+        (
+            {
+                "input": {"messages": [user("q")], "tools": "search"},
+                "preferred_output": "a",
+                "non_preferred_output": "b",
+            },
+            "messages-shape",
+        ),
         *(
             ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": margin}, "wrong-type")
-            for margin in (-1, "-1", "much", [2], float("inf"), 10**400)
+            for margin in (-1, "-1", "much", [2], "inf", 10**400)
         ),
         ({"input": {}, "preferred_output": [bot("a")], "non_preferred_output": [bot("b")]}, "messages-shape"),
     ],
 )
-def test_what_is_wrong_is_named(fields: dict[str, Any], code: str) -> None:
-    assert [found for found, _ in TASK.problems(row(**fields))] == [code]
+def test_what_is_wrong_is_named_with_its_remedy(fields: dict[str, Any], code: str, tmp_path: Path) -> None:
+    (problem,) = found_in(tmp_path, fields)
+    assert problem.code == code and problem.fix and str(problem.where[0]).endswith("pairs.jsonl:1")
+
+
+def test_the_message_that_is_wrong_is_named_with_its_field(tmp_path: Path) -> None:
+    fields = {"prompt": "q", "chosen": [bot("a")], "rejected": [bot("b"), {"role": "humman", "content": "c"}]}
+    (problem,) = found_in(tmp_path, fields)
+    assert problem.message.startswith("message 2 of `rejected` has the unknown role 'humman'")
+
+
+def test_calls_are_read_as_in_conversations() -> None:
+    """Arguments are objects, as templates want them; answers that differ in their calls alone differ."""
+    asked = {"messages": [user("q")], "tools": [{"name": "search", "parameters": {}}]}
+    chosen, rejected = calling("search", '{"for": "a"}'), calling("search", '{"for": "b"}')
+    read = row(input=asked, preferred_output=[chosen], non_preferred_output=[rejected])
+    (better,), (worse,) = turns_of(read)[1:]
+    assert [turn["tool_calls"][0]["function"]["arguments"] for turn in (better, worse)] == [{"for": "a"}, {"for": "b"}]
+    assert read.fields["input"]["tools"][0]["function"]["name"] == "search"
+    assert TASK.target_text(read) == '{"name": "search", "arguments": {"for": "a"}}' and not list(TASK.problems(read))
 
 
 def test_margins_of_a_csv_file_are_read(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.problems import Fault, kind_of
-from tunesmith.data.rows import Row
+from tunesmith.data.rows import Origin, Row
 from tunesmith.data.thoughts import without_empty_thought
 
 Message = dict[str, Any]
@@ -54,6 +54,10 @@ class MalformedError(ValueError):
         self.fix = fix
         self.group = group
 
+    def fault(self, origin: Origin) -> Fault:
+        """The fault of a row that holds the value."""
+        return Fault(self.code, str(self), origin, fix=self.fix, group=self.group or kind_of(str(self)))
+
 
 def as_messages(value: Any, name: str = "messages") -> list[Message]:
     """A list of messages in any known shape, also written as JSON text (in a CSV file), in the one shape.
@@ -64,7 +68,8 @@ def as_messages(value: Any, name: str = "messages") -> list[Message]:
     turns = _parsed(value, f"`{name}`") if isinstance(value, str) else value
     if not isinstance(turns, list | tuple) or not turns:
         raise MalformedError("messages-shape", f"`{name}` must be a list with at least one message", A_LIST)
-    return [_message(turn, number) for number, turn in enumerate(turns, 1)]
+    where = "" if name == "messages" else f" of `{name}`"
+    return [_message(turn, f"message {number}{where}") for number, turn in enumerate(turns, 1)]
 
 
 def as_turns(value: Any, role: str, name: str) -> list[Message]:
@@ -177,48 +182,49 @@ def convert(row: Row) -> tuple[Row, list[Fault]]:
             if not isinstance(fields.get(name, ""), str):
                 fields[name] = as_messages(fields[name], name)
     except MalformedError as error:
-        return row, [Fault(error.code, str(error), row.origin, fix=error.fix, group=error.group or kind_of(str(error)))]
+        return row, [error.fault(row.origin)]
     return Row(fields, row.origin), []
 
 
 # --- one message ---------------------------------------------------------------------------------------------------
 
 
-def _message(turn: Any, number: int) -> Message:
+def _message(turn: Any, at: str) -> Message:
+    """A message in the one shape; ``at`` is how errors call it."""
     if not isinstance(turn, Mapping) or not ({"role", "from"} & turn.keys()):
-        what = f"message {number} must be an object with `role` and `content`"
+        what = f"{at} must be an object with `role` and `content`"
         raise MalformedError("messages-shape", what, f"e.g. {A_MESSAGE}")
     given = _filled(turn)
     key, known = ("role", ROLE_OF) if "role" in given else ("from", _ROLE_FROM)
     name = given.pop(key)
     if not isinstance(name, str) or name not in known:
-        what = f"message {number} has the unknown role {name!r}; known: {', '.join(known)}"
+        what = f"{at} has the unknown role {name!r}; known: {', '.join(known)}"
         near = difflib.get_close_matches(str(name).lower(), known, n=1)
         remedy = f"did you mean `{near[0]}`?" if near else f"write it as one of {', '.join(ROLES)}"
         raise MalformedError("unknown-role", what, remedy, group=str(name))
     value = given.pop("value", None)
-    text = _text(given.pop("content", value), number)
+    text = _text(given.pop("content", value), at)
     calls = given.pop("tool_calls", None) or given.pop("function_call", None) or []
     if "content" not in turn and "value" not in turn and not calls:
         near = difflib.get_close_matches("content", given, n=1)
         fix = f"did you mean `content` by `{near[0]}`?" if near else "add it, or `tool_calls`"
-        raise MalformedError("messages-shape", f"message {number} has no `content`", fix)
+        raise MalformedError("messages-shape", f"{at} has no `content`", fix)
     if key == "from" and name in _CALL_ROLES:
-        calls, text = _parsed(text, f"the call in message {number}", "tool-arguments"), ""
+        calls, text = _parsed(text, f"the call in {at}", "tool-arguments"), ""
     message = {"role": known[name], "content": text, **given}
     if calls:
-        message["tool_calls"] = [_call(c, number) for c in (calls if isinstance(calls, list | tuple) else [calls])]
+        message["tool_calls"] = [_call(c, at) for c in (calls if isinstance(calls, list | tuple) else [calls])]
     return message
 
 
-def _text(content: Any, number: int) -> str:
+def _text(content: Any, at: str) -> str:
     """The text of a content that is text, or a list of parts, which are set one under the other."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
-        what = f"the content of message {number} must be text"
+        what = f"the content of {at} must be text"
         raise MalformedError("messages-shape", what, f"e.g. {A_MESSAGE}")
     texts = []
     for part in content:
@@ -228,23 +234,23 @@ def _text(content: Any, number: int) -> str:
         if not isinstance(text, str):
             what = "an image" if "image" in kind else f"a part of the type {kind!r}"
             code = "image-content" if "image" in kind else "content-part"
-            raise MalformedError(code, f"message {number} holds {what} where text is due", NO_IMAGES)
+            raise MalformedError(code, f"{at} holds {what} where text is due", NO_IMAGES)
         texts.append(text)
     return "\n".join(texts)
 
 
-def _call(call: Any, number: int) -> dict[str, Any]:
+def _call(call: Any, at: str) -> dict[str, Any]:
     """One tool call with its arguments as an object."""
     call = _filled(call) if isinstance(call, Mapping) else {}
     function = _filled(call["function"]) if isinstance(call.get("function"), Mapping) else call
     if not isinstance(function.get("name"), str):
-        what = f"a tool call of message {number} has no `function.name`"
+        what = f"a tool call of {at} has no `function.name`"
         raise MalformedError("tool-call-shape", what, 'e.g. {"function": {"name": "search", "arguments": "{}"}}')
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        arguments = _parsed(arguments or "{}", f"the arguments of a tool call in message {number}", "tool-arguments")
+        arguments = _parsed(arguments or "{}", f"the arguments of a tool call in {at}", "tool-arguments")
     if not isinstance(arguments, Mapping):
-        what = f"the arguments of a tool call in message {number} are no JSON object"
+        what = f"the arguments of a tool call in {at} are no JSON object"
         raise MalformedError("tool-arguments", what, 'write them as {"name": value, ...}')
     named = {"name": function["name"], "arguments": dict(arguments)}
     outside = {key: value for key, value in call.items() if key in ("id", "index")}
@@ -280,8 +286,9 @@ REMEDIES = {
     "unknown-tool": "add it to `tools`, or correct the name",
     "parallel-calls": "make one call a turn, or leave `parallel_tool_calls` out",
     "empty-field": "fill it in",
+    "identical-answers": "correct one of them, or leave the row out",
 }
-"""What to do against what :func:`problems` finds."""
+"""What to do against what a task's ``problems`` finds, by its code."""
 
 # --- the order of turns ---------------------------------------------------------------------------------------------
 

@@ -382,7 +382,9 @@ class Surveyor:
         except UnicodeEncodeError:
             return [_surrogate(row.origin)]
         except (TypeError, ValueError) as error:
-            return [Fault("wrong-type", f"the row cannot be written as JSON: {error}", row.origin, group="json")]
+            fix = "write what it holds as texts, numbers and lists"
+            what = f"the row cannot be written as JSON: {error}"
+            return [Fault("wrong-type", what, row.origin, fix=fix, group="json")]
         content_hash = hash64(content if CONTENT not in row.fields else _encode(identity(row.fields)).encode())
         tokens, cut, faults = 0, 0, list[Fault]()
         if self._render is not None and thinner.takes(content_hash):

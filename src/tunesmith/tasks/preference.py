@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.conversations import ROLE_OF
+from tunesmith.data.conversations import MalformedError, as_messages, as_tools
+from tunesmith.data.conversations import text_of as text_of_turn
+from tunesmith.data.problems import Fault
 from tunesmith.data.rows import Row
 from tunesmith.tasks.base import Answer, Field, Message, Reading
 
@@ -35,8 +37,8 @@ class Preference:
     answer: Answer = "pair"
 
     def reading(self, sample: Sequence[Row], data: Data) -> Reading:
-        """Rows are taken as they are."""
-        return Reading()
+        """Bring messages and tools into the one shape, and the margin to a number."""
+        return Reading(_convert)
 
     def input_text(self, row: Row) -> str:
         """The prompt, by which rows are kept on one side of a split; without one, both answers."""
@@ -60,25 +62,15 @@ class Preference:
         return conversations(row, system_prompt)[0]
 
     def problems(self, row: Row) -> Iterable[tuple[str, str]]:
-        """Shapes, roles, empty and equal answers."""
-        for name in ("prompt", "input", "chosen", "preferred_output", "rejected", "non_preferred_output"):
-            if (problem := _shape(name, row.fields.get(name))) is not None:
-                yield "messages-shape", problem
-                return
+        """Empty and equal answers, and answers that end with somebody else's turn."""
         _, chosen, rejected = turns_of(row)
         for name, turns in (("better", chosen), ("worse", rejected)):
-            if not text_of(turns).strip() and not any(turn.get("tool_calls") for turn in turns):
+            if not text_of(turns).strip():
                 yield "empty-field", f"the {name} answer is empty"
             elif turns[-1].get("role") != "assistant":
                 yield "last-role", f"the {name} answer must end with the assistant's turn"
         if chosen == rejected:
             yield "identical-answers", "both answers are the same: there is nothing to prefer"
-        try:
-            margin = margin_of(row)
-        except (TypeError, ValueError, OverflowError):
-            margin = math.nan
-        if margin is not None and not 0 <= margin < math.inf:
-            yield "wrong-type", f"the margin is {row.fields['margin']!r}, where a number of 0 or more is wanted"
 
 
 def conversations(row: Row, system_prompt: str | None) -> tuple[list[Message], list[Message]]:
@@ -94,7 +86,7 @@ def turns_of(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
     """Prompt, better and worse answer as turns. Answers that repeat the prompt, or begin alike, share it."""
     if "preferred_output" in row.fields:
         given = row.fields["input"]
-        prompt = _turns(given.get("messages") if isinstance(given, dict) else given, "user")
+        prompt = _turns(given["messages"] if isinstance(given, dict) else given, "user")
         chosen, rejected = row.fields["preferred_output"], row.fields["non_preferred_output"]
     else:
         prompt = _turns(row.fields.get("prompt"), "user")
@@ -109,33 +101,54 @@ def turns_of(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
 
 
 def margin_of(row: Row) -> float | None:
-    """The margin that the row states, also as text (in a CSV file, where an empty cell states none)."""
-    margin = row.fields.get("margin")
-    return None if margin is None or (isinstance(margin, str) and not margin.strip()) else float(margin)
+    """The margin that the row states."""
+    margin: float | None = row.fields.get("margin")
+    return margin
 
 
 def _turns(value: Any, role: str) -> list[Message]:
-    if value is None or value == "":
-        return []
+    """A text as one turn, turns as they are, nothing as none."""
     if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    return [{**turn, "role": ROLE_OF[turn["role"]]} for turn in value]
+        return [{"role": role, "content": value}] if value else []
+    return list(value or [])
 
 
 def text_of(turns: Sequence[Message]) -> str:
-    """What the turns say, without who said it."""
-    return "\n".join(str(turn.get("content") or "") for turn in turns)
+    """What the turns say and call, without who does."""
+    return "\n".join(text_of_turn(turn) for turn in turns)
 
 
-def _shape(name: str, value: Any) -> str | None:
-    """What is wrong with the shape of a field."""
-    if name == "input" and isinstance(value, dict):
-        value = value.get("messages")
-        if value is None:
-            return "`input` has no `messages`"
-    if value is None or isinstance(value, str):
+def _convert(row: Row) -> tuple[Row, list[Fault]]:
+    """A row whose turns are in the one shape of conversations, and whose margin is a number; or why they cannot be."""
+    fields = dict(row.fields)
+    given = None
+    try:
+        if isinstance(fields.get("input"), Mapping):  # OpenAI's form: the conversation with what belongs to it
+            given = {name: value for name, value in fields["input"].items() if value is not None}
+            given["messages"] = as_messages(given.get("messages"), "input.messages")
+            if "tools" in given:
+                given["tools"] = as_tools(given["tools"])
+            fields["input"] = given
+        for name in ("prompt", "input", "chosen", "preferred_output", "rejected", "non_preferred_output"):
+            value = fields.get(name, "")
+            none_needed = name in ("prompt", "input") and value == []
+            if not isinstance(value, str) and value is not given and not none_needed:
+                fields[name] = as_messages(value, name)
+    except MalformedError as error:
+        return row, [error.fault(row.origin)]
+    try:
+        margin = _margin(fields.pop("margin", None))
+    except (TypeError, ValueError, OverflowError):
+        what = f"the margin is {row.fields['margin']!r}, where a number of 0 or more is wanted"
+        return row, [Fault("wrong-type", what, row.origin, fix="write it as a number, or leave it out", group="margin")]
+    return Row(fields if margin is None else {**fields, "margin": margin}, row.origin), []
+
+
+def _margin(given: Any) -> float | None:
+    """A number, also as text (in a CSV file, where an empty cell states none)."""
+    if given is None or (isinstance(given, str) and not given.strip()):
         return None
-    if not isinstance(value, list) or not all(isinstance(turn, dict) and "role" in turn for turn in value):
-        return f"`{name}` must be text, or a list of messages with `role` and `content`"
-    unknown = next((str(turn["role"]) for turn in value if str(turn["role"]) not in ROLE_OF), None)
-    return None if unknown is None else f"`{name}` has the unknown role {unknown!r}; known: {', '.join(ROLE_OF)}"
+    margin = float(given)
+    if not 0 <= margin < math.inf:
+        raise ValueError(given)
+    return margin
