@@ -42,7 +42,11 @@ def serve(
     ] = None,
     model_memory: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="GB", help="Memory for the models that answer; default: half of what is free."),
+        typer.Option(
+            min=0.1,
+            metavar="GB",
+            help="Memory for models that answer, with their caches; default: half of what is free.",
+        ),
     ] = None,
     engine: Annotated[
         Literal["own", "vllm"], typer.Option(help="What writes the answers; `vllm` where it is installed.")

@@ -117,8 +117,8 @@ class RunningBatch:
     Args:
         model: A causal model.
         max_rows: Rows that run together; more wait.
-        cache_tokens: Slots times their length stay below this, or one row alone is running; where the rows grow too
-            long for it, the youngest waits again (what it wrote is kept). ``None``: no limit.
+        cache_tokens: Slots times their length stay below this; where the rows grow too long for it, the youngest waits
+            again (what it wrote is kept), and no row gets longer than that. ``None``: no limit.
         use_adapters: How to give each row its adapter; default: the network as it is.
         reuse_prompts: Whether to start from what a slot holds where a prompt begins the same.
 
@@ -141,6 +141,9 @@ class RunningBatch:
         self.model = model
         self.max_rows = max_rows
         self.context = context_length(model)
+        if cache_tokens is not None:  # with one place more for the padding
+            room = cache_tokens // LENGTH_STEP * LENGTH_STEP - model.virtual_tokens - 1
+            self.context = max(0, min(self.context, room))
         self._before = model.virtual_tokens
         with torch.inference_mode():
             self._opening = virtual_tokens.keys_and_values(model.wrapped) if self._before else []

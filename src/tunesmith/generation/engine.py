@@ -31,6 +31,9 @@ class TextEngine(Protocol):
     """
 
     @property
+    def context(self) -> int: ...  # noqa: D102
+
+    @property
     def waiting(self) -> int: ...  # noqa: D102
 
     @property
@@ -111,6 +114,11 @@ class Engine:
         self._tokens_per_second = 100.0  # a guess before anything was written; then a running mean
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together that there is room for."""
+        return self._batch.context
 
     @property
     def waiting(self) -> int:

@@ -76,7 +76,7 @@ class VllmEngine:
         self._tokens_written = 0
         self.adapters = VllmAdapters()
         self._eos_ids = list(eos_ids)
-        self._context = context
+        self.context = context
         self._arriving = 0
         self._tasks: dict[Request, asyncio.Task[Token]] = {}
         self._begun: set[Request] = set()
@@ -201,7 +201,7 @@ class VllmEngine:
     async def _write(self, request: Request) -> Token:
         """Tell all tokens of an answer but the last, which is the result."""
         text, written = request.text, 0
-        most = min(request.sampling.max_new_tokens, self._context - len(request.prompt))
+        most = min(request.sampling.max_new_tokens, self.context - len(request.prompt))
         stream = self._llm.generate(
             {"prompt_token_ids": list(request.prompt)},
             _parameters(request, most, self._eos_ids),

@@ -250,7 +250,8 @@ def answer_length(loaded: Loaded, prompt_tokens: int, wanted: int | None) -> int
     """
     from tunesmith.generation.batch import context_length
 
-    context = context_length(loaded.host.model)
+    engine = loaded.host.engine
+    context = engine.context if engine else context_length(loaded.host.model)
     if prompt_tokens + (wanted or 1) > context:
         answer = f" and {wanted} in the completion" if wanted else ""
         raise ApiError(

@@ -17,12 +17,13 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from tunesmith.data.render import ConversationRenderer
 from tunesmith.server.errors import ApiError
+from tunesmith.server.model_sizes import artefact_bytes, bytes_per_token, loaded_bytes, stored_bytes
 
 if TYPE_CHECKING:
     from tunesmith.generation.constraints import Grammars
@@ -34,6 +35,8 @@ log = logging.getLogger("tunesmith.server")
 
 Result = TypeVar("Result")
 EngineName = Literal["own", "vllm"]
+LEAST_TOKENS = 256
+"""Tokens of prompt and answer together that a model must have room for, to be of any use."""
 
 
 @dataclass(eq=False)
@@ -44,7 +47,7 @@ class Host:
         model: The network; for a base it may come to carry adapters.
         engine: Writes text; ``None`` if the model cannot.
         adapters: Those that are loaded; ``None`` where none can join.
-        bytes: Memory of the weights.
+        bytes: Memory of the weights, and of the keys and values that it may keep.
         touched: When it was used last, in uses of the pool.
         executor: Runs what is asked of a model that does not write.
         lock: Held while its tokenizer is used: its settings change from call to call.
@@ -112,7 +115,7 @@ class Limits:
     """How much the pool may use.
 
     Attributes:
-        memory_bytes: Weights and caches of keys and values of all models together; ``None``: half of what is free
+        memory_bytes: Weights, adapters, and keys and values of all models together; ``None``: half of what is free
             on the device when the first model is loaded.
         max_rows: Answers that one model writes at a time.
         queue_limit: Requests that may wait for one model.
@@ -124,10 +127,17 @@ class Limits:
     queue_limit: int = 256
     engine: EngineName = "own"
 
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of one host: a quarter of all."""
-        return (self.memory_bytes or 0) // 4
+    def cache_bytes(self, weights: int, least: int = 0) -> int:
+        """What one host may keep in keys and values: a quarter of all, and half of what its weights leave at most.
+
+        The other half is for adapters.
+
+        Args:
+            weights: Bytes of the host's weights.
+            least: Bytes without which it is of no use.
+        """
+        limit = self.memory_bytes or 0
+        return max(least, min(limit // 4, (limit - weights) // 2))
 
 
 class Pool:
@@ -144,7 +154,7 @@ class Pool:
 
     @property
     def bytes(self) -> int:
-        """Memory of all weights."""
+        """Memory that all models take, or may come to take while they write."""
         return sum(h.bytes for h in self._hosts.values()) + sum(m.bytes for m in self._loaded.values())
 
     @property
@@ -223,23 +233,95 @@ class Pool:
             self.limits = dataclasses.replace(self.limits, memory_bytes=free_memory(default_device()) // 2)
         dtype = str(choose_dtype("auto", default_device())).removeprefix("torch.")
         if not (place / NOTES).is_file():
-            return self._add(name, self._host(place, dtype), None)
+            return self._add(name, self._base(place, dtype), None)
         notes = read_notes(place)
         if notes.adapter and notes.form == "generate" and is_plain_lora(place) and not notes.new_tokens:
             # vLLM takes its share of the GPU for each base: one in several precisions would not fit
             base = find_base(notes, place, fetch=False)  # nobody else could load a model while gigabytes come
-            host = self._host(base, dtype if self.limits.engine == "vllm" else notes.dtype)
+            host = self._base(base, dtype if self.limits.engine == "vllm" else notes.dtype)
             if host.adapters is not None:
                 return self._add_adapter(name, host, place, notes)
-        return self._add(name, self._host(place, None), notes)
+        return self._add(name, self._tuned(place, notes), notes)
 
-    def _host(self, place: Path, dtype: str | None) -> Host:
-        """The host of a base in a precision, or of what a run made."""
-        key = (str(place.resolve()), dtype or "as tuned")
+    def _base(self, place: Path, dtype: str) -> Host:
+        """The host of a base in a precision."""
+        import torch
+
+        from tunesmith.models.load import load_config, load_model, natural_form
+        from tunesmith.models.precision import default_device
+
+        key = (str(place.resolve()), dtype)
         if key not in self._hosts:
-            self._make_room(_weights_bytes(place))
-            self._hosts[key] = _start_host(place, dtype, self.limits)
+            writes = natural_form(load_config(place)) == "generate"
+            by_vllm = writes and self.limits.engine == "vllm"
+            self._make_room(self._expected(stored_bytes(place, getattr(torch, dtype)), writes))
+            device = torch.device("meta") if by_vllm else default_device()
+            with device if by_vllm else contextlib.nullcontext():
+                model = load_model(place, name=place.name, dtype=getattr(torch, dtype), device=device, empty=by_vllm)
+            self._hosts[key] = self._start_vllm(model, dtype) if by_vllm else self._start(model, shared=True)
         return self._hosts[key]
+
+    def _tuned(self, place: Path, notes: ArtefactNotes) -> Host:
+        """The host of what a run made, in its own precision."""
+        from tunesmith.models.precision import default_device
+        from tunesmith.models.saving import load_artefact
+
+        key = (str(place.resolve()), "as tuned")
+        if key not in self._hosts:
+            self._make_room(self._expected(artefact_bytes(place, notes), notes.form == "generate"))
+            self._hosts[key] = self._start(load_artefact(place, device=default_device())[0], shared=False)
+        return self._hosts[key]
+
+    def _expected(self, weights: int, writes: bool) -> int:
+        """What a host of such weights will take."""
+        return weights + (self.limits.cache_bytes(weights) if writes else 0)
+
+    def _start(self, model: Model, *, shared: bool) -> Host:
+        """Start the thread of a network that was loaded; ``shared``: adapters may join it."""
+        from tunesmith.generation.adapters import Adapters
+        from tunesmith.generation.batch import RunningBatch, unsupported
+        from tunesmith.generation.engine import Engine
+
+        if model.form != "generate" or unsupported(model):
+            size = self._settled(loaded_bytes(model), 0)
+            return Host(model, None, None, size, executor=ThreadPoolExecutor(1, thread_name_prefix="model"))
+        cache = self._cache_of(model)
+        size = self._settled(loaded_bytes(model), cache)
+        adapters = Adapters(model) if shared else None
+        batch = RunningBatch(
+            model,
+            max_rows=self.limits.max_rows,
+            cache_tokens=cache // bytes_per_token(model),
+            use_adapters=adapters.use if adapters else None,
+        )
+        return Host(model, Engine(batch, queue_limit=self.limits.queue_limit), adapters, size)
+
+    def _start_vllm(self, model: Model, dtype: str) -> Host:
+        """A host whose weights are vLLM's; ``model`` has none."""
+        from tunesmith.generation.batch import context_length
+        from tunesmith.generation.vllm_engine import VllmEngine
+
+        cache = self._cache_of(model)
+        size = self._settled(loaded_bytes(model), cache)
+        engine = VllmEngine(
+            model.folder,
+            dtype=dtype,
+            eos_ids=model.eos_ids,
+            context=min(context_length(model), cache // bytes_per_token(model)),
+            memory_bytes=size,
+            max_rows=self.limits.max_rows,
+            queue_limit=self.limits.queue_limit,
+        )
+        return Host(model, engine, engine.adapters, size)
+
+    def _cache_of(self, model: Model) -> int:
+        """Bytes for its keys and values."""
+        return self.limits.cache_bytes(loaded_bytes(model), LEAST_TOKENS * bytes_per_token(model))
+
+    def _settled(self, weights: int, cache: int) -> int:
+        """What a loaded model takes, for which there is room now: what its files told was a guess."""
+        self._make_room(weights + cache)
+        return weights + cache
 
     def _add(self, name: str, host: Host, notes: ArtefactNotes | None) -> Loaded:
         model = host.model
@@ -250,7 +332,7 @@ class Pool:
         from tunesmith.models.load import load_tokenizer
 
         assert host.adapters is not None
-        size = _weights_bytes(place)
+        size = stored_bytes(place, host.model.dtype)
         self._make_room(size, keep=host)
         host.call(functools.partial(host.adapters.load, name, place)).result()
         renderer = ConversationRenderer(load_tokenizer(place), host.model.max_length, host.model.eos_ids)
@@ -258,17 +340,23 @@ class Pool:
 
     def _remember(self, loaded: Loaded) -> Loaded:
         self._loaded[loaded.id] = loaded
-        log.info("loaded %s: %d MB of weights in memory", loaded.id, self.bytes // 2**20)
+        log.info("loaded %s: %d MB are taken by models now", loaded.id, self.bytes // 2**20)
         return loaded
 
     # --- making room -------------------------------------------------------------------------------------------------
 
     def _make_room(self, wanted: int, keep: Host | None = None) -> None:
+        """Drop what was not used for longest, until so many bytes are free beside what stays.
+
+        Raises:
+            ApiError: 503: all is being used; 507: there is never as much.
+        """
         limit = self.limits.memory_bytes or 0
-        if wanted > limit:
+        least = wanted + (keep.bytes if keep else 0)
+        if least > limit:
             raise ApiError(
                 507,
-                f"The model needs {wanted / 2**20:.0f} MB, and {limit / 2**20:.0f} MB are set aside for models.",
+                f"The model needs {least / 2**20:.0f} MB, and {limit / 2**20:.0f} MB are set aside for models.",
                 code="model_too_large",
                 param="model",
             )
@@ -309,75 +397,7 @@ class Pool:
         return host.close
 
 
-def _start_host(place: Path, dtype: str | None, limits: Limits) -> Host:
-    """Load a network and start its thread. A base is named with a precision; what a run made knows its own."""
-    import torch
-
-    from tunesmith.generation.adapters import Adapters
-    from tunesmith.generation.batch import RunningBatch, unsupported
-    from tunesmith.generation.engine import Engine
-    from tunesmith.models.load import load_model
-    from tunesmith.models.precision import default_device
-    from tunesmith.models.saving import load_artefact
-
-    device = default_device()
-    if dtype is not None and limits.engine == "vllm" and (host := _start_vllm(place, dtype, limits)) is not None:
-        return host
-    if dtype is None:
-        model = load_artefact(place, device=device)[0]
-    else:
-        model = load_model(place, name=place.name, dtype=getattr(torch, dtype), device=device)
-    size = sum(p.numel() * p.element_size() for p in model.network.parameters())
-    if model.form != "generate" or unsupported(model):
-        return Host(model, None, None, size, executor=ThreadPoolExecutor(1, thread_name_prefix="model"))
-    adapters = Adapters(model) if dtype is not None else None
-    batch = RunningBatch(
-        model,
-        max_rows=limits.max_rows,
-        cache_tokens=max(1, limits.cache_bytes // _bytes_per_token(model)),
-        use_adapters=adapters.use if adapters else None,
-    )
-    return Host(model, Engine(batch, queue_limit=limits.queue_limit), adapters, size)
-
-
-def _start_vllm(place: Path, dtype: str, limits: Limits) -> Host | None:
-    """A host whose weights are vLLM's, which the network here has none of; ``None`` for a model that does not write."""
-    import torch
-
-    from tunesmith.generation.batch import context_length
-    from tunesmith.generation.vllm_engine import VllmEngine
-    from tunesmith.models.load import load_model
-
-    meta = torch.device("meta")
-    with meta:
-        model = load_model(place, name=place.name, dtype=getattr(torch, dtype), device=meta, empty=True)
-    if model.form != "generate":
-        return None
-    engine = VllmEngine(
-        place,
-        dtype=dtype,
-        eos_ids=model.eos_ids,
-        context=context_length(model),
-        memory_bytes=_weights_bytes(place) + limits.cache_bytes,
-        max_rows=limits.max_rows,
-        queue_limit=limits.queue_limit,
-    )
-    return Host(model, engine, engine.adapters, _weights_bytes(place))
-
-
 def _drop_adapter(host: Host, name: str) -> None:
     assert host.engine is not None and host.adapters is not None
     host.engine.withdraw(name)
     host.adapters.drop(name)
-
-
-def _weights_bytes(place: Path) -> int:
-    return sum(path.stat().st_size for path in place.glob("*.safetensors"))
-
-
-def _bytes_per_token(model: Model) -> int:
-    """Keys and values of one token in all layers."""
-    config: Any = model.transformer().config
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    return 2 * int(config.num_hidden_layers) * heads * width * model.dtype.itemsize

@@ -24,7 +24,7 @@ class PoolMetrics(Collector):
         """Models, memory, answers being written and waiting, tokens so far."""
         engines = [host.engine for host in self.pool.hosts() if host.engine is not None]
         yield GaugeMetricFamily("tunesmith_models_in_memory", "Models in memory", value=len(self.pool.names()))
-        yield GaugeMetricFamily("tunesmith_model_bytes", "Memory of their weights", value=self.pool.bytes)
+        yield GaugeMetricFamily("tunesmith_model_bytes", "Memory for them, with caches", value=self.pool.bytes)
         running, waiting = sum(engine.running for engine in engines), sum(engine.waiting for engine in engines)
         yield GaugeMetricFamily("tunesmith_answers_running", "Answers being written", value=running)
         yield GaugeMetricFamily("tunesmith_answers_waiting", "Answers that wait", value=waiting)

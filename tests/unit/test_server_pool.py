@@ -1,0 +1,123 @@
+"""What models in memory take, and that all of it together stays within the limit."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from tunesmith.errors import UsageError
+from tunesmith.generation.batch import Request, Token
+from tunesmith.generation.sampling import Sampling
+from tunesmith.models.load import load_model
+from tunesmith.models.saving import load_artefact, read_notes, save_artefact
+from tunesmith.recipe import LoRA
+from tunesmith.server.errors import ApiError
+from tunesmith.server.model_sizes import artefact_bytes, bytes_per_token, loaded_bytes, stored_bytes
+from tunesmith.server.pool import Limits, Pool
+
+
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine multiplies fast."""
+    monkeypatch.setattr("tunesmith.models.precision.choose_dtype", lambda precision, device: torch.float32)
+
+
+@pytest.fixture
+def folders(tiny_decoder: Path, tiny_encoder: Path, tmp_path: Path) -> dict[str, Path]:
+    """Two bases that write, one that does not, and an adapter on the first."""
+    found = {"first": tiny_decoder, "second": tmp_path / "second", "encoder": tiny_encoder, "tuned": tmp_path / "tuned"}
+    shutil.copytree(tiny_decoder, found["second"])
+    model = tiny.build(tiny_decoder, "generate", LoRA(rank=4), dtype=torch.float32)
+    save_artefact(model, found["tuned"], task="chat", system_prompt=None)
+    return found
+
+
+def opened(pool: Pool, name: str, folders: dict[str, Path]) -> Any:
+    async def load() -> Any:
+        async with pool.use(name, lambda: folders[name]) as loaded:
+            return loaded
+
+    return asyncio.run(load())
+
+
+def total(pool: Pool) -> int:
+    """Weights and room for keys and values, counted once more."""
+    found = 0
+    for host in pool.hosts():
+        batch = getattr(host.engine, "_batch", None)
+        found += loaded_bytes(host.model)  # with the adapters on it
+        found += batch._cache_tokens * bytes_per_token(host.model) if batch else 0
+    return found
+
+
+@pytest.mark.parametrize("limit", [400_000, 520_000, 600_000])
+def test_weights_and_caches_together_stay_within_the_limit(limit: int, folders: dict[str, Path]) -> None:
+    pool = Pool(Limits(memory_bytes=limit))
+    try:
+        for name in ("first", "tuned", "second", "encoder", "first", "second"):
+            opened(pool, name, folders)
+            assert name in pool.names()
+            assert total(pool) <= pool.bytes <= limit
+        assert ("first" in pool.names()) is (limit == 600_000)
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_count_in_the_precision_in_which_they_are_loaded(dtype: torch.dtype, tiny_decoder: Path) -> None:
+    """Whatever they are stored in."""
+    model = load_model(tiny_decoder, name="tiny", dtype=dtype)
+    assert loaded_bytes(model) == pytest.approx(model.total_parameters * dtype.itemsize, rel=0.01)
+    assert stored_bytes(tiny_decoder, dtype) == pytest.approx(loaded_bytes(model), rel=0.05)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_what_a_run_made_counts_with_its_base(quantization: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = LoRA(rank=4, quantization=quantization)
+    model = tiny.build(folders["first"], "generate", settings, dtype=torch.bfloat16)
+    save_artefact(model, tmp_path / "run", task="chat", system_prompt=None)
+    guessed = artefact_bytes(tmp_path / "run", read_notes(tmp_path / "run"))
+    assert guessed == pytest.approx(loaded_bytes(load_artefact(tmp_path / "run")[0]), rel=0.6)
+    assert guessed > 2 * stored_bytes(tmp_path / "run", torch.bfloat16)
+
+
+def test_what_never_fits_is_told_from_what_must_wait(folders: dict[str, Path]) -> None:
+    pool = Pool(Limits(memory_bytes=150_000))  # the weights alone would fit
+    try:
+        with pytest.raises(ApiError) as caught:
+            opened(pool, "first", folders)
+        assert (caught.value.status_code, caught.value.code) == (507, "model_too_large") and not pool.hosts()
+        pool.limits = Limits(memory_bytes=200_000)
+        host = opened(pool, "first", folders).host
+        pool.limits = Limits(memory_bytes=host.bytes)
+        with pytest.raises(ApiError) as caught:
+            opened(pool, "tuned", folders)  # not beside its own base
+        assert caught.value.code == "model_too_large"
+    finally:
+        pool.close()
+
+
+def test_an_answer_ends_where_the_cache_does(folders: dict[str, Path]) -> None:
+    pool = Pool(Limits(memory_bytes=200_000))
+    try:
+        engine = opened(pool, "first", folders).host.engine
+        batch = engine._batch
+        assert engine.context == 255  # the model would take 256
+        batch.model.eos_ids = []
+        heard: list[Token] = []
+        asked = Request(prompt=[5] * 100, sampling=Sampling(max_new_tokens=500), on_token=heard.append)
+        batch.add(asked)
+        while batch.busy:
+            batch.step()
+            assert batch._cache.num_slots * batch._cache.length <= batch._cache_tokens
+        assert heard[-1].finish_reason == "length" and 100 + len(heard) == engine.context
+        with pytest.raises(UsageError, match="the model takes 1 to"):
+            batch.add(Request(prompt=[5] * 255, sampling=Sampling(max_new_tokens=1), on_token=print))
+    finally:
+        pool.close()
