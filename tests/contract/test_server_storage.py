@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -183,6 +186,21 @@ def test_a_place_that_cannot_be_written_to_is_told_at_once(
     for url in ("s3://", "/tmp/folder", "http://127.0.0.1/bucket", "file:///etc"):
         with pytest.raises(UsageError):
             create_app(Settings(data=tmp_path / "a", storage=url))
+
+
+def test_what_a_killed_process_has_half_fetched_goes_when_it_is_fetched_again(remote: Remote, tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("x")
+    remote.put(tmp_path / "rows", "jobs/ftjob-1/data/training_file.jsonl")
+    folder = tmp_path / "jobs" / "ftjob-1"
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        pass
+    mine, alive = os.getpid(), os.getppid()
+    for name in (f".pull-data-{gone.pid}", f".pull-data-{mine}", f".pull-data-{alive}", ".pull-other-1"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "training_file.jsonl").write_text("half")
+    remote.pull("jobs/ftjob-1/data", folder / "data")
+    assert {path.name for path in folder.iterdir()} == {"data", f".pull-data-{alive}", ".pull-other-1"}
+    assert (folder / "data" / "training_file.jsonl").read_text() == "x"
 
 
 @pytest.mark.parametrize("name", ["../../evil", "{tmp_path}/planted"])

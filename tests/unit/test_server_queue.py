@@ -178,26 +178,30 @@ def test_data_of_an_ended_job_goes_when_its_worker_never_came_back(queue: Queue)
     data = {name: queue.folders.job(job_id) / "data" for name, job_id in made.items()}
     for folder in data.values():
         folder.mkdir()
+        folder.with_name(".pull-data-7").mkdir()
     jobs.forget_orphaned_data(queue.folders, queue.database)
-    assert [name for name, folder in data.items() if folder.is_dir()] == ["stopping", "taken over soon"]
+    for name, folder in data.items():
+        assert folder.is_dir() is folder.with_name(".pull-data-7").is_dir() is (name != "left")
     assert job(queue, made["left"]).lease_until is None
 
 
 def test_what_a_kill_left_half_made_is_removed_after_a_day(queue: Queue) -> None:
     root = queue.folders.root
-    left = [root / "files/.staging-a", root / "uploads/upload_a/.part_a", root / "uploads/upload_a/part_b"]
-    kept = [root / "files/.staging-b", root / "uploads/upload_b/.part_c", root / "files/file-a"]
+    left = [root / "files/.staging-a", root / "jobs/.pull-ftjob-a-7", root / "jobs/ftjob-b/.pull-data-7"]
+    kept = [root / "files/.staging-b", root / "jobs/.pull-ftjob-c-7", root / "files/file-a", root / "jobs/ftjob-b/data"]
     for path in (*left, *kept):
+        path.mkdir(parents=True)
+        (path / "content").write_bytes(b"half")
+    parts = [root / "uploads/upload_a/.part_a", root / "uploads/upload_a/part_b", root / "uploads/upload_b/.part_c"]
+    for path in parts:
         path.parent.mkdir(exist_ok=True)
-        if path.parent.name == "files":
-            path.mkdir()
-            (path / "content").write_bytes(b"half")
-        else:
-            path.write_bytes(b"half")
+        path.write_bytes(b"half")
     (root / "uploads/upload_a/upload.json").write_text("{}")
     late = time.time() - storage.LEFTOVER_SECONDS - 60
-    for path in (*left, kept[-1], kept[0], left[0] / "content", kept[-1] / "content"):  # of kept[0] only the folder
+    old = [*left, *kept, *(path / "content" for path in (*left, *kept[2:]))]  # of the first two kept only the folder
+    for path in (*old, *parts[:2]):
         os.utime(path, (late, late))
+    left, kept = [*left, *parts[:2]], [*kept, parts[2]]
     storage.delete_leftovers(queue.folders)
     assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
     assert (root / "uploads/upload_a/upload.json").is_file()

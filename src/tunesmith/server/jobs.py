@@ -219,6 +219,8 @@ def add_events(session: Session, job_id: str, events: list[JobEvent]) -> None:
 def forget_data(folders: Folders, job_id: str) -> None:
     """Remove a job's copies of its files when it is over: whoever deletes a file wants it gone."""
     folders.remove(folders.job(job_id) / "data")
+    for half in folders.job(job_id).glob(".pull-data-*"):  # of a process that was killed while it fetched them
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def forget_orphaned_data(folders: Folders, database: Database) -> None:

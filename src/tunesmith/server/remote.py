@@ -101,8 +101,10 @@ class Remote:
 
     def pull(self, key: str, folder: Path) -> None:
         """Fetch all that is below a key into a folder that is not there yet; it appears when all of it is there."""
+        for left in folder.parent.glob(f".pull-{folder.name}-*"):
+            if not _is_at_work(left.name.rpartition("-")[2]):
+                shutil.rmtree(left, ignore_errors=True)
         staging = folder.with_name(f".pull-{folder.name}-{os.getpid()}")
-        shutil.rmtree(staging, ignore_errors=True)
         try:
             for name in self.keys(key):
                 target = staging / name.removeprefix(f"{key}/")
@@ -140,3 +142,10 @@ class Remote:
             where=self.url,
             fix="check that the bucket is there, and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
+
+
+def _is_at_work(process: str) -> bool:
+    """Whether a process other than this one has this number."""
+    import psutil
+
+    return process.isdecimal() and int(process) != os.getpid() and psutil.pid_exists(int(process))

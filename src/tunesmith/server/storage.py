@@ -21,7 +21,7 @@ from tunesmith.server.folders import Folders, new_id
 from tunesmith.server.schemas import FileObject
 
 LEFTOVER_SECONDS = 24 * 3600
-"""How old what is not complete must be to count as left over by a kill: no upload is open for so long."""
+"""How old what is not complete must be to count as left over by a kill: nothing takes so long to come or to make."""
 
 COLUMNS = ("id", "owner", "filename", "purpose", "bytes", "sha256", "created_at", "expires_at")
 """What ``file.json`` holds: enough to restore the row."""
@@ -101,17 +101,26 @@ def delete_expired(folders: Folders, database: Database) -> int:
 
 
 def delete_leftovers(folders: Folders) -> None:
-    """Remove what a kill left half made: staged files, and parts of uploads."""
+    """Remove what a kill left half made: staged files, parts of uploads, and jobs half fetched from the storage."""
+    for pattern in ("files/.staging-*", "uploads/*/.part_*", "uploads/*/part_*", "jobs/.pull-*", "jobs/*/.pull-*"):
+        for path in folders.root.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # somebody else has just done with it
+                if not is_leftover(path):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether nothing has happened for long to a file or folder that is not complete.
+
+    Raises:
+        FileNotFoundError: It is just going.
+    """
     late = time.time() - LEFTOVER_SECONDS
-    found = [*folders.root.glob("files/.staging-*"), *folders.root.glob("uploads/*/.part_*")]
-    for path in [*found, *folders.root.glob("uploads/*/part_*")]:
-        with contextlib.suppress(FileNotFoundError):  # somebody else has just done with it
-            if max(inner.stat().st_mtime for inner in (path, *path.rglob("*"))) > late:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+    return max(inner.stat().st_mtime for inner in (path, *path.rglob("*"))) <= late
 
 
 def file_object(row: FileRow) -> FileObject:
