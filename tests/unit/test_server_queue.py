@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from sqlalchemy import text
 
@@ -205,3 +209,53 @@ def test_what_a_kill_left_half_made_is_removed_after_a_day(queue: Queue) -> None
     storage.delete_leftovers(queue.folders)
     assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
     assert (root / "uploads/upload_a/upload.json").is_file()
+
+
+CREATE = """
+import os, signal, sys
+from pathlib import Path
+from tunesmith.server import jobs, storage
+from tunesmith.server.auth import LOCAL
+from tunesmith.server.schemas import JobRequest
+from tunesmith.server.services import open_services
+from tunesmith.server.settings import Settings
+
+root = Path(sys.argv[1])
+services = open_services(Settings(data=root, models=root / "models.yaml"))
+with storage.staged(services.folders) as staging:
+    (staging / "content").write_text("{}")
+    facts = {"owner": LOCAL.owner, "filename": "a.jsonl", "purpose": "fine-tune", "bytes": 2, "sha256": ""}
+    file = storage.keep_file(services.folders, services.database, staging, facts)
+body = JobRequest(model="gpt-tiny", training_file=file.id)
+print(jobs.create(services, LOCAL, body).id)
+jobs.log_event = lambda *ignored, **also: os.kill(os.getpid(), signal.SIGKILL)
+jobs.create(services, LOCAL, body)
+"""
+
+
+def test_a_job_that_a_kill_kept_out_of_the_index_leaves_no_folder(queue: Queue, tiny_decoder: Path) -> None:
+    """Between writing its files and the commit. What belongs to a job stays, whatever the index says."""
+    root = queue.folders.root
+    (root / "models.yaml").write_text(f"gpt-tiny: {tiny_decoder}\n")
+    command = [sys.executable, "-c", CREATE, str(root)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    made = done.stdout.strip()
+    (unmade,) = {path.name for path in (root / "jobs").iterdir()} - {made}
+    assert (root / "jobs" / unmade / "data" / "training_file.jsonl").is_file()
+    assert not (root / "jobs" / made / jobs.MARK).exists()
+
+    marked, being_made, unknown = add(queue), new_id("ftjob-"), new_id("ftjob-")
+    for name in (being_made, unknown):
+        (root / "jobs" / name).mkdir()
+        (root / "jobs" / name / "job.json").write_text("{}")
+    for name in (marked, being_made):
+        (root / "jobs" / name / jobs.MARK).touch()
+    with filelock.FileLock(root / "jobs" / being_made / jobs.MARK):
+        jobs.forget_unmade(queue.folders, queue.database)
+        assert (root / "jobs" / unmade).is_dir() and (root / "jobs" / marked / jobs.MARK).is_file()
+        for mark in root.glob(f"jobs/*/{jobs.MARK}"):
+            os.utime(mark, (1, 1))
+        jobs.forget_unmade(queue.folders, queue.database)
+    assert {path.name for path in (root / "jobs").iterdir()} == {made, marked, being_made, unknown}
+    assert not (root / "jobs" / marked / jobs.MARK).exists()

@@ -6,6 +6,7 @@ What workers change is in :mod:`tunesmith.server.queue`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,8 +16,10 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import filelock
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
@@ -43,6 +46,10 @@ WAITING = ("validating_files", "queued")
 ENDED = ("succeeded", "failed", "cancelled")
 STORED = tuple(column.key for column in JobRow.__mapper__.column_attrs if column.key != "number")
 """What ``job.json`` holds: everything but the row's number."""
+MARK = ".new"
+"""File in a job's folder, there and locked until the job is in the index."""
+MARK_SECONDS = 60
+"""How old a mark must be to be looked at: in its first moment it is not locked yet."""
 log = logging.getLogger("tunesmith.server")
 
 
@@ -81,19 +88,20 @@ def create(server: Services, who: Principal, body: JobRequest, key: str | None =
     )
     files = _files(server, who, body)
     try:
-        _take_files(server.folders, row.id, files)
-        with server.database.write() as session:
-            store(session, server.folders, row)
-            session.add_all(LabelRow(job_id=row.id, key=k, value=v) for k, v in (body.metadata or {}).items())
-            if key is not None:
-                session.add(
-                    IdempotencyRow(
-                        owner=who.owner, key=key, body_sha256=digest, job_id=row.id, created_at=row.created_at
+        with _marked(server.folders.job(row.id)):
+            _take_files(server.folders, row.id, files)
+            with server.database.write() as session:
+                store(session, server.folders, row)
+                session.add_all(LabelRow(job_id=row.id, key=k, value=v) for k, v in (body.metadata or {}).items())
+                if key is not None:
+                    session.add(
+                        IdempotencyRow(
+                            owner=who.owner, key=key, body_sha256=digest, job_id=row.id, created_at=row.created_at
+                        )
                     )
-                )
-            log_event(session, server.folders, row.id, f"Created fine-tuning job: {row.id}")
-            for text in _warnings(row):
-                log_event(session, server.folders, row.id, text, level="warn")
+                log_event(session, server.folders, row.id, f"Created fine-tuning job: {row.id}")
+                for text in _warnings(row):
+                    log_event(session, server.folders, row.id, text, level="warn")
     except BaseException as error:
         server.folders.remove(server.folders.job(row.id))
         if isinstance(error, IntegrityError) and key is not None:  # the same came at the same time, and was first
@@ -221,6 +229,32 @@ def forget_data(folders: Folders, job_id: str) -> None:
     folders.remove(folders.job(job_id) / "data")
     for half in folders.job(job_id).glob(".pull-data-*"):  # of a process that was killed while it fetched them
         shutil.rmtree(half, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Make a job's folder, with a mark that is held while the job is not in the index."""
+    folder.mkdir(parents=True)
+    with filelock.FileLock(folder / MARK):
+        yield
+        with contextlib.suppress(OSError):  # the job is there by now: whoever sees the mark later takes it away
+            (folder / MARK).unlink()
+
+
+def forget_unmade(folders: Folders, database: Database) -> None:
+    """Remove the folders of jobs that a kill kept out of the index. A folder without a mark is a job's, and stays."""
+    for mark in folders.root.glob(f"jobs/*/{MARK}"):
+        with contextlib.suppress(FileNotFoundError, filelock.Timeout):  # its job has just been made, or is being made
+            if mark.stat().st_mtime > time.time() - MARK_SECONDS:
+                continue
+            with filelock.FileLock(mark, timeout=0):
+                with database.read() as session:
+                    is_made = session.scalar(select(JobRow.id).where(JobRow.id == mark.parent.name)) is not None
+                if is_made:
+                    mark.unlink()
+                else:
+                    log.warning("%s was never made: its folder is removed", mark.parent.name)
+                    folders.remove(mark.parent)
 
 
 def forget_orphaned_data(folders: Folders, database: Database) -> None:

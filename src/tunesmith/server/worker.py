@@ -109,6 +109,7 @@ class Workers:
                 expire_uploads(folders, database)
                 storage.delete_leftovers(folders)
                 jobs.forget_orphaned_data(folders, database)
+                jobs.forget_unmade(folders, database)
             except (SQLAlchemyError, OSError, TunesmithError) as error:
                 log.error("cleaning up: %s", error)
             if self._stopping.wait(JANITOR_SECONDS):
