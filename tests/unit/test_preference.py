@@ -266,6 +266,20 @@ def test_what_only_the_tokens_show_has_its_row(tiny_decoder: Path, tiny_encoder:
         assert str(caught.value.where) == "rows.jsonl:1"
 
 
+@pytest.mark.parametrize("form", ["generate", "classify"])
+def test_tools_stand_in_the_prompt_of_both_answers(form: Any, tiny_decoder: Path) -> None:
+    """And a template that knows none refuses the row, as it does for chats."""
+    asked = {"messages": [user("q")], "tools": [{"type": "function", "function": {"name": "search"}}]}
+    pair = row(input=asked, preferred_output=[bot("a")], non_preferred_output=[bot("b")])
+    tokenizer = load_tokenizer(tiny_decoder)
+    with pytest.raises(DataError, match="knows no `tools`"):
+        row_renderer(tokenizer, TASK, form=form, labels=None, max_length=64)(pair)
+    tokenizer.chat_template = "{{ tools[0].function.name }}" + tokenizer.chat_template
+    rendered = row_renderer(tokenizer, TASK, form=form, labels=None, max_length=64)(pair)
+    texts = [rendered.input_ids, *([rendered.extra["rejected"]] if form == "classify" else [])]
+    assert all("search" in tokenizer.decode(ids) for ids in texts)
+
+
 def test_a_prompt_that_leaves_no_room_for_an_answer_has_its_row(tiny_decoder: Path) -> None:
     renderer = ConversationRenderer(load_tokenizer(tiny_decoder), 32)
     render = prompt_renderer(renderer, TASKS["text-generation"])

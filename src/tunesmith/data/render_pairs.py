@@ -10,7 +10,7 @@ from tunesmith.data.render import ConversationRenderer, Render, Rendered, conver
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.tasks.base import Message, Task
-from tunesmith.tasks.preference import conversations, margin_of
+from tunesmith.tasks.preference import conversations, margin_of, tools_of
 
 CHOSEN, REJECTED = 1, 2
 """Segments of the answers in a row; the prompt is the trunk that both see (:mod:`tunesmith.models.visibility`)."""
@@ -25,7 +25,8 @@ def pair_renderer(renderer: ConversationRenderer, system_prompt: str | None = No
     """
 
     def render(row: Row) -> Rendered:
-        chosen, rejected = (renderer(turns, origin=row.origin) for turns in conversations(row, system_prompt))
+        tools, pair = tools_of(row), conversations(row, system_prompt)
+        chosen, rejected = (renderer(turns, tools=tools, origin=row.origin) for turns in pair)
         shared = min(_prompt_length(chosen), _prompt_length(rejected))
         if chosen.input_ids[:shared] != rejected.input_ids[:shared] or shared == 0:
             raise DataError("the template writes the prompt of the two answers differently", where=str(row.origin))
@@ -58,8 +59,8 @@ def _prompt_length(rendered: Rendered) -> int:
     return next(n for n, weight in enumerate(rendered.loss_weights or []) if weight)
 
 
-Read = Callable[[list[Message]], tuple[list[int], int]]
-"""Tokens of a text that is to be scored, and how many were cut off."""
+Read = Callable[[list[Message], Any], tuple[list[int], int]]
+"""Tokens of a text that is to be scored, with the tools that may be called in it, and how many were cut off."""
 
 
 def score_reader(tokenizer: Any, max_length: int, eos_ids: Sequence[int] | None = None) -> Read:
@@ -69,10 +70,10 @@ def score_reader(tokenizer: Any, max_length: int, eos_ids: Sequence[int] | None 
     """
     renderer = ConversationRenderer(tokenizer, max_length, eos_ids) if tokenizer.chat_template else None
 
-    def read(turns: list[Message]) -> tuple[list[int], int]:
+    def read(turns: list[Message], tools: Any) -> tuple[list[int], int]:
         if renderer is None or len(turns) < 2:
             return encode_text(tokenizer, plain_text(turns), max_length)
-        rendered = renderer(turns)
+        rendered = renderer(turns, tools=tools)
         return rendered.input_ids, rendered.cut_tokens
 
     return read
@@ -82,7 +83,7 @@ def score_pair_renderer(read: Read, system_prompt: str | None = None) -> Render:
     """Render a preference for a model that scores: the better text, the worse one in ``extra["rejected"]``."""
 
     def render(row: Row) -> Rendered:
-        (better, one), (worse, other) = (read(turns) for turns in conversations(row, system_prompt))
+        (better, one), (worse, other) = (read(turns, tools_of(row)) for turns in conversations(row, system_prompt))
         if better == worse:
             raise DataError("both texts have the same tokens", where=str(row.origin), fix="raise `data.max_length`")
         extra: dict[str, list[int] | list[float]] = {"rejected": worse, "margin": [margin_of(row) or 0.0]}

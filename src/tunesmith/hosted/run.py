@@ -33,7 +33,7 @@ from tunesmith.prediction.rewarded import Judges
 from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Recipe, RewardSource
 from tunesmith.tasks import TASKS
-from tunesmith.tasks.preference import turns_of
+from tunesmith.tasks.preference import tools_of, turns_of
 from tunesmith.training.outcome import Tuning
 
 
@@ -159,8 +159,7 @@ def as_conversations(recipe: Recipe, data: PreparedData) -> tuple[Recipe, Prepar
 
     def conversation(row: Row) -> Row:
         prompt, better, _ = turns_of(row)
-        given = row.fields.get("input")
-        tools = {"tools": given["tools"]} if isinstance(given, dict) and given.get("tools") else {}
+        tools = {"tools": tools_of(row)} if tools_of(row) else {}
         return replace(row, fields={"messages": [*prompt, *better], **tools})
 
     train, validation, test = ([conversation(row) for row in part] for part in (data.train, data.validation, data.test))

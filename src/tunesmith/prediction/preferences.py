@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from tunesmith.prediction.outputs import Outputs
 from tunesmith.prediction.references import UNCUT, answer_nats
 from tunesmith.prediction.setting import Setting
 from tunesmith.tasks.base import Message
-from tunesmith.tasks.preference import conversations
+from tunesmith.tasks.preference import conversations, tools_of
 
 
 def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
@@ -30,7 +31,7 @@ def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
     started = time.perf_counter()
     pairs = [(turns, row) for row in rows for turns in conversations(row, setting.system_prompt)]
     if model.form == "classify":
-        examples = _read(model, [turns for turns, _ in pairs])
+        examples = _read(model, [(turns, tools_of(row)) for turns, row in pairs])
         scores = inference.head_scores(model, examples, on_event=setting.on_event)[:, 0]
         return replace(_outputs(scores, sum(len(ids) for ids in examples), started), log_odds=True)
     return _outputs(*_mean_likelihoods(model, pairs, setting.on_event), started)
@@ -49,19 +50,20 @@ def _mean_likelihoods(
 ) -> tuple[FloatArray, int]:
     """Mean log likelihood (N,) of the learned tokens of N conversations, and the tokens that were read."""
     renderer = ConversationRenderer(model.tokenizer, UNCUT, model.eos_ids)
-    rendered = [renderer(turns, origin=row.origin) for turns, row in asked]
+    rendered = [renderer(turns, tools=tools_of(row), origin=row.origin) for turns, row in asked]
     nats, sizes = answer_nats(model, rendered, model.max_length, on_event)
     return -nats / sizes, sum(min(len(example.input_ids), model.max_length) for example in rendered)
 
 
 def score_texts(model: Model, texts: Sequence[list[Message]], on_event: Listener) -> FloatArray:
     """Scores (N,) that a reward model gives to N conversations or bare texts."""
-    return inference.head_scores(model, _read(model, texts), on_event=on_event)[:, 0]
+    return inference.head_scores(model, _read(model, [(turns, None) for turns in texts]), on_event=on_event)[:, 0]
 
 
-def _read(model: Model, texts: Sequence[list[Message]]) -> list[list[int]]:
+def _read(model: Model, texts: Sequence[tuple[list[Message], Any]]) -> list[list[int]]:
+    """Tokens of conversations or bare texts, each with the tools that may be called in it."""
     read = score_reader(model.tokenizer, model.max_length, model.eos_ids)
-    return [read(turns)[0] for turns in texts]
+    return [read(turns, tools)[0] for turns, tools in texts]
 
 
 def longer(rows: Sequence[Row]) -> Outputs:

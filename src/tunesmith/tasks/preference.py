@@ -100,6 +100,12 @@ def turns_of(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
     return prompt, better, worse
 
 
+def tools_of(row: Row) -> Any:
+    """The tools that OpenAI's form names beside the conversation; ``None`` where there are none."""
+    given = row.fields.get("input")
+    return given.get("tools") if isinstance(given, dict) else None
+
+
 def margin_of(row: Row) -> float | None:
     """The margin that the row states."""
     margin: float | None = row.fields.get("margin")
