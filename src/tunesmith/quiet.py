@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-NOISY = ("torchao", "torch.utils._pytree")
-"""torchao tells about its parts for other machines, torch about torchao's use of it."""
+NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu")
+"""torchao tells about its parts for other machines, torch about torchao's use of it, and bitsandbytes about a package
+of kernels that it does without."""
 
 
 def hush_imports() -> None:
