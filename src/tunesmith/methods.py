@@ -5,11 +5,13 @@ A method chooses; it never overrules. Whatever the recipe says itself stands.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from tunesmith.parameters.settings import with_kind
+from tunesmith.parameters.kinds import KINDS
+from tunesmith.parameters.settings import SHORT_FORMS, with_kind
 from tunesmith.recipe import (
     HEADS,
     Baseline,
@@ -261,6 +263,21 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+_METHOD_OF_KIND = {"none": "features", "in-context": "few-shot", "head": "transfer", "layers": "transfer"}
+"""Kind of parameters -> the method that is known for it; of all other kinds that is ``peft``."""
+
+
+def method_meant(name: str) -> str | None:
+    """How to write what is no method but a kind of parameters (``lora``) or an objective (``dpo``); else ``None``."""
+    if name in KINDS or name in SHORT_FORMS:
+        method = _METHOD_OF_KIND.get(SHORT_FORMS.get(name, {}).get("kind", name), "peft")
+        return f"`{name}` is a kind of parameters: write `method: {method}` and `parameters: {name}`"
+    if name in get_args(ObjectiveName):
+        known = [method for method in METHODS.values() if name in re.split(r"[ ,;]+", method.objective)]
+        return f"`{name}` is an objective: write `{f'method: {known[0].name}' if known else f'objective: {name}'}`"
+    return None
 
 
 def with_kinds(tree: dict[str, Any]) -> dict[str, Any]:

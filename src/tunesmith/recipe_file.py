@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -275,7 +276,9 @@ def _known_keys(path: tuple[str, ...]) -> str:
 
 def _wrong_value(key: str, more: str, where: str | None, problem: Any) -> RecipeError:
     """A value of the wrong kind or size, in the words of pydantic."""
-    message, fix = problem["msg"].removeprefix("Value error, "), None
+    if problem["type"] == "model_type":
+        return _no_mapping(key, more, where, problem)
+    message, fix = problem["msg"].removeprefix("Value error, ").partition(", unable to ")[0], None
     if message.startswith("Input should be") and isinstance(problem["input"], str | int | float):
         wanted = message.removeprefix("Input should be ").replace("a valid", "a")
         fix = f"use a number {wanted}" if wanted.startswith(("greater", "less")) else f"use {wanted}"
@@ -284,8 +287,22 @@ def _wrong_value(key: str, more: str, where: str | None, problem: Any) -> Recipe
     return RecipeError(text, where=where, fix=fix)
 
 
+def _no_mapping(key: str, more: str, where: str | None, problem: Any) -> RecipeError:
+    """A value where a group of keys belongs; files there are most likely to be trained on."""
+    given, path = problem["input"], tuple(map(str, problem["loc"]))
+    if path[-1:] == ("data",) and isinstance(given, str | list):
+        written = yaml.safe_dump(given, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+        from_flag = where is not None and where.startswith("--set ")
+        fix = f"--set {key}.train={written}" if from_flag else f"write `data: {{train: {written}}}`"
+    else:
+        fix = f"write `{path[-1]}: {{KEY: VALUE}}`; known keys there: {', '.join(_keys_at(path))}"
+    return RecipeError(f"`{key}` is a mapping of keys to values, not {given!r}{more}", where=where, fix=fix)
+
+
 def _wrong_choice(key: str, more: str, where: str | None, problem: Any) -> RecipeError:
     """A value out of a fixed set, with the nearest that is in it."""
+    from tunesmith.methods import method_meant
+
     context = problem["ctx"]
     written = str(context.get("tag", problem["input"]))
     known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
@@ -293,6 +310,7 @@ def _wrong_choice(key: str, more: str, where: str | None, problem: Any) -> Recip
     likeness = {name: difflib.SequenceMatcher(None, written, name).ratio() for name in near}
     near.sort(key=lambda name: (-likeness[name], known.index(name)))  # of equals the first of the set: the commonest
     fix = (f"did you mean `{near[0]}`? " if near else "") + f"choices: {', '.join(known)}"
+    fix = (method_meant(written) if key == "method" else None) or fix
     return RecipeError(f"`{key}` cannot be {written!r}{more}", where=where, fix=fix)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -10,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Layers, LoRA, Recipe
+from tunesmith.methods import METHODS, method_meant
+from tunesmith.parameters.kinds import KINDS
+from tunesmith.parameters.settings import SHORT_FORMS
+from tunesmith.recipe import Layers, LoRA, ObjectiveName, Recipe
 from tunesmith.recipe_file import load, override, parse
 
 SHORT = {"task": "text-classification", "model": "minilm-l6", "data": {"train": "reviews.csv"}}
@@ -135,6 +140,12 @@ def test_the_remedy_of_an_impossible_pair_is_its_fix() -> None:
 def test_short_forms_of_baselines(written_as: object, kind: str, shots: int | None, model: str | None) -> None:
     [baseline] = parse(SHORT | {"evaluate": {"baselines": [written_as]}}).evaluate.baselines
     assert (baseline.kind, baseline.shots, baseline.model) == (kind, shots, model)
+
+
+def test_a_mistyped_baseline_with_a_value_is_told_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="cannot be 'few-shots'") as caught:
+        parse(SHORT | {"evaluate": {"baselines": [{"few-shots": 5}]}})
+    assert caught.value.fix is not None and caught.value.fix.startswith("did you mean `few-shot`?")
 
 
 @pytest.mark.parametrize("bad", ["larger", {"base": 3}, {"few-shot": 5, "larger": "m"}, "nearest"])
@@ -267,7 +278,17 @@ def test_a_bare_off_is_no_false(written: str, read: str, tmp_path: Path) -> None
         ("method=pef", "`method` cannot be 'pef'", "--set method", "did you mean `peft`?"),
         ("parameters.kind=lroa", "`parameters.kind` cannot be 'lroa'", "--set parameters.kind", "did you mean `lora`?"),
         ("training.schedule=xyz", "`training.schedule` cannot be 'xyz'", "--set training.schedule", "choices: linear"),
-        ("training.epochs=abc", "'abc', but it should be a valid number", "--set training.epochs", ""),
+        ("training.epochs=abc", "'abc', but it should be a valid number", "--set training.epochs", "use a number"),
+        ("training.max_steps=1h", "'1h', but it should be a valid integer", "--set training.max_steps", "use a"),
+        ("data=r.csv", "`data` is a mapping of keys to values", "--set data", "--set data.train=r.csv"),
+        ("training=3", "`training` is a mapping of keys", "--set training", "write `training: {KEY: VALUE}`; known"),
+        (
+            "method=lora",
+            "`method` cannot be 'lora'",
+            "--set method",
+            "`lora` is a kind of parameters: write `method: p",
+        ),
+        ("method=dpo", "`method` cannot be 'dpo'", "--set method", "`dpo` is an objective: write `method: preference`"),
     ],
 )
 def test_a_wrong_value_of_an_override_is_named_with_the_nearest(
@@ -279,7 +300,33 @@ def test_a_wrong_value_of_an_override_is_named_with_the_nearest(
         load(path, overrides=[item])
     assert what in caught.value.what
     assert caught.value.where == where, "not a line of the file, which is innocent"
-    assert (caught.value.fix or "").startswith(fix)
+    assert (caught.value.fix or "").startswith(fix) and "unable to" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "fix"), [("r.csv", "data: {train: r.csv}"), (["a.csv", "b.csv"], "data: {train: [a.csv, b.csv]}")]
+)
+def test_files_in_the_place_of_data_are_to_be_trained_on(files: str | list[str], fix: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f"task: text-classification\nmodel: m\ndata: {json.dumps(files)}\n")
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert caught.value.where == f"{path}:3" and caught.value.fix == f"write `{fix}`"
+    path.write_text(f"task: text-classification\nmodel: m\n{fix}\n", encoding="utf-8")
+    assert load(path).data.train == ([files] if isinstance(files, str) else files)
+
+
+def test_what_is_written_for_a_method_can_be_written_so() -> None:
+    """For each kind of parameters and each objective that is no method itself."""
+    names = [*KINDS, *SHORT_FORMS, *get_args(ObjectiveName)]
+    for name in set(names).difference(METHODS):
+        said = method_meant(name)
+        assert said is not None, name
+        assert "parameters" not in said or f"`parameters: {name}`" in said
+        method = said.partition("`method: ")[2].partition("`")[0]
+        assert method in METHODS or f"`objective: {name}`" in said
+        if "kind of parameters" in said:
+            task = "text-generation" if method in ("peft", "few-shot") else "text-classification"
+            assert parse({"task": task, "model": "m", "method": method, "parameters": name}).resolved()
 
 
 @pytest.mark.parametrize(

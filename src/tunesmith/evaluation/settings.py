@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from tunesmith.objectives.settings import RewardSource
 from tunesmith.strict import Part, Refusal
 
+BaselineKind = Literal[
+    "majority",
+    "base",
+    "few-shot",
+    "features",
+    "larger",
+    "without-domain",
+    "teacher",
+    "without-teacher",
+    "lead",
+    "oracle",
+]
+
 
 class Baseline(Part):
     """One thing to compare the tuned model with, on the same test rows."""
 
-    kind: Literal[
-        "majority",
-        "base",
-        "few-shot",
-        "features",
-        "larger",
-        "without-domain",
-        "teacher",
-        "without-teacher",
-        "lead",
-        "oracle",
-    ]
+    kind: BaselineKind
     shots: int | None = Field(default=None, ge=1, le=100, description="Examples in the prompt (`few-shot`).")
     model: str | None = Field(default=None, description="The other model (`larger`).")
     sentences: int | None = Field(default=None, ge=1, le=100, description="How many stand for the document (`lead`).")
@@ -42,7 +44,7 @@ class Baseline(Part):
                 raise Refusal("a baseline is one name, or one `name: value`", fix="write each as an item of its own")
             kind, argument = next(iter(value.items()))
             key = {"few-shot": "shots", "larger": "model", "lead": "sentences"}.get(kind)
-            if argument is not None and key is None:
+            if argument is not None and key is None and kind in get_args(BaselineKind):  # others are refused below
                 raise Refusal(f"the baseline {kind!r} takes no value", fix=f"write `{kind}` alone")
             value = {"kind": kind} | ({key: argument} if key and argument is not None else {})
         return value
