@@ -69,7 +69,7 @@ def _refuse_unfinished(folder: Path) -> None:
         raise UsageError(
             "the run has not finished: there is no model yet that another could begin from",
             where=str(folder),
-            fix=f"let it finish first: tunesmith resume {folder}",
+            fix=f"let it finish first: {runs.Run(folder).how_to_finish()}",
         )
 
 

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ QUANTIZED = "quantized"  # the same of `tunesmith quantize`: each a run of its o
 LOCK = ".lock"  # file in a run's folder that the process holds which works on it
 LAST_WORDS = ("run_finished", "run_failed")
 """Types of the events with which a process ends its work on a run."""
+_TO_BE_CHANGED = ("usage", "recipe", "data", "reward")
+"""Codes of errors that come again, however often a run is resumed, until its recipe or its data are changed."""
 
 
 def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
@@ -216,6 +218,13 @@ class Run:
         return "interrupted" if word["interrupted"] else "failed"
 
     @property
+    def failure(self) -> dict[str, str | None] | None:
+        """What a failed run ended with, as errors are told: ``code``, ``what``, ``where``, ``fix``; else ``None``."""
+        word = _last_word(self.path)
+        failed = word is not None and word["type"] == "run_failed" and not word["interrupted"]
+        return dict(word["error"]) if word is not None and failed else None
+
+    @property
     def metrics(self) -> dict[str, Interval]:
         """Metrics of the tuned model on the test rows; empty before the run is finished."""
         return _intervals(self._summary().get("metrics", {}))
@@ -244,14 +253,24 @@ class Run:
         """
         summary = self._summary()
         if not summary:
-            status = self.status
-            resume = f"tunesmith resume {self.path}"
-            fix = {
+            failure = self.failure
+            what = f"the run failed: {described(failure)}" if failure else f"the run is not finished ({self.status})"
+            raise UsageError(what, where=str(self.path), fix=self.how_to_finish())
+        return summary
+
+    def how_to_finish(self) -> str:
+        """What to do about a run that is not finished."""
+        resume = f"tunesmith resume {self.path}"
+        failure = self.failure
+        if failure is None:
+            return {
                 "started": "wait for the process that works on it",
                 "unknown": f"wait for the process that works on it or, if none is running, {resume}",
-            }.get(status, resume)
-            raise UsageError(f"the run is not finished ({status})", where=str(self.path), fix=fix)
-        return summary
+            }.get(self.status, resume)
+        fix = failure["fix"] or ""
+        if failure["code"] in _TO_BE_CHANGED:
+            return f"{fix or 'mend the recipe or the data'}; then `tunesmith tune` again"
+        return fix if "tunesmith resume" in fix else f"{fix}; then {resume}" if fix else resume
 
     def report(self) -> Path:
         """The path of ``report.html``."""
@@ -339,6 +358,12 @@ def open_run(path: str | Path) -> Run:
     return Run(path)
 
 
+def described(failure: Mapping[str, str | None]) -> str:
+    """What a run ended with, and where, on one line."""
+    place = f"{failure['where']}: " if failure["where"] else ""
+    return f"{place}{failure['what']}"
+
+
 def list_runs(root: str | Path = DEFAULT_ROOT) -> list[Run]:
     """The runs of a folder, newest first."""
     root = Path(root)
@@ -416,7 +441,7 @@ def read_answers(run: Run) -> list[StoredAnswer]:
     """
     path = run.path / "predictions.jsonl"
     if not path.is_file():
-        raise UsageError("the run has no predictions yet", where=str(run.path), fix=f"tunesmith resume {run.path}")
+        raise UsageError("the run has no predictions yet", where=str(run.path), fix=run.how_to_finish())
     return [StoredAnswer(**json.loads(line)) for line in lines_of(path)]
 
 

@@ -14,6 +14,7 @@ import filelock
 import pytest
 
 from tunesmith import disk, runs
+from tunesmith.cli import main
 from tunesmith.data.dropped import DroppedRows
 from tunesmith.data.rows import Origin
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
@@ -183,6 +184,45 @@ def test_an_unfinished_run_says_how_to_finish_it(folder: Path) -> None:
         runs.read_answers(Run(folder))
     with pytest.raises(NotFoundError, match="no tuned model"):
         Run(folder).predict(["text"])
+
+
+@pytest.mark.parametrize(
+    ("code", "fix", "advice"),
+    [
+        ("data", "say which: data.columns.label=COLUMN", "say which: data.columns.label=COLUMN; then `tunesmith tune`"),
+        ("recipe", None, "mend the recipe or the data; then `tunesmith tune` again"),
+        ("not-found", "run `hf auth login`", "run `hf auth login`; then tunesmith resume "),
+        ("resource", "free some space, then `tunesmith resume RUN`", "free some space, then `tunesmith resume RUN`"),
+        ("crash", None, "tunesmith resume "),
+    ],
+)
+def test_a_failed_run_says_why_and_is_resumed_where_that_helps(
+    code: str, fix: str | None, advice: str, folder: Path
+) -> None:
+    log = EventLog(folder)
+    error: dict[str, str | None] = {"code": code, "what": "no column for `label`", "where": "a.csv:1", "fix": fix}
+    for event in (STARTED, RunFailed(error=error)):
+        log(event)
+    run = Run(folder)
+    assert run.failure == error
+    with pytest.raises(UsageError, match=r"the run failed: a\.csv:1: no column for `label`") as caught:
+        run.summary()
+    assert caught.value.fix is not None and caught.value.fix.startswith(advice)
+    assert ("resume" in caught.value.fix) == (code not in ("data", "recipe"))
+    log(STARTED)
+    assert run.failure is None, "it was begun again"
+    log(RunFailed(error=error, interrupted=True))
+    assert run.failure is None
+
+
+def test_the_list_of_runs_says_why_one_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error: dict[str, str | None] = {"code": "data", "what": "no column for `label`", "where": "a.csv:1", "fix": None}
+    EventLog(folder)(RunFailed(error=error))
+    assert main.run(["runs", "list", "--root", str(folder.parent), "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["status"], row["problem"]) == ("failed", "a.csv:1: no column for `label`")
+    assert main.run(["runs", "--root", str(folder.parent)]) == 0
+    assert "a.csv:1: no column for `label`" in capsys.readouterr().out
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def list_them(root: Root = Path("runs"), as_json: Json = False) -> None:
         (
             (
                 *(row[name] for name in ("run", "status", "task", "model", "method")),
-                next((f"{name} {words.interval(value)}" for name, value in row["metrics"].items()), ""),
+                next((f"{name} {words.interval(value)}" for name, value in row["metrics"].items()), row.get("problem")),
             )
             for row in rows
         ),
@@ -49,14 +49,18 @@ def list_them(root: Root = Path("runs"), as_json: Json = False) -> None:
 
 
 def _row(run: StoredRun) -> dict[str, Any]:
-    """A run's line; a run whose recipe cannot be read (of another version, say) is listed all the same."""
+    """A run's line, with what it failed of; one whose recipe cannot be read (of another version, say) is listed too."""
+    from tunesmith.runs import described
+
     row: dict[str, Any] = {"run": run.id, "path": str(run.path), "status": run.status}
     try:
         recipe = run.recipe
     except RecipeError as error:
         return row | {"task": None, "model": None, "method": None, "metrics": {}, "problem": error.what}
     metrics = {name: interval.as_dict() for name, interval in run.metrics.items()}
-    return row | {"task": recipe.task, "model": recipe.model, "method": recipe.method, "metrics": metrics}
+    row |= {"task": recipe.task, "model": recipe.model, "method": recipe.method, "metrics": metrics}
+    failure = run.failure
+    return row | ({"problem": described(failure)} if failure else {})
 
 
 @app.command("show")
