@@ -35,8 +35,10 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
 
     Raises:
         DataError: A file does not exist, so there is nothing to check.
+        RecipeError: A model that it names is nowhere to be had, so a run would fail.
         UsageError: The task wants text, and the model is an encoder.
     """
+    from tunesmith import catalog
     from tunesmith.data import prepare
 
     if recipe.method == "hosted":  # the model is elsewhere, and so are the rules
@@ -53,6 +55,7 @@ def check(recipe: Recipe, *, dropped_to: Path | None = None, on_event: Listener 
         return _prepared(view, _beside(dropped_to, recipe, view), on_event).report
 
     recipe = _resolved(recipe, dropped_to)
+    catalog.require_models(recipe.named_models())
     return _joined(recipe, prepare.of_stages(recipe, check_one))
 
 
@@ -76,6 +79,7 @@ def check_and_show(
     if recipe.task in PICTURES:
         raise UsageError("a model sees pictures, which this cannot print", where="task", fix="look at the files")
     recipe = _resolved(recipe, dropped_to)
+    catalog.require_models(recipe.named_models())
     folder = catalog.model_here(recipe.model)
     if folder is None:
         missing = _not_here(recipe.model)
@@ -150,18 +154,9 @@ def _renderer(recipe: Recipe, on_event: Listener) -> Callable[[Row], Rendered] |
 
 
 def _not_here(model: str) -> Notice:
-    """A model that is still to be fetched is as it should be; one that a run would not find is worth a warning."""
+    """A model that is still to be fetched is as it should be."""
     from tunesmith import catalog
 
-    what = f"{model} is not on this machine, so lengths are in characters"
-    if "/" in model or Path(model).expanduser().exists():  # a hub id, or a .gguf file, which a run converts
-        return Notice(level="info", message=what, fix="to count tokens, give a model's folder")
-    names = [entry.name for entry in catalog.entries() if entry.kind == "model"]
-    if model in names:
-        return Notice(level="info", message=what, fix=f"to count tokens: `tunesmith catalog get {model}`")
-    return Notice(
-        level="warning",
-        message=f"there is no model {model!r}, so lengths are in characters, and a run will fail",
-        where="model",
-        fix=f"the catalog has: {', '.join(names)}; a hub id has the form owner/name",
-    )
+    here = model in [entry.name for entry in catalog.entries()]
+    fix = f"to count tokens: `tunesmith catalog get {model}`" if here else "to count tokens, give a model's folder"
+    return Notice(level="info", message=f"{model} is not on this machine, so lengths are in characters", fix=fix)

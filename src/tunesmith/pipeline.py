@@ -60,6 +60,8 @@ def run(
         from tunesmith.hosted.run import rules_and_table
 
         rules_and_table(recipe)
+    else:
+        catalog.require_models(recipe.named_models())
     behind = lineage.ancestors(recipe.model)
     runs.start_anew(folder)
     disk.write_text(folder / "recipe.yaml", recipe.to_yaml())
@@ -265,8 +267,7 @@ def _refuse_trained_on(prepared: PreparedData) -> None:
 def _require_terms(recipe: Recipe) -> None:
     """Terms are accepted before anything is done, also those of a model that only the evaluation needs."""
     teachers = [stage.training.distillation.teacher for stage in recipe.stages if stage.training is not None]
-    others = [*(stage.model for stage in recipe.stages), *(baseline.model for baseline in recipe.evaluate.baselines)]
-    for name in dict.fromkeys([recipe.model, *teachers, *others]):
+    for name in dict.fromkeys([*recipe.named_models().values(), *teachers]):
         if name is not None:
             catalog.require_terms(name)
 

@@ -210,6 +210,13 @@ class Recipe(Part):
         own = {"task": stage.task or self.task, "data": stage.data or self.data, "model": stage.model or self.model}
         return self.model_copy(update={**own, "stages": [stage]})
 
+    def named_models(self) -> dict[str, str]:
+        """Key -> the model that it names: the base model, and those of stages and of baselines."""
+        found = {"model": self.model}
+        found |= {f"stages.{number}.model": stage.model for number, stage in enumerate(self.stages) if stage.model}
+        baselines = enumerate(self.evaluate.baselines)
+        return found | {f"evaluate.baselines.{number}.model": one.model for number, one in baselines if one.model}
+
     @property
     def learns_from_rewards(self) -> bool:
         """Whether the last stage of a resolved recipe does: its answers are then measured by their reward."""

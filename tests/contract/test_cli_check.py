@@ -22,7 +22,7 @@ def broken(tmp_path: Path) -> Path:
 
 
 def arguments(path: Path, *more: str) -> list[str]:
-    return ["check", "--task", "text-classification", "--model", "m", "--train", str(path), *more]
+    return ["check", "--task", "text-classification", "--model", "owner/name", "--train", str(path), *more]
 
 
 def test_errors_are_three_and_name_their_line(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,11 +79,28 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, capsys: pytest
     assert "none.csv" in f"{error['what']} {error['where']}"
 
 
-def test_a_model_that_no_run_would_find_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "what", "fix"),
+    [
+        ("minilm-l9", "there is no model 'minilm-l9'", "did you mean 'minilm-l6'"),
+        ("movie-ratings", "movie-ratings is data, no model", "minilm-l6"),
+        ("runs/typo", "there is no run 'runs/typo'", "tunesmith runs list"),
+        ("./models/typo", "there is no folder 'models/typo'", "current folder"),
+        ("typo.gguf", "there is no file 'typo.gguf'", "current folder"),
+    ],
+)
+def test_a_model_that_no_run_would_find_is_an_error(
+    model: str, what: str, fix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of `tune` too, before it reads the data and makes a folder."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"t{n}", "label": "ab"[n % 2]}) + "\n" for n in range(60)))
-    assert main.run(["check", "--task", "text-classification", "--model", "minilm-l9", "--train", str(rows)]) == 0
-    assert "there is no model 'minilm-l9'" in capsys.readouterr().err
+    flags = ["--task", "text-classification", "--model", model, "--train", str(rows), "--json"]
+    for command in (["check"], ["plan"], ["tune", "--run-dir", str(tmp_path / "run")]):
+        assert main.run([*command, *flags]) == 2
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert (error["what"], error["where"]) == (what, "model") and fix in error["fix"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_rows_to_measure_on_stop_before_the_training(
@@ -91,7 +108,7 @@ def test_too_few_rows_to_measure_on_stop_before_the_training(
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n', encoding="utf-8")
-    flags = ["--task", "text-classification", "--model", "none", "--train", str(rows)]
+    flags = ["--task", "text-classification", "--model", "owner/none", "--train", str(rows)]
     assert main.run(["check", *flags]) == 3
     assert "no rows to measure on" in capsys.readouterr().out
 

@@ -287,7 +287,7 @@ def test_other_tokenizers_are_refused_before_anything_is_trained(
 
 def test_a_run_that_is_not_there_is_named(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
     tree = classification(tiny_encoder, reviews, teacher="runs/mistyped") | {"student": None}
-    with pytest.raises(NotFoundError, match="there is no run runs/mistyped"):
+    with pytest.raises(NotFoundError, match="there is no run 'runs/mistyped'"):
         tune(tmp_path / "run", **tree)
 
 

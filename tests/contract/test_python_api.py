@@ -251,7 +251,7 @@ def fails(error: type[TunesmithError], *arguments: Any, **keys: Any) -> Tunesmit
 
 
 def test_an_unknown_model(tmp_path: Path) -> None:
-    error = fails(NotFoundError, labelled_rows(40), Path("minilm-l66"), tmp_path / "run")
+    error = fails(RecipeError, labelled_rows(40), Path("minilm-l66"), tmp_path / "run")
     assert "minilm-l66" in str(error) and "minilm-l6" in str(error.fix)
 
 

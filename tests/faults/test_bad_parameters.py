@@ -82,7 +82,7 @@ def test_corrupt_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     broken = tmp_path / "pictures" / "dark" / "broken.png"
     broken.write_bytes((tmp_path / "pictures" / "dark" / "0.png").read_bytes()[:40])
     flags = ("--task", "image-classification", "--method", "transfer")
-    error = tune(tmp_path, capsys, tmp_path / "no-model", tmp_path / "pictures", *flags)
+    error = tune(tmp_path, capsys, Path("owner/no-model"), tmp_path / "pictures", *flags)
     assert str(broken) in json.dumps(error) and "drop_bad" in json.dumps(error)
 
 

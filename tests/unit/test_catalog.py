@@ -15,7 +15,7 @@ import pytest
 
 from tunesmith import catalog
 from tunesmith.catalog import cache, corpora, models, packages, terms
-from tunesmith.errors import NotFoundError, ResourceError, UsageError
+from tunesmith.errors import NotFoundError, RecipeError, ResourceError, UsageError
 from tunesmith.events import Event, Notice
 
 
@@ -64,13 +64,28 @@ def test_folders_and_files_as_models(tmp_path: Path):
     assert catalog.model_folder(str(tmp_path)) == tmp_path
     with pytest.raises(UsageError, match=r"folder or a \.gguf file"):
         catalog.model_folder(str(tmp_path / "config.json"))
-    with pytest.raises(NotFoundError, match="no such file"):
+    with pytest.raises(NotFoundError, match=r"there is no file .*absent"):
         catalog.model_folder(str(tmp_path / "absent.gguf"))
     (tmp_path / "fake.gguf").write_bytes(b"PK\x03\x04 not at all")
     with pytest.raises(ResourceError, match="not a GGUF file"):
         catalog.model_folder(str(tmp_path / "fake.gguf"))
     with pytest.raises(UsageError, match="is data, no model"):
         catalog.model_folder("movie-ratings")
+
+
+def test_what_lies_among_runs_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder of runs is no owner on the hub; any other folder may bear the name of one."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/reviews", "kept/reviews"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "recipe.yaml").write_text("task: chat\n")
+    for name, meant in (("runs/reviewz", "runs/reviews"), ("kept/reviws", "kept/reviews")):
+        with pytest.raises(NotFoundError, match=f"there is no run '{name}'") as caught:
+            catalog.model_folder(name)
+        assert caught.value.fix == f"did you mean '{meant}'?"
+        with pytest.raises(RecipeError, match=f"there is no run '{name}'") as refused:
+            catalog.require_models({"model": "somebody/small-model", "stages.0.model": name})
+        assert refused.value.where == "stages.0.model"
 
 
 # --- terms -------------------------------------------------------------------------------------------------------

@@ -53,15 +53,29 @@ def snapshot(hub_cache: Path, **files: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ask", [catalog.model_folder, catalog.hub_dataset])
-def test_a_silent_hub_is_said_within_seconds_with_the_offline_choices(ask, hub_cache, silent_server, monkeypatch):
+@pytest.mark.parametrize(
+    ("ask", "works", "fails"),
+    [(catalog.model_folder, "minilm-l6", "movie-ratings"), (catalog.hub_dataset, "movie-ratings", "minilm-l6")],
+)
+def test_a_silent_hub_is_said_within_seconds_with_the_offline_choices(
+    ask, works, fails, hub_cache, silent_server, monkeypatch
+):
     point_to(silent_server, monkeypatch)
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(ResourceError, match=f"{ID} cannot be fetched") as caught:
         ask(ID)
     assert time.monotonic() - started < 5
-    assert "minilm-l6" in str(caught.value.fix) and "tunesmith catalog" in str(caught.value.fix)
+    assert works in str(caught.value.fix) and "tunesmith catalog" in str(caught.value.fix)
+    assert fails not in str(caught.value.fix)
+
+
+def test_a_model_below_a_folder_may_have_been_meant_as_a_path(hub_cache, monkeypatch, tmp_path):
+    point_to("http://127.0.0.1:9", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "somebody").mkdir()
+    with pytest.raises(ResourceError, match=f"there is no folder '{ID}' here, and {ID} cannot be fetched"):
+        catalog.model_folder(ID)
 
 
 def test_offline_mode_is_said_at_once(hub_cache, monkeypatch):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tunesmith.catalog import cache, hub, packages, terms
 from tunesmith.catalog.table import ENTRIES, Entry, PinnedFile
-from tunesmith.errors import NotFoundError, UsageError, of_os
+from tunesmith.errors import NotFoundError, RecipeError, TunesmithError, UsageError, of_os
 from tunesmith.events import Listener, Phase, nobody
 
 __all__ = [
@@ -33,9 +33,12 @@ __all__ = [
     "published_model",
     "reference_of",
     "remove",
+    "require_models",
     "require_terms",
     "terms_text",
 ]
+
+_NOT_HERE = "paths are relative to the current folder; a hub id has the form owner/name"
 
 FORMAT = 1
 """Raised when a builder changes, so that folders of an older one are made again."""
@@ -108,21 +111,51 @@ def model_folder(
         return model_of_run(path)
     if path.is_dir():
         return _checked_folder(path)
+    if (error := _no_model(name)) is not None:
+        raise error
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise NotFoundError("there is no such file", where=name)
         from tunesmith.catalog import gguf
 
         return gguf.model_folder(path, on_event)
     if name in ENTRIES:
-        if ENTRIES[name].kind != "model":
-            raise UsageError(f"{name} is data, no model", fix=f"use one of: {', '.join(_names('model'))}")
         return get(name, accept_licence=accept_licence, on_event=on_event)
+    return hub.model_folder(name, on_event, revision=revision)
+
+
+def require_models(named: Mapping[str, str]) -> None:
+    """Find out before any work that a recipe names a model that neither this machine nor the hub can have.
+
+    Args:
+        named: Key of the recipe -> the model that it names.
+
+    Raises:
+        RecipeError: With the key, and the nearest name.
+    """
+    for key, name in named.items():
+        if (error := _no_model(name)) is not None:
+            raise RecipeError(error.what, where=key, fix=error.fix)
+
+
+def _no_model(name: str) -> TunesmithError | None:
+    """Why nothing of this name can be a model; ``None`` if it may be one, so far as the name and this machine tell."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return None
+    if path.suffix == ".gguf":
+        return None if path.is_file() else NotFoundError(f"there is no file {name!r}", fix=_NOT_HERE)
+    if name in ENTRIES:
+        models = ", ".join(_names("model"))
+        return None if ENTRIES[name].kind == "model" else UsageError(f"{name} is data, no model", fix=f"use: {models}")
     if path.is_file():
-        raise UsageError("a model is a folder or a .gguf file", where=name, fix="give the folder that holds this file")
-    if hub.is_id(name):
-        return hub.model_folder(name, on_event, revision=revision)
-    raise _unknown(name, "model")
+        what, fix = f"a model is a folder or a .gguf file, not {name!r}", "give the folder that holds this file"
+        return UsageError(what, fix=fix)
+    if "/" in name or name.startswith(("~", ".")):
+        from tunesmith.runs import DEFAULT_ROOT
+
+        below_runs = path.parent == DEFAULT_ROOT or any(path.parent.glob("*/recipe.yaml"))  # no owner on the hub
+        may_be = hub.is_id(name) and (not below_runs or hub.cached(name, None) is not None)
+        return None if may_be else _no_path(path, "run" if below_runs else "folder")
+    return _unknown(name, "model")
 
 
 def published_model(
@@ -287,14 +320,23 @@ def _entry(name: str) -> Entry:
 
 
 def _unknown(name: str, what: str) -> NotFoundError:
-    near = difflib.get_close_matches(name.lower(), ENTRIES, n=1, cutoff=0.5)
-    known = ", ".join(_names("model") if what == "model" else ENTRIES)
+    known = _names("model") if what == "model" else list(ENTRIES)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     return NotFoundError(
         f"there is no {what} {name!r}",
         fix=(f"did you mean {near[0]!r}? " if near else "")
-        + f"the catalog has: {known}"
+        + f"the catalog has: {', '.join(known)}"
         + ("; a hub id has the form owner/name" if what == "model" else ""),
     )
+
+
+def _no_path(path: Path, what: str) -> NotFoundError:
+    """A path that leads nowhere, with its nearest neighbour."""
+    beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    other = "list the runs with `tunesmith runs list`" if what == "run" else _NOT_HERE
+    fix = f"did you mean {str(path.parent / near[0])!r}?" if near else other
+    return NotFoundError(f"there is no {what} {str(path)!r}", fix=fix)
 
 
 def _checked_folder(path: Path) -> Path:

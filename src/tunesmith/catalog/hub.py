@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.errors import NotFoundError, ResourceError, UsageError
 from tunesmith.events import Listener, Progress, nobody
@@ -49,7 +49,7 @@ def model_folder(name: str, on_event: Listener = nobody, *, revision: str | None
     try:
         folder = _download(name, revision, on_event)
     except Exception as error:  # the hub client raises many kinds (HTTP, OS, its own); all mean the same here
-        raise _unreachable(name, str(error)) from error
+        raise _unreachable(name, "model", str(error)) from error
     if not _is_whole(folder):
         raise ResourceError(
             f"{name} has no weights as safetensors, or no config.json",
@@ -129,7 +129,7 @@ def dataset(name: str, split: str = "train", on_event: Listener = nobody) -> Any
     except ValueError as error:
         raise _no_part(str(error), given, name, own_split or split) from error
     except Exception as error:  # as above: many kinds
-        raise _unreachable(name, str(error)) from error
+        raise _unreachable(name, "data", str(error)) from error
 
 
 def rows(data: Any, name: str) -> Iterator[dict[str, Any]]:
@@ -239,11 +239,11 @@ def probe(name: str, kind: str) -> None:
         )
     if isinstance(problem, RepositoryNotFoundError):
         raise NotFoundError(
-            f"the hub has no {kind} {name}, or does not show it to you",
+            f"{_nor_here(name, kind)}the hub has no {kind} {name}, or does not show it to you",
             fix="check the spelling; for a private one run `hf auth login`",
         )
     if problem is not None:
-        raise _unreachable(name, str(problem))
+        raise _unreachable(name, "model" if kind == "model" else "data", str(problem))
 
 
 def problem_of(question: Callable[[], object], seconds: float) -> BaseException | None:
@@ -266,14 +266,20 @@ def problem_of(question: Callable[[], object], seconds: float) -> BaseException 
     return outcome[0] if outcome else TimeoutError(f"no answer within {seconds:g} s")
 
 
-def _unreachable(name: str, reason: str) -> ResourceError:
+def _unreachable(name: str, kind: Literal["model", "data"], reason: str) -> ResourceError:
     from tunesmith.catalog.table import ENTRIES
 
-    offline = ", ".join(entry.name for entry in ENTRIES.values())
+    offline = ", ".join(entry.name for entry in ENTRIES.values() if entry.kind == kind)
+    own = "a folder or a .gguf file" if kind == "model" else "a file or a folder"
     return ResourceError(
-        f"{name} cannot be fetched from the hub: {_first_line(reason)}",
-        fix=f"without the hub these work (see `tunesmith catalog`): {offline}; or give a folder or a .gguf file",
+        f"{_nor_here(name, kind)}{name} cannot be fetched from the hub: {_first_line(reason)}",
+        fix=f"without the hub these work (see `tunesmith catalog`): {offline}; or give {own}",
     )
+
+
+def _nor_here(name: str, kind: str) -> str:
+    """What else a model's id may have been meant for, if there is a folder of the owner's name."""
+    return f"there is no folder {name!r} here, and " if kind == "model" and Path(name).parent.is_dir() else ""
 
 
 def _first_line(text: str) -> str:

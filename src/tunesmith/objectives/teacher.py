@@ -12,7 +12,7 @@ import torch
 
 from tunesmith import catalog, lineage, runs
 from tunesmith.data.rows import Row
-from tunesmith.errors import NotFoundError, RecipeError
+from tunesmith.errors import RecipeError
 from tunesmith.events import Listener
 from tunesmith.models import attention, inference, packing
 from tunesmith.models.forms import answer_form
@@ -40,8 +40,6 @@ def folder_of(name: str) -> Path:
         NotFoundError: There is no such run, or no such model.
     """
     run = _run(name)
-    if run is None and Path(name).parts[0] == str(runs.DEFAULT_ROOT) and not Path(name).is_dir():
-        raise NotFoundError(f"there is no run {name}", where=PLACE, fix="list the runs with `tunesmith runs list`")
     return catalog.model_folder(name) if run is None else run / "model"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith import words
+from tunesmith import catalog, words
 from tunesmith.errors import UsageError
 from tunesmith.events import Listener, Phase, nobody
 from tunesmith.models.skeleton import skeleton
@@ -101,6 +101,7 @@ def gather(recipe: Recipe, on_event: Listener = nobody) -> tuple[Recipe, Path, l
     if recipe.method == "hosted":
         fix = "`tunesmith hosted estimate RECIPE` says what a provider takes for it"
         raise UsageError("nothing is trained on this machine", where="method", fix=fix)
+    catalog.require_models(recipe.named_models())
     folder = base_folder(recipe, on_event)
     return recipe, folder, of_stages(recipe, lambda view, number: prepare(view, on_event=on_event))
 
@@ -182,7 +183,6 @@ class StagePlanner:
         correction: Correction | None = None,
     ) -> StagePlanner:
         """Render a sample of a stage's rows."""
-        from tunesmith import catalog
         from tunesmith.models.forms import answer_form
         from tunesmith.models.load import load_config
 
