@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from tunesmith import catalog, disk, environment, lineage, runs
+from tunesmith import catalog, disk, environment, home, lineage, runs
 from tunesmith.data.judge import LEAK_ERROR_SHARE
 from tunesmith.data.pictures import unpacked_into
 from tunesmith.data.prepare import PreparedData, of_stages, prepare
@@ -80,7 +80,7 @@ def resume(run_dir: str | Path, *, on_event: Listener = nobody) -> Run:
     opened = runs.open_run(run_dir)
     if opened.status == "finished":
         return opened
-    with _sent_home(opened):
+    with home.sent_home(opened):
         return _walk(opened.path, opened.recipe, on_event, resumed=True)
 
 
@@ -100,18 +100,19 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     from tunesmith.training.outcome import Trained
 
     opened.summary()
-    recipe = opened.recipe
+    recipe = home.recipe_from_here(opened)
     if recipe.method == "hosted":
         fix = "name the rows to measure on when it is tuned: `--test FILE`"
         raise UsageError("the model of this run is at a provider, not here", where=str(opened.path), fix=fix)
     log = _both(EventLog(opened.path), on_event)
     folder = opened.path
     if data is None:
-        with _sent_home(opened):
+        with home.sent_home(opened):
             prepared = _prepare(recipe, folder, on_event)
     else:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": data})})
-        prepared = _prepare(recipe, folder / runs.EVALUATIONS, on_event)
+        with home.sent_home(opened), _told_of_files(opened, data):
+            prepared = _prepare(recipe, folder / runs.EVALUATIONS, on_event)
         _refuse_trained_on(prepared)
         digest = hashlib.sha256(prepared.fingerprint.encode()).hexdigest()[:8]
         folder = folder / runs.EVALUATIONS / digest
@@ -126,21 +127,16 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
 
 
 @contextlib.contextmanager
-def _sent_home(opened: Run) -> Iterator[None]:
-    """Files that are named from the folder in which a run was made are not found from another one: say which."""
+def _told_of_files(opened: Run, files: Sequence[str]) -> Iterator[None]:
+    """What is wrong with other files to measure on is told in words of the command, which changes no recipe."""
     try:
         yield
     except DataError as error:
-        home = Path(opened.made_in or ".")
-        parts = [opened.recipe.data, *(stage.data for stage in opened.recipe.stages if stage.data)]
-        named = [one for part in parts for given in (part.train, part.validation, part.test) for one in _names(given)]
-        if any((home / name).exists() and not Path(name).exists() for name in named):
-            error.fix = f"the run was made in {home}, and its files are named from there: `cd {home}` first"
+        if error.where == "data.test":
+            error.where = "--data"
+        elif any((error.where or "").startswith(name) for name in files):
+            error.fix = opened.remedy_of_file(error.fix)
         raise
-
-
-def _names(given: object) -> list[str]:
-    return given if isinstance(given, list) else []
 
 
 def _walk(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -316,6 +317,28 @@ class Run:
             return {key: value for key, value in row.items() if key not in fields and key not in known} | known
 
         return [renamed(row) if isinstance(row, dict) else row for row in rows]
+
+    def remedy_of_file(self, fix: str | None) -> str | None:
+        """The remedy for a file that is read as the run's own data were, whose recipe is settled.
+
+        Args:
+            fix: What a recipe would mend.
+        """
+        key = re.search(r"\bdata\.(columns|encoding|format|drop_bad)\b", fix or "")
+        if fix is None or key is None:
+            return fix
+        if key[1] == "drop_bad":
+            mend, other, _ = fix.partition("; or ")
+            return f"{mend}; or leave such rows out of the file" if other else "leave such rows out of the file"
+        data = self.recipe.data
+        if key[1] == "format":
+            how = "by the end of its name" if data.format == "auto" else f"as {data.format}"
+        elif key[1] == "encoding":
+            how = f"in {data.encoding.upper()}"
+        else:
+            columns = ", ".join(f"`{column}`" for column in self._fields())
+            how = "by the names of its columns" + (f": {columns}" if columns else "")
+        return f"change the file: it is read as the run's own data were, {how}"
 
     def unload(self) -> None:
         """Let go of the model that :meth:`predict` has loaded."""

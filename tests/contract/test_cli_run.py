@@ -163,6 +163,24 @@ def test_eval_measures_other_data(runs: Path, tmp_path: Path, capsys: pytest.Cap
     assert load(evaluation.parent).model_folder == runs / "full" / "model"
 
 
+def test_what_is_wrong_with_other_files_names_no_key_of_a_recipe(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither `eval` nor `predict` has `--set`."""
+    columns, bytes_ = tmp_path / "columns.csv", tmp_path / "bytes.csv"
+    columns.write_text("review,stars\ngood,positive\nbad,negative\n", encoding="utf-8")
+    bytes_.write_bytes("text,label\nein schöner Film,positive\n".encode("latin-1"))
+    full = str(runs / "full")
+    error = printed(capsys, "eval", full, "--data", str(columns), code=3)["error"]
+    assert error["where"] == f"{columns}:1" and error["fix"].startswith("change the file:"), error
+    assert "`text`, `label`" in error["fix"] and "data.columns" not in error["fix"]
+    for command in (["eval", full, "--data", str(bytes_)], ["predict", full, str(bytes_)]):
+        error = printed(capsys, *command, code=3)["error"]
+        assert error["where"] == f"{bytes_}:2" and error["fix"].endswith("in UTF-8"), error
+    error = printed(capsys, "eval", full, "--data", str(tmp_path / "none.csv"), code=3)["error"]
+    assert error["where"] == "--data"
+
+
 def test_eval_refuses_rows_that_were_trained_on(
     place: Place, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -334,3 +334,31 @@ def test_a_run_is_sent_home_to_its_files(tiny_encoder: Path, tmp_path: Path, mon
     assert f"cd {home}" in str(caught.value.fix)
     monkeypatch.chdir(home)
     assert pipeline.resume(run.path).metrics["accuracy"].value >= 0
+
+
+def test_a_run_is_measured_again_from_any_folder(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own files are those of the folder that it was made in; what is measured on is named from the current one."""
+    home, other = tmp_path / "home", tmp_path / "other"
+    home.mkdir()
+    other.mkdir()
+    write_jsonl(home / "rows.jsonl", labelled_rows(60))
+    monkeypatch.chdir(home)
+    shutil.copytree(tiny_encoder, home / "encoder")
+    run = tune("rows.jsonl", Path("encoder"), home / "run")
+    monkeypatch.chdir(other)
+    write_jsonl(other / "rows.jsonl", labelled_rows(30, seed=7))
+    assert pipeline.evaluate(run).metrics == run.metrics
+    measured = pipeline.evaluate(run, data=["rows.jsonl"])
+    assert measured.recipe.data.train == [str(home / "rows.jsonl")]
+    assert measured.recipe.data.test == ["rows.jsonl"]
+    write_jsonl(other / "rows.jsonl", labelled_rows(60))
+    with pytest.raises(DataError, match="train data too") as leak:
+        pipeline.evaluate(run, data=["rows.jsonl"])
+    assert leak.value.fix == "leave such rows out of the file"
+    (home / "rows.jsonl").rename(home / "moved.jsonl")
+    (other / "rows.jsonl").rename(other / "new.jsonl")
+    with pytest.raises(DataError, match=r"no file.*rows\.jsonl") as caught:
+        pipeline.evaluate(run, data=["new.jsonl"])
+    assert str(home) in str(caught.value.fix)

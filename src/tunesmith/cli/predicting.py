@@ -23,6 +23,7 @@ from tunesmith.recipe import PICTURES
 
 if TYPE_CHECKING:
     from tunesmith.prediction.predicting import Prediction
+    from tunesmith.runs import Run as StoredRun
 
 TABLES = {"csv", "tsv", "json", "parquet", "conll"}  # their lines are no rows: the readers of training data read them
 BLANK_SHOWN = 10  # blank lines that are named; all are counted
@@ -56,7 +57,7 @@ def predict(
     labels: list[str] = []
     num_bad = 0
     blank: list[int] = []
-    rows = _rows(file, opened.recipe.data.encoding, blank)
+    rows = _of_run(opened, _rows(file, opened.recipe.data.encoding, blank))
     of_pictures = _is_of_pictures(file)
     if opened.recipe.task in PICTURES and not of_pictures:
         rows = ((line, _located(opened.under_field_names([row])[0], file)) for line, row in rows)
@@ -135,6 +136,15 @@ def _named_lines(name: str, lines: list[int]) -> Iterator[None]:
         raise
 
 
+def _of_run(run: StoredRun, rows: Iterator[tuple[int, dict[str, Any] | str]]) -> Iterator[tuple[int, Any]]:
+    """Rows whose errors name no key of a recipe, which nobody can change here."""
+    try:
+        yield from rows
+    except DataError as error:
+        error.fix = run.remedy_of_file(error.fix)
+        raise
+
+
 def _rows(
     file: Path | None, encoding: str = "utf-8", blank: list[int] | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -164,7 +174,8 @@ def _rows(
             yield from _parsed(lines, str(file), blank)
     except UnicodeDecodeError as error:
         name = "stdin" if file is None else str(file)
-        raise DataError(f"the text is not {error.encoding}", where=name, fix="save it as UTF-8") from error
+        fix = f"save it as {'UTF-8' if file is None else encoding.upper()}"
+        raise DataError(f"the text is not {error.encoding}", where=name, fix=fix) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"this is no whole gzip file: {error}", where=str(file), fix="restore the file from its source"

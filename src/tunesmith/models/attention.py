@@ -24,7 +24,7 @@ NAME = "tunesmith"
 
 FEW_SCORES = 100_000
 """So few scores of a rectangle are computed in fp32 while a model trains. For them a product in bf16 takes longer to
-prepare than one in fp32 in all, and a softmax four times as long: 9 % of an update of MiniLM-L6 on eight short texts."""
+prepare than one in fp32 takes, and a softmax four times as long: 9 % of an update of MiniLM-L6 on eight short texts."""
 
 
 def batched_attention(

@@ -1,0 +1,66 @@
+"""Files and models that a run's recipe names from the folder in which the run was made, looked at from another one."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import DataError
+from tunesmith.recipe import Recipe
+from tunesmith.runs import Run
+
+_PATHS = ("train", "validation", "test", "corpus", "preferences", "model", "teacher", "run")
+"""Keys of a recipe under which paths may stand."""
+_READ_AGAIN = ("data.train", "data.validation")
+
+
+def recipe_from_here(opened: Run) -> Recipe:
+    """The run's recipe, which finds the same files and models from the current folder.
+
+    What is in the folder in which the run was made is meant, also where the current one has something of that name.
+    """
+    recipe = opened.recipe
+    home = Path(opened.made_in or ".")
+    if home.resolve() == Path.cwd():
+        return recipe
+    tree = recipe.model_dump(mode="json", exclude_unset=True)
+    moved = _moved(tree, home)
+    return recipe if moved == tree else Recipe.model_validate(moved)
+
+
+@contextlib.contextmanager
+def sent_home(opened: Run) -> Iterator[None]:
+    """Where files of a run are not found, say from which folder they are named."""
+    try:
+        yield
+    except DataError as error:
+        home = Path(opened.made_in or ".")
+        if home != Path.cwd() and (error.where in _READ_AGAIN or _elsewhere(opened.recipe, home)):
+            error.fix = f"the run was made in {home}, and its files are named from there: `cd {home}` first"
+            if not home.is_dir():
+                error.fix = (
+                    f"the run was made in {home}, and its files are named from there: `cd` to where they are now"
+                )
+        raise
+
+
+def _elsewhere(recipe: Recipe, home: Path) -> bool:
+    """Whether files of a recipe are in another folder and not in the current one."""
+    parts = [recipe.data, *(stage.data for stage in recipe.stages if stage.data)]
+    given = [one for part in parts for one in (part.train, part.validation, part.test) if isinstance(one, list)]
+    return any((home / name).exists() and not Path(name).exists() for names in given for name in names)
+
+
+def _moved(value: Any, home: Path, key: str = "") -> Any:
+    """Plain values of a recipe with whole paths where they lead to something from another folder."""
+    if isinstance(value, dict):
+        return {name: inner if name == "columns" else _moved(inner, home, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, home, key) for inner in value]
+    if not isinstance(value, str) or key not in _PATHS:
+        return value
+    there = home / value  # of a whole path it is that path
+    return str(there) if there.exists() or (glob.has_magic(value) and glob.glob(str(there), recursive=True)) else value
