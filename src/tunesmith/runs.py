@@ -246,6 +246,10 @@ class Run:
         of_run = self.path.parent.parent if self.path.parent.name == EVALUATIONS else self.path
         return of_run / "model"
 
+    def evaluations(self) -> list[Run]:
+        """What ``tunesmith eval --data`` measured of it on other files, the newest first."""
+        return list_runs(self.path / EVALUATIONS)
+
     def summary(self) -> dict[str, Any]:
         """What ``tunesmith tune --json`` prints.
 

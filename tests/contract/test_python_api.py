@@ -161,9 +161,21 @@ def test_comparing(runs: dict[str, tunesmith.Run]) -> None:
 def test_runs_on_other_rows_are_not_compared(
     runs: dict[str, tunesmith.Run], tiny_encoder: Path, tmp_path: Path
 ) -> None:
+    """Unless both were measured on the same rows since, as the error says."""
+    first = tunesmith.load(shutil.copytree(runs["list"].path, tmp_path / "first"))
     other = tune(labelled_rows(80, seed=4), tiny_encoder, tmp_path / "other")
-    with pytest.raises(UsageError, match="different test rows"):
-        tunesmith.compare(runs["list"], other)
+    with pytest.raises(UsageError, match="different test rows") as caught:
+        tunesmith.compare(first, other)
+    file = write_jsonl(tmp_path / "file.jsonl", [{**row, "text": f"{row['text']}!"} for row in labelled_rows(30, 7)])
+    commands = re.findall(r"`tunesmith (eval [^`]*)`", caught.value.fix or "")
+    for command in commands:
+        assert cli.run([str(file) if word == "FILE" else word for word in command.split()]) == 0
+    assert len(commands) == 2
+    found = tunesmith.compare(first, other)
+    [one], [another] = first.evaluations(), other.evaluations()
+    assert one.id in found.rows[0]["name"] and another.id in found.rows[1]["name"]
+    assert str(one.path) in found.verdict and found.rows[0]["value"]["value"] == one.metrics["accuracy"].value
+    assert tunesmith.compare(one, other).rows == found.rows
 
 
 def test_a_row_more_is_another_set_of_rows(runs: dict[str, tunesmith.Run], tmp_path: Path) -> None:

@@ -76,9 +76,10 @@ def compare(
 ) -> None:
     """Compare runs on the same test rows; or, with --shots, ways to learn from few examples.
 
-    Differences are taken row by row, so runs that were measured on other rows are refused. Each difference has an
-    interval and a p-value, corrected for the number of comparisons. Runs that learned the same tasks in turn are
-    compared in what they know of all of them at the end, and in what they forgot.
+    Differences are taken row by row. Runs whose own test rows differ are compared on a file that `tunesmith eval RUN
+    --data FILE` has measured them all on, or refused. Each difference has an interval and a p-value, corrected for the
+    number of comparisons. Runs that learned the same tasks in turn are compared in what they know of all of them at the
+    end, and in what they forgot.
 
     With `--shots 1,2,4,8,16,32,all RECIPE` each way is trained on so many examples of each label, with several seeds,
     and measured on the same test rows: how many labels does each need?

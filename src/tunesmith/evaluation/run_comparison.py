@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,14 +22,16 @@ _OUTCOMES = {"beats": "worse than the first", "loses to": "better than the first
 def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]:
     """Compare the first run with each other one by the task's primary metric.
 
+    Runs whose own test rows differ are compared by the newest rows of other files on which all were measured, which the
+    names and the verdict say.
+
     Returns:
         The metric's name, one dictionary a run, and a verdict in one sentence.
 
     Raises:
         UsageError: The runs are of different tasks or were measured on different rows.
     """
-    answers = [sorted(read_answers(run), key=lambda a: (a.key, a.reference)) for run in opened]
-    _refuse_incomparable(opened, answers)
+    given, (opened, answers) = opened, _on_same_rows(opened)
     recipe = opened[0].recipe
     task, settings = TASKS[recipe.task], recipe.evaluate
     labels = _labels(opened, answers, task.answer)
@@ -52,7 +53,11 @@ def compare_runs(opened: Sequence[Run]) -> tuple[str, list[dict[str, Any]], str]
             "p": against.p_adjusted,
             "outcome": _OUTCOMES.get(against.outcome, against.outcome),
         }
-    return metric, table, _verdict(systems, found, metric)
+    verdict = _verdict(systems, found, metric)
+    if list(opened) != list(given):
+        places = ", ".join(str(run.path) for run in opened)
+        verdict += f" Their own test rows differ, so this is on rows that all were measured on since: {places}."
+    return metric, table, verdict
 
 
 def compare_forgetting(opened: Sequence[Run]) -> list[dict[str, Any]]:
@@ -69,18 +74,51 @@ def compare_forgetting(opened: Sequence[Run]) -> list[dict[str, Any]]:
     return compare_sequences(found) if len(found) == len(opened) else []
 
 
-def _refuse_incomparable(opened: Sequence[Run], answers: Sequence[Sequence[StoredAnswer]]) -> None:
+def _on_same_rows(opened: Sequence[Run]) -> tuple[Sequence[Run], list[list[StoredAnswer]]]:
+    """The runs, or evaluations of them on other files, that answered the same rows; with their answers, in one order.
+
+    Raises:
+        UsageError: There are none, or the runs are of different tasks.
+    """
     first = opened[0]
-    rows = Counter((a.key, a.reference) for a in answers[0])
-    for run, stored in zip(opened, answers, strict=True):
+    for run in opened:
         if run.recipe.task != first.recipe.task:
             raise UsageError(f"{run.id} is of the task {run.recipe.task}, {first.id} of {first.recipe.task}")
-        if Counter((a.key, a.reference) for a in stored) != rows:
-            raise UsageError(
-                f"{run.id} and {first.id} were measured on different test rows, so they cannot be compared",
-                fix="give both the same `data.test` (and `data.seed`), or measure them again with "
-                "`tunesmith eval RUN --data FILE`",
-            )
+    own = [_answers(run) for run in opened]
+    rows = [_rows(answers) for answers in own]
+    if all(other == rows[0] for other in rows):
+        return opened, own
+    measured = []  # of each run: every measurement of it with its answers, its own first
+    for run, answers in zip(opened, own, strict=True):
+        measured.append([(run, answers), *((one, _answers(one)) for one in run.evaluations() if one.metrics)])
+    for one in measured[0]:
+        alike = [_first_on(_rows(one[1]), others) for others in measured[1:]]
+        found = [one, *(other for other in alike if other is not None)]
+        if len(found) == len(opened):
+            return [run for run, _ in found], [answers for _, answers in found]
+    other = next(run for run, those in zip(opened, rows, strict=True) if those != rows[0])
+    commands = ", ".join(f"`tunesmith eval {run.path} --data FILE`" for run in opened)
+    raise UsageError(
+        f"{other.id} and {first.id} were measured on different test rows, so they cannot be compared",
+        fix=f"measure them on one file, then compare them again: {commands}; or tune them with the same `data.test` "
+        "(and `data.seed`)",
+    )
+
+
+def _answers(run: Run) -> list[StoredAnswer]:
+    return sorted(read_answers(run), key=lambda a: (a.key, a.reference))
+
+
+def _rows(answers: Sequence[StoredAnswer]) -> list[tuple[str, str]]:
+    """What identifies the rows of sorted answers."""
+    return [(a.key, a.reference) for a in answers]
+
+
+def _first_on(
+    rows: list[tuple[str, str]], measured: Sequence[tuple[Run, list[StoredAnswer]]]
+) -> tuple[Run, list[StoredAnswer]] | None:
+    """The first measurement that was on these rows."""
+    return next((one for one in measured if _rows(one[1]) == rows), None)
 
 
 def _labels(opened: Sequence[Run], answers: Sequence[Sequence[StoredAnswer]], answer: Answer) -> list[str] | None:
