@@ -11,6 +11,8 @@ from torch import nn
 
 import tiny
 from tunesmith import objectives
+from tunesmith.data.batches import SECOND_TEXT, write_tokens
+from tunesmith.data.render import Rendered
 from tunesmith.models.model import Model
 from tunesmith.objectives.replay import Memory, Replay
 from tunesmith.recipe import LoRA, Training
@@ -98,6 +100,14 @@ def test_tables_that_are_used_otherwise_are_trained_whole(
     model = tiny.build(tiny_encoder, "classify")
     assert not tiny.trainer(model, ROWS, tmp_path / "narrow", optimizer="adamw-8bit").tables
     assert read_rows.read_rows(model, None) == {}
+
+
+def test_the_second_text_of_a_pair_is_read_too(tiny_encoder: Path, tmp_path: Path) -> None:
+    model = tiny.build(tiny_encoder, "classify")
+    pair = Rendered([5, 6], label=0, extra={SECOND_TEXT: [7, 8, 9], "margin": [0.0]})
+    data = write_tokens(tiny.rows_of([{}]), lambda row: pair, tmp_path)
+    (table,) = read_rows.read_rows(model, [data]).values()
+    assert {5, 6, 7, 8, 9} <= set(table.ids_A.tolist())
 
 
 def test_the_texts_of_earlier_tasks_are_read_too(tiny_encoder: Path, tmp_path: Path) -> None:

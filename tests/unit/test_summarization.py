@@ -75,7 +75,7 @@ def test_references_in_lists_and_in_columns_of_different_counts(tmp_path: Path) 
 )
 def test_bad_rows_are_named_with_their_line(tmp_path: Path, row: dict[str, Any], code: str) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [*documents(20), row, *documents(3)])
-    recipe = Recipe(task="summarization", model="none", data=Data(train=[str(path)]))
+    recipe = Recipe(task="summarization", model="nobody/none", data=Data(train=[str(path)]))
     (problem,) = (p for p in check(recipe).problems if p.severity == "error")
     assert (problem.code, [str(place) for place in problem.where]) == (code, [f"{path}:21"])
 

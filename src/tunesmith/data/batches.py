@@ -27,6 +27,9 @@ PASS_COST = 256
 """What one more forward and backward pass costs, in tokens of a longer one: for each pass the weights are laid out
 anew for the matrix units. Of 64, 128 and 256, this made SmolLM2-135M fastest on a CPU."""
 
+SECOND_TEXT = "rejected"
+"""The column of :attr:`TokenFile.extra` with the tokens of a second text, which the model is shown too."""
+
 _REPORT_EVERY = 500
 
 
@@ -99,7 +102,8 @@ class TokenFile:
     def used(self, size: int) -> np.ndarray:
         """Which of the first ``size`` token ids occur, (size,) bool."""
         found = np.zeros(size, dtype=bool)
-        found[self._tokens] = True
+        for column in (self._tokens, *(column.values for name, column in self.extra.items() if name == SECOND_TEXT)):
+            found[column] = True
         return found
 
     @property

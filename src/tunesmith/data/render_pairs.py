@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tunesmith.data.batches import SECOND_TEXT
 from tunesmith.data.render import ConversationRenderer, Render, Rendered, conversation_renderer, encode_text
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
@@ -80,13 +81,13 @@ def score_reader(tokenizer: Any, max_length: int, eos_ids: Sequence[int] | None 
 
 
 def score_pair_renderer(read: Read, system_prompt: str | None = None) -> Render:
-    """Render a preference for a model that scores: the better text, the worse one in ``extra["rejected"]``."""
+    """Render a preference for a model that scores: the better text, the worse one in ``extra``."""
 
     def render(row: Row) -> Rendered:
         (better, one), (worse, other) = (read(turns, tools_of(row)) for turns in conversations(row, system_prompt))
         if better == worse:
             raise DataError("both texts have the same tokens", where=str(row.origin), fix="raise `data.max_length`")
-        extra: dict[str, list[int] | list[float]] = {"rejected": worse, "margin": [margin_of(row) or 0.0]}
+        extra: dict[str, list[int] | list[float]] = {SECOND_TEXT: worse, "margin": [margin_of(row) or 0.0]}
         return Rendered(better, label=0, cut_tokens=one + other, extra=extra)
 
     return render

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch.nn import functional
 
-from tunesmith.data.batches import Batch
+from tunesmith.data.batches import SECOND_TEXT, Batch
 from tunesmith.models.model import Model
 from tunesmith.objectives.base import LossSum, Objective
 from tunesmith.recipe import Training
@@ -45,7 +45,7 @@ class Reward(Objective):
 
 def rejected(batch: Batch, pad_id: int) -> Batch:
     """The worse texts of a batch of pairs, as a batch of their own."""
-    ids = batch.extra["rejected"]
+    ids = batch.extra[SECOND_TEXT]
     return dataclasses.replace(
         batch,
         input_ids=torch.where(ids < 0, pad_id, ids),

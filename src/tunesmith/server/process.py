@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,8 +153,8 @@ def _validate(place: Path, options: dict[str, Any]) -> dict[str, Any]:
         if rows < least and not any(problem.code != "no-rows" for problem in report.errors):
             message = f"Training file has {rows} example(s), but must have at least {least} examples"
             raise _Refused("invalid_n_examples", message, "training_file")
-        if report.errors:
-            raise _Refused("invalid_file_format", *_of_problems(report.errors, place))
+        if wrong := [*report.errors, *_of_two_formats(report.problems)]:
+            raise _Refused("invalid_file_format", *_of_problems(wrong, place))
         prepared = prepare(recipe)
         chosen = resolve(asked, len(prepared.train), len(prepared.validation))
         recipe = _recipe(place, job, options, chosen).resolved()
@@ -292,6 +293,11 @@ def _said(error: TunesmithError, place: Path) -> str:
     fix = f" How to mend it: {error.fix}" if error.fix and "tunesmith " not in error.fix else ""
     text = (f"{error.where}: " if error.where else "") + error.what.rstrip(".") + "." + fix
     return text.replace(f"{place}/data/", "").replace(f"{place}/", "")
+
+
+def _of_two_formats(problems: list[Problem]) -> list[Problem]:
+    """Rows of another shape than the others of their file, which the API does not allow."""
+    return [replace(p, fix="give all rows of a file one format") for p in problems if p.code == "mixed-shapes"]
 
 
 def _of_problems(problems: list[Problem], place: Path) -> tuple[str, str | None]:
