@@ -21,6 +21,7 @@ import yaml
 
 import tiny
 from serving import serving, wait_for
+from tunesmith.compression.onnx_model import save_onnx_int8
 from tunesmith.data.render import ConversationRenderer
 from tunesmith.models import inference
 from tunesmith.models.load import load_model
@@ -280,6 +281,21 @@ def test_completions_go_on_where_texts_end(client: Any, lenient: Any, live: Simp
     assert "".join(chunk.choices[0].text for chunk in chunks) == prompts[0] + expected[0]
     scored = client.completions.create(prompt=prompts[0], logprobs=2, **asked)
     assert len(scored.choices[0].logprobs.tokens) == 8 == len(scored.choices[0].logprobs.text_offset)
+
+
+def test_a_graph_labels_and_gives_no_embeddings(tiny_encoder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = tiny.build(tiny_encoder, "classify", dtype=torch.float32)
+    save_onnx_int8(model, tmp_path / "graph", task="text-classification", system_prompt=None)
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"graph": str(tmp_path / "graph")}))
+    app = create_app(Settings(data=tmp_path / "data", models=tmp_path / "models.yaml", workers=0))
+    with serving(app) as address, httpx.Client(base_url=address, timeout=180) as http:
+        answer = http.post("/v1/chat/completions", json={"model": "graph", "messages": ASK})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"] in model.labels
+        refused = http.post("/v1/embeddings", json={"model": "graph", "input": "france"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_model")
 
 
 def test_embeddings_as_numbers_and_base64(client: Any, lenient: Any, live: SimpleNamespace) -> None:

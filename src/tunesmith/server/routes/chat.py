@@ -76,7 +76,9 @@ def _whole(loaded: Loaded, body: ChatBody, text: str) -> WholeAnswers:
                 400, f"'{loaded.id}' answers in one piece: no '{name}'.", code="unsupported_parameter", param=name
             )
     length = body.max_completion_tokens or body.max_tokens or Generation().max_new_tokens
-    length = min(length, context_length(loaded.host.model))
+    model = loaded.host.model
+    if model.form in ("generate", "seq2seq"):
+        length = min(length, context_length(model))
     return WholeAnswers(loaded, text, body.n or 1, max_new_tokens=length, temperature=body.temperature or 0.0)
 
 

@@ -82,8 +82,12 @@ def _embed(loaded: Loaded, examples: list[list[int]], dimensions: int | None) ->
 
 
 def _tokens(loaded: Loaded, body: EmbeddingBody) -> list[list[int]]:
+    from tunesmith.compression.onnx_model import OnnxNetwork
+
     many = several(body.input, MAX_INPUTS, "input")
     model = loaded.host.model
+    if isinstance(model.network, OnnxNetwork):  # its graph gives scores, and no hidden states
+        raise ApiError(400, f"The model '{loaded.id}' gives no embeddings.", code="unsupported_model", param="model")
     width = int(cast(Any, model.transformer()).config.hidden_size)
     if body.dimensions is not None and body.dimensions > width:
         raise ApiError(
