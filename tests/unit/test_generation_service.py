@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from tunesmith.errors import UsageError
+from tunesmith.errors import ResourceError, UsageError
 from tunesmith.generation.adapters import Adapters, is_plain_lora
 from tunesmith.generation.batch import Request, RunningBatch, Token
 from tunesmith.generation.constraints import Grammars
@@ -81,7 +81,7 @@ def test_rows_of_one_batch_use_adapters_of_their_own(model: Model, adapters: dic
     side_by_side = Adapters(model)
     for name, folder in adapters.items():
         side_by_side.load(name, folder)
-    batch = RunningBatch(model, use_adapters=side_by_side.use)
+    batch = RunningBatch(model, adapters=side_by_side)
     requests = [greedy(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     heard = heard_by(requests)
     for request in requests:
@@ -99,7 +99,7 @@ def test_adapters_come_and_go(model: Model, adapters: dict[str, Path]) -> None:
     side_by_side.drop("one")
     assert "one" not in side_by_side
     side_by_side.load("ft:two.1", adapters["ft:two.1"])
-    batch = RunningBatch(model, use_adapters=side_by_side.use)
+    batch = RunningBatch(model, adapters=side_by_side)
     requests = [greedy(prompt, None, 8), greedy(prompt, "ft:two.1", 8)]
     heard = heard_by(requests)
     for request in requests:
@@ -218,6 +218,38 @@ def test_a_step_that_fails_costs_its_requests_and_not_the_server(
             engine.submit([request])
             assert ended.wait(10)
     assert outcome[0] == "failed" and outcome[1] in ("length", "stop")
+
+
+def test_who_asks_a_closed_engine_is_told(engine: Engine) -> None:
+    """A model was deleted while the prompt was being rendered."""
+    engine.close()
+    requests = [greedy([5, 6, 7]), greedy([5, 6, 8])]
+    heard = heard_by(requests)
+    engine.submit(requests)
+    assert [[token.finish_reason for token in tokens] for tokens in heard] == [["failed"], ["failed"]]
+    assert engine.waiting == 0
+    with pytest.raises(ResourceError, match="taken out of memory"):
+        engine.call(lambda: None).result(10)
+
+
+def test_an_adapter_that_is_gone_costs_its_own_requests_only(model: Model, adapters: dict[str, Path]) -> None:
+    side_by_side = Adapters(model)
+    side_by_side.load("one", adapters["one"])
+    engine = Engine(RunningBatch(model, adapters=side_by_side))
+    try:
+        gate = Gate(engine)
+        requests = [greedy([5, 6, 7]), greedy([5, 6, 8], "one"), greedy([5, 6, 9], "deleted")]
+        heard, ended = heard_by(requests), threading.Semaphore(0)
+        for request, tokens in zip(requests, heard, strict=True):
+            request.on_token = lambda token, tokens=tokens: (
+                tokens.append(token), ended.release() if token.finish_reason else None
+            )  # fmt: skip
+        engine.submit(requests)
+        gate.opened.set()
+        assert all(ended.acquire(timeout=20) for _ in requests)
+    finally:
+        engine.close()
+    assert [tokens[-1].finish_reason == "failed" for tokens in heard] == [False, False, True]
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------

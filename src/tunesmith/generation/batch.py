@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 
@@ -38,9 +38,6 @@ LENGTH_STEP = 64
 """The cache's length is a multiple of this: it grows (by a copy) once in so many tokens."""
 
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
-
-UseAdapters = Callable[[Sequence[str | None]], AbstractContextManager[Any]]
-"""Given the adapter of each row of a pass: makes the network use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +108,14 @@ class _Memory:
     age: int = 0
 
 
+class RowAdapters(Protocol):
+    """Adapters of which each row of a batch uses its own."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def use(self, names: Sequence[str | None]) -> AbstractContextManager[None]: ...  # noqa: D102
+
+
 class RunningBatch:
     """Writes answers with one model. Not thread-safe: one thread adds, cancels and steps.
 
@@ -119,7 +124,7 @@ class RunningBatch:
         max_rows: Rows that run together; more wait.
         cache_tokens: Slots times their length stay below this; where the rows grow too long for it, the youngest waits
             again (what it wrote is kept), and no row gets longer than that. ``None``: no limit.
-        use_adapters: How to give each row its adapter; default: the network as it is.
+        adapters: Those that requests may name; default: the network as it is, whatever they name.
         reuse_prompts: Whether to start from what a slot holds where a prompt begins the same.
 
     Raises:
@@ -132,7 +137,7 @@ class RunningBatch:
         *,
         max_rows: int = MAX_ROWS,
         cache_tokens: int | None = None,
-        use_adapters: UseAdapters | None = None,
+        adapters: RowAdapters | None = None,
         reuse_prompts: bool = True,
     ) -> None:
         reason = unsupported(model)
@@ -152,7 +157,7 @@ class RunningBatch:
         self.tokens_written = 0
         self._cache = SlotCache()
         self._cache_tokens = cache_tokens
-        self._use_adapters = use_adapters or (lambda names: nullcontext())
+        self._adapters = adapters
         self._reuse = reuse_prompts
         self._memories: dict[int, _Memory] = {}
         self._clock = 0
@@ -166,8 +171,10 @@ class RunningBatch:
         """Let a request join as soon as there is room.
 
         Raises:
-            UsageError: The prompt is empty, or fills the model's context.
+            UsageError: The prompt is empty, or fills the model's context; the adapter is not loaded.
         """
+        if self._adapters is not None and request.adapter is not None and request.adapter not in self._adapters:
+            raise UsageError(f"the adapter {request.adapter} is not loaded", fix="load it first")
         if not request.prompt or len(request.prompt) >= self.context:
             raise UsageError(
                 f"the prompt has {len(request.prompt)} tokens; the model takes 1 to {self.context - 1}",
@@ -374,7 +381,8 @@ class RunningBatch:
         reach = int(places.max()) + 1
         places = places.to(device)
         self._cache.aim([self.running.index(row) for row in rows], places, reach)
-        with self._use_adapters([row.request.adapter for row in rows]):
+        names = [row.request.adapter for row in rows]
+        with self._adapters.use(names) if self._adapters else nullcontext():
             hidden_BSd = decoder_of(self.model.transformer())(
                 input_ids=ids.to(device),
                 attention_mask=_masks(self.model, places, reach),

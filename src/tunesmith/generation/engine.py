@@ -111,6 +111,7 @@ class Engine:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._arriving = 0
+        self._closed = False
         self._tokens_per_second = 100.0  # a guess before anything was written; then a running mean
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -136,18 +137,22 @@ class Engine:
         return self._batch.tokens_written
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Let requests join, all or none.
+        """Let requests join, all or none; once the engine is closed they are told that they failed.
 
         Raises:
             QueueFullError: Too many are waiting.
             UsageError: They are more than can ever run and wait.
         """
         with self._lock:
-            waiting, most = self.waiting, self._batch.max_rows + self.queue_limit
-            if not may_join(len(requests), waiting, self.queue_limit, most):
-                raise QueueFullError(waiting, self._retry_after(waiting))
-            self._arriving += len(requests)
-        self._orders.put(lambda: self._add(requests))
+            if not self._closed:
+                waiting, most = self.waiting, self._batch.max_rows + self.queue_limit
+                if not may_join(len(requests), waiting, self.queue_limit, most):
+                    raise QueueFullError(waiting, self._retry_after(waiting))
+                self._arriving += len(requests)
+                self._orders.put(lambda: self._add(requests))
+                return
+        for request in requests:
+            request.on_token(Token(None, finish_reason="failed"))
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Take requests out before the next step, wherever they are."""
@@ -159,7 +164,10 @@ class Engine:
         self._orders.put(order)
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
-        """Run something between two steps, in the engine's thread: it may use and change the model."""
+        """Run something between two steps, in the engine's thread: it may use and change the model.
+
+        Once the engine is closed, the future holds a :class:`ResourceError`.
+        """
         future: Future[Result] = Future()
 
         def order() -> None:
@@ -170,7 +178,11 @@ class Engine:
             except BaseException as error:  # it belongs to whoever asked
                 future.set_exception(error)
 
-        self._orders.put(order)
+        with self._lock:
+            if not self._closed:
+                self._orders.put(order)
+                return future
+        future.set_exception(ResourceError("the model was taken out of memory", fix="ask again"))
         return future
 
     def withdraw(self, adapter: str) -> None:
@@ -179,7 +191,9 @@ class Engine:
 
     def close(self) -> None:
         """Stop after the current step; requests that are left are told that they failed."""
-        self._orders.put(None)
+        with self._lock:  # what was asked for before comes before the end in the queue
+            self._closed = True
+            self._orders.put(None)
         self._thread.join()
 
     def _add(self, requests: Sequence[Request]) -> None:

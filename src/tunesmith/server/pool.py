@@ -292,7 +292,7 @@ class Pool:
             model,
             max_rows=self.limits.max_rows,
             cache_tokens=cache // bytes_per_token(model),
-            use_adapters=adapters.use if adapters else None,
+            adapters=adapters,
         )
         return Host(model, Engine(batch, queue_limit=self.limits.queue_limit), adapters, size)
 
