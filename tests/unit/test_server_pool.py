@@ -87,6 +87,19 @@ def test_what_a_run_made_counts_with_its_base(quantization: Any, folders: dict[s
     assert guessed > 2 * stored_bytes(tmp_path / "run", torch.bfloat16)
 
 
+def test_an_adapter_is_served_on_the_weights_beside_which_it_learned(folders: dict[str, Path], tmp_path: Path) -> None:
+    folders["narrow"] = tmp_path / "narrow"
+    model = tiny.build(folders["first"], "generate", LoRA(rank=4, quantization="int8"), dtype=torch.float32)
+    save_artefact(model, folders["narrow"], task="chat", system_prompt=None)
+    pool = Pool(Limits(memory_bytes=10_000_000))
+    try:
+        assert opened(pool, "tuned", folders).adapter == "tuned"
+        narrow = opened(pool, "narrow", folders)
+        assert narrow.adapter is None and narrow.host.model.quantization == "int8"
+    finally:
+        pool.close()
+
+
 def test_what_never_fits_is_told_from_what_must_wait(folders: dict[str, Path]) -> None:
     pool = Pool(Limits(memory_bytes=150_000))  # the weights alone would fit
     try:

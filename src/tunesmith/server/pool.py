@@ -235,7 +235,8 @@ class Pool:
         if not (place / NOTES).is_file():
             return self._add(name, self._base(place, dtype), None)
         notes = read_notes(place)
-        if notes.adapter and notes.form == "generate" and is_plain_lora(place) and not notes.new_tokens:
+        joins = notes.adapter and notes.form == "generate" and is_plain_lora(place) and not notes.new_tokens
+        if joins and notes.quantization == "none":  # else it learned beside narrowed weights, and was measured on them
             # vLLM takes its share of the GPU for each base: one in several precisions would not fit
             base = find_base(notes, place, fetch=False)  # nobody else could load a model while gigabytes come
             host = self._base(base, dtype if self.limits.engine == "vllm" else notes.dtype)
