@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,34 +16,40 @@ if TYPE_CHECKING:
 
 STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a weight in the number formats that take the model's own when they are loaded; int8 and others stay."""
-NARROWED = {"int8": 1.0, "int4": 0.5}
-"""Bytes of a weight that is narrowed once it is loaded."""
 
 
-def stored_bytes(folder: Path, dtype: torch.dtype, quantization: str = "none") -> int:
+def stored_bytes(folder: Path, dtype: torch.dtype) -> int:
     """Memory for the weights in a folder, once they are loaded in a number format.
 
     Args:
         folder: With safetensors.
         dtype: In which they are loaded, whatever they are stored in.
-        quantization: How they are narrowed then.
     """
     from safetensors import SafetensorError, safe_open
 
-    width = NARROWED.get(quantization, dtype.itemsize)
-    total = 0.0
-    for path in folder.glob("*.safetensors"):
+    total = 0
+    for path in _weight_files(folder):
         total += path.stat().st_size
         with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:  # whoever loads it says what it has
             for name in file.keys():  # noqa: SIM118  # it is no mapping
                 part = file.get_slice(name)
                 if (stored := STORED.get(part.get_dtype())) is not None:
-                    total += math.prod(part.get_shape()) * (width - stored)
-    return int(total)
+                    total += math.prod(part.get_shape()) * (dtype.itemsize - stored)
+    return total
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that are loaded: some makers ship the same weights once more, as ``consolidated.safetensors``."""
+    names = {"model.safetensors", "adapter_model.safetensors"}
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no shards; or whoever loads them says what is wrong
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        names = set(index["weight_map"].values())
+    every = list(folder.glob("*.safetensors"))
+    return [path for path in every if path.name in names] or every
 
 
 def artefact_bytes(folder: Path, notes: ArtefactNotes) -> int:
-    """Memory for what a run made; for an adapter with its base.
+    """Memory to load what a run made; for an adapter with its base, which is narrowed only once it is there.
 
     Raises:
         ResourceError: The base is not on this machine.
@@ -58,7 +65,7 @@ def artefact_bytes(folder: Path, notes: ArtefactNotes) -> int:
     own = stored_bytes(folder, dtype)
     if not notes.adapter:
         return own
-    return own + stored_bytes(find_base(notes, folder, fetch=False), dtype, notes.quantization)
+    return own + stored_bytes(find_base(notes, folder, fetch=False), dtype)
 
 
 def loaded_bytes(model: Model) -> int:
