@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ from tunesmith.generation.batch import Request, Token
 from tunesmith.generation.sampling import Sampling
 from tunesmith.models.load import load_model
 from tunesmith.models.saving import load_artefact, read_notes, save_artefact
-from tunesmith.recipe import LoRA
+from tunesmith.recipe import LoRA, Prompt
 from tunesmith.server.errors import ApiError
 from tunesmith.server.model_sizes import artefact_bytes, bytes_per_token, loaded_bytes, stored_bytes
-from tunesmith.server.pool import Limits, Pool
+from tunesmith.server.pool import LEAST_TOKENS, Limits, Pool
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +119,7 @@ def test_what_never_fits_is_told_from_what_must_wait(folders: dict[str, Path]) -
         with pytest.raises(ApiError) as caught:
             opened(pool, "first", folders)
         assert (caught.value.status_code, caught.value.code) == (507, "model_too_large") and not pool.hosts()
-        pool.limits = Limits(memory_bytes=200_000)
+        pool.limits = Limits(memory_bytes=220_000)
         host = opened(pool, "first", folders).host
         pool.limits = Limits(memory_bytes=host.bytes)
         with pytest.raises(ApiError) as caught:
@@ -127,12 +129,64 @@ def test_what_never_fits_is_told_from_what_must_wait(folders: dict[str, Path]) -
         pool.close()
 
 
-def test_an_answer_ends_where_the_cache_does(folders: dict[str, Path]) -> None:
-    pool = Pool(Limits(memory_bytes=200_000))
+def longer(base: Path, folder: Path) -> Path:
+    """The same model with 4096 positions."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return folder
+
+
+def test_small_models_share_a_large_memory(folders: dict[str, Path], tmp_path: Path) -> None:
+    """None reserves what it can never use."""
+    pool = Pool(Limits(memory_bytes=2**33))
     try:
-        engine = opened(pool, "first", folders).host.engine
+        for number in range(5):
+            folders[f"n{number}"] = shutil.copytree(folders["first"], tmp_path / f"n{number}")
+            assert opened(pool, f"n{number}", folders).host.engine.context == 256
+        assert len(pool.hosts()) == 5 and total(pool) <= pool.bytes < 2**26
+    finally:
+        pool.close()
+
+
+def test_a_share_shrinks_before_a_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    pool = Pool(Limits(memory_bytes=1_100_000))
+    folders["long"] = longer(folders["first"], tmp_path / "long")
+    folders["other"] = longer(folders["first"], tmp_path / "other")
+
+    async def load() -> tuple[int, ...]:
+        async with contextlib.AsyncExitStack() as held:
+            names = ("first", "long", "other")  # all of them at work
+            hosts = [(await held.enter_async_context(pool.use(n, lambda n=n: folders[n]))).host for n in names]
+            assert total(pool) <= pool.bytes <= 1_100_000
+            return tuple(host.engine.context for host in hosts)
+
+    try:
+        *_, before, last = asyncio.run(load())
+        assert LEAST_TOKENS <= last < before < 4096
+    finally:
+        pool.close()
+
+
+def test_virtual_tokens_come_on_top_of_what_is_promised(folders: dict[str, Path], tmp_path: Path) -> None:
+    base = longer(folders["first"], tmp_path / "long")
+    model = tiny.build(base, "generate", Prompt(kind="prompt-tuning", tokens=300), dtype=torch.float32)
+    save_artefact(model, tmp_path / "prompted", task="chat", system_prompt=None)
+    pool = Pool(Limits(memory_bytes=400_000))
+    try:
+        engine = opened(pool, "prompted", {"prompted": tmp_path / "prompted"}).host.engine
+        assert LEAST_TOKENS <= engine.context < 2 * LEAST_TOKENS
+    finally:
+        pool.close()
+
+
+def test_an_answer_ends_where_the_cache_does(folders: dict[str, Path], tmp_path: Path) -> None:
+    pool = Pool(Limits(memory_bytes=220_000))
+    folders["long"] = longer(folders["first"], tmp_path / "long")
+    try:
+        engine = opened(pool, "long", folders).host.engine
         batch = engine._batch
-        assert engine.context == 255  # the model would take 256
+        assert engine.context == 319  # 256 at least, in whole steps of the cache; the model would take 4096
         batch.model.eos_ids = []
         heard: list[Token] = []
         asked = Request(prompt=[5] * 100, sampling=Sampling(max_new_tokens=500), on_token=heard.append)
@@ -142,6 +196,6 @@ def test_an_answer_ends_where_the_cache_does(folders: dict[str, Path]) -> None:
             assert batch._cache.num_slots * batch._cache.length <= batch._cache_tokens
         assert heard[-1].finish_reason == "length" and 100 + len(heard) == engine.context
         with pytest.raises(UsageError, match="the model takes 1 to"):
-            batch.add(Request(prompt=[5] * 255, sampling=Sampling(max_new_tokens=1), on_token=print))
+            batch.add(Request(prompt=[5] * 319, sampling=Sampling(max_new_tokens=1), on_token=print))
     finally:
         pool.close()

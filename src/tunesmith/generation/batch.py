@@ -275,9 +275,8 @@ class RunningBatch:
         return min(self.max_rows, max(1, self._cache_tokens // self._length_for(rows)))
 
     def _length_for(self, rows: Sequence[_Row]) -> int:
-        """Length of the slots with which these rows can make their next step (one place more takes the padding)."""
-        longest = self._before + max((len(row.tokens) for row in rows), default=0) + 1
-        return -(-longest // LENGTH_STEP) * LENGTH_STEP
+        """Length of the slots with which these rows can make their next step."""
+        return slot_length(self.model, max((len(row.tokens) for row in rows), default=0))
 
     def _reserve(self, rows: Sequence[_Row]) -> None:
         """Give the cache a slot for each row, with some to spare, and a length that suffices for the next step."""
@@ -441,6 +440,11 @@ def context_length(model: Model) -> int:
     config: Any = cast(Any, model.transformer()).config
     positions = int(getattr(config, "max_position_embeddings", None) or model.max_length)
     return positions - model.virtual_tokens
+
+
+def slot_length(model: Model, tokens: int) -> int:
+    """Places that a slot for so many tokens has: with the virtual ones, and one for the padding."""
+    return -(-(model.virtual_tokens + tokens + 1) // LENGTH_STEP) * LENGTH_STEP
 
 
 def _masks(model: Model, places_BS: torch.Tensor, reach: int) -> Any:

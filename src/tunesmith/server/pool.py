@@ -127,17 +127,16 @@ class Limits:
     queue_limit: int = 256
     engine: EngineName = "own"
 
-    def cache_bytes(self, weights: int, least: int = 0) -> int:
+    def cache_bytes(self, weights: int) -> int:
         """What one host may keep in keys and values: a quarter of all, and half of what its weights leave at most.
 
         The other half is for adapters.
 
         Args:
             weights: Bytes of the host's weights.
-            least: Bytes without which it is of no use.
         """
         limit = self.memory_bytes or 0
-        return max(least, min(limit // 4, (limit - weights) // 2))
+        return min(limit // 4, (limit - weights) // 2)
 
 
 class Pool:
@@ -255,7 +254,7 @@ class Pool:
         if key not in self._hosts:
             writes = natural_form(load_config(place)) == "generate"
             by_vllm = writes and self.limits.engine == "vllm"
-            self._make_room(self._expected(stored_bytes(place, getattr(torch, dtype)), writes))
+            self._make_room(stored_bytes(place, getattr(torch, dtype)))
             device = torch.device("meta") if by_vllm else default_device()
             with device if by_vllm else contextlib.nullcontext():
                 model = load_model(place, name=place.name, dtype=getattr(torch, dtype), device=device, empty=by_vllm)
@@ -269,13 +268,9 @@ class Pool:
 
         key = (str(place.resolve()), "as tuned")
         if key not in self._hosts:
-            self._make_room(self._expected(artefact_bytes(place, notes), notes.form == "generate"))
+            self._make_room(artefact_bytes(place, notes))
             self._hosts[key] = self._start(load_artefact(place, device=default_device())[0], shared=False)
         return self._hosts[key]
-
-    def _expected(self, weights: int, writes: bool) -> int:
-        """What a host of such weights will take."""
-        return weights + (self.limits.cache_bytes(weights) if writes else 0)
 
     def _start(self, model: Model, *, shared: bool) -> Host:
         """Start the thread of a network that was loaded; ``shared``: adapters may join it."""
@@ -316,8 +311,21 @@ class Pool:
         return Host(model, engine, engine.adapters, size)
 
     def _cache_of(self, model: Model) -> int:
-        """Bytes for its keys and values."""
-        return self.limits.cache_bytes(loaded_bytes(model), LEAST_TOKENS * bytes_per_token(model))
+        """Bytes for its keys and values: its share, as far as it is free and of use.
+
+        Where less is free than one answer of full length takes, what idles shall make room.
+        """
+        from tunesmith.generation.batch import context_length, slot_length
+
+        def taking(tokens: int) -> int:
+            return slot_length(model, tokens) * bytes_per_token(model)
+
+        whole, weights = taking(context_length(model)), loaded_bytes(model)
+        share = min(self.limits.cache_bytes(weights), self.limits.max_rows * whole)
+        free = (self.limits.memory_bytes or 0) - self.bytes - weights
+        if free < whole:
+            free += sum(host.bytes for host in self._idle_hosts())
+        return max(taking(min(LEAST_TOKENS, context_length(model))), min(share, free))
 
     def _settled(self, weights: int, cache: int) -> int:
         """What a loaded model takes, for which there is room now: what its files told was a guess."""
