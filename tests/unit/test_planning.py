@@ -331,6 +331,57 @@ def test_nothing_trains_without_parameters(folders):
     assert model.trainable_parameters == 0 and shape_of(model, config).trained_layers == 0
 
 
+@pytest.fixture
+def wide_vocabulary(folders: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """The same kinds of models with 400 words, of which the texts read a few; the decoder's head is its own."""
+    import shutil
+
+    import transformers
+
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
+    bert = transformers.BertModel(transformers.BertConfig(**sizes, **heads), add_pooling_layer=False)
+    llama = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**sizes, **heads, num_key_value_heads=2, tie_word_embeddings=False, eos_token_id=2)
+    )
+    found = {}
+    for name, model in {"encoder": bert, "decoder": llama}.items():
+        found[name] = Path(shutil.copytree(folders[name], tmp_path / name))
+        model.save_pretrained(found[name])
+    return found
+
+
+@pytest.mark.parametrize(("precision", "copied"), [("fp32", 4), ("bf16", 0)])
+def test_word_vectors_that_no_text_reads_take_no_optimizer(wide_vocabulary, reviews, precision, copied):
+    """In fp32 those that are read are updated in a copy, in bf16 all are; the same in memory and in checkpoints."""
+    from tunesmith.data.prepare import prepare
+
+    made = planned(wide_vocabulary["encoder"], reviews, method="full", precision=precision, training=FEW).stages[0]
+    tokenizer = load_tokenizer(wide_vocabulary["encoder"])
+    rows = prepare(parse({"task": "text-classification", "model": "x", "data": {"train": str(reviews)}})).train
+    read = 32 * len({token for row in rows for token in tokenizer(row.fields["text"])["input_ids"]})
+    updated = made.trainable - 32 * 400 + read
+    expected = (8 if precision == "fp32" else 12) * updated + copied * read
+    assert made.memory_parts["optimizer"] == pytest.approx(expected)
+    assert made.checkpoint_bytes == pytest.approx(expected + (4 if precision == "fp32" else 2) * made.trainable)
+
+
+def test_a_plan_runs_no_reward(wide_vocabulary, tmp_path):
+    rows = "".join(json.dumps({"prompt": f"what is {n}", "completion": str(n)}) + "\n" for n in range(40))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    recipe = {
+        "task": "text-generation",
+        "model": str(wide_vocabulary["decoder"]),
+        "data": {"train": str(tmp_path / "rows.jsonl")},
+        "objective": "grpo",
+        "parameters": "full",
+        "training": {**FEW, "rewards": [{"kind": "python", "function": str(tmp_path / "not-yet.py:score")}]},
+        "evaluate": {"baselines": []},
+    }
+    made = planning.plan(parse(recipe)).stages[0]
+    assert made.memory_parts["optimizer"] == 12 * made.trainable, "it writes any word"
+
+
 def test_different_tokens_of_more_rows_by_hand() -> None:
     """Three of four tokens are in one row alone and one is in two."""
     rows = [[1, 2, 2], [1, 3], [4, 4]]

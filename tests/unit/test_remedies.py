@@ -85,6 +85,16 @@ def test_an_earlier_example_counts_as_much_as_one_of_this_stage(
     assert found.weight == pytest.approx(24 + again.weight / mean)
 
 
+def test_nothing_is_held_before_anything_but_the_head_trains(tiny_encoder: Path, tmp_path: Path) -> None:
+    """As in the first epochs of gradual unfreezing."""
+    model = taught(tiny_encoder, 0)
+    data = tiny.tokens(model, labelled_rows(4), tmp_path)
+    held = Held(objectives.make("classify", Training()), 2.0)
+    held.start(model, [data, data], tmp_path, nobody)
+    decoder_of(model.transformer()).requires_grad_(False)
+    assert float(held.penalty(model)) == 0.0
+
+
 def test_the_penalty_beside_replay_is_for_the_replayed_rows_too(
     pair: tuple[Model, TokenFile, Memory], tmp_path: Path
 ) -> None:

@@ -59,7 +59,7 @@ class Held(Wrapped):
 
     def penalty(self, model: Model) -> torch.Tensor:
         """The sum over all weights below the head that train."""
-        terms = []
+        terms = [torch.zeros((), device=model.device)]  # with gradual unfreezing the head may be all that trains yet
         for name, parameter in trained_body(model).items():
             square = (parameter - self._anchors[name]).float().square()
             if self.importance is not None:

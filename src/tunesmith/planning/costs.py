@@ -155,6 +155,7 @@ class Network:
         total: Parameters.
         trainable: Those that train.
         unread: Those of them that no text reads, so that they are never updated.
+        copied: Those of them that are updated in a copy, whatever they are kept in: word vectors beside unread ones.
         weight_bytes: All weights as they are kept.
         narrow: Whether what trains is narrower than fp32, so that it has masters.
         wide: Bytes of an activation.
@@ -168,6 +169,7 @@ class Network:
     total: int
     trainable: int
     unread: float
+    copied: float
     weight_bytes: float
     narrow: bool
     wide: int
@@ -183,9 +185,10 @@ class Network:
 
     @property
     def optimizer_bytes(self) -> float:
-        """Of a weight that trains: two moments, and a master in fp32 where it is narrower."""
+        """Two moments of each weight that is updated, and a master where it is narrower than fp32 or copied."""
         moments = NARROW_MOMENT_BYTES if self.narrow_moments else 4 if self.narrow else max(4, self.wide)
-        return 2 * moments + (4 if self.narrow else 0)
+        masters = 4 * self.updated if self.narrow else max(4, self.wide) * self.copied
+        return 2 * moments * self.updated + masters
 
 
 def work(network: Network, machine: Machine, passes: Passes, loss_share: float, *, forward: bool = False) -> Work:
@@ -244,7 +247,7 @@ def memory(
         "process": machine.process_bytes + LATER_BYTES if machine.process_bytes else 0.0,
         "weights": network.weight_bytes,
         "gradients": gradients,
-        "optimizer": network.updated * network.optimizer_bytes if trains else 0.0,
+        "optimizer": network.optimizer_bytes if trains else 0.0,
         "activations": activations,
         "logits": logits,
         "allocator": ALLOCATOR[machine.kind] * (alive + logits + (gradients if machine.kind == "cpu" else 0.0)),

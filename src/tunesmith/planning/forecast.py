@@ -14,7 +14,7 @@ from tunesmith.errors import UsageError
 from tunesmith.events import Listener, Phase, nobody
 from tunesmith.models.skeleton import skeleton
 from tunesmith.planning import calibration, costs
-from tunesmith.planning.cached import cached
+from tunesmith.planning.cached import REWARDED, cached
 from tunesmith.planning.calibration import Correction
 from tunesmith.planning.costs import Network, Passes, Sample
 from tunesmith.planning.dry_run import Layout, Scaled, scaled
@@ -248,7 +248,7 @@ class StagePlanner:
             uncorrected = uncorrected | dict(taught.memory)
         parts = {name: size * (known.bytes if name in FLEXIBLE else 1.0) for name, size in uncorrected.items()}
         flexible = sum(size for name, size in uncorrected.items() if name in FLEXIBLE)
-        checkpoint = network.trainable * network.wide + network.updated * network.optimizer_bytes
+        checkpoint = network.trainable * network.wide + network.optimizer_bytes
         validations = max(1, round(epochs)) if trains else 0
         stored = min(validations, settings.keep_checkpoints + settings.keep_best_checkpoints)
         aside = (kept.bytes if kept else 0.0) + (taught.disk_bytes if taught else 0.0)
@@ -402,11 +402,13 @@ class StagePlanner:
         head = next(iter(model.vocabulary_head().parameters())) if writes else None
         sides = (0, 0) if head is None else (int(head.shape[0]), int(head.shape[-1]))
         quantized = getattr(choice, "quantization", "none")
+        unread, read = self._word_vectors(model, training) if trains else (0.0, 0.0)
         return Network(
             scaled=_costs_of(model, self.machine, largest),
             total=model.total_parameters,
             trainable=model.trainable_parameters if trains else 0,
-            unread=self._unread(model, training) if trains else 0.0,
+            unread=unread,
+            copied=read,
             weight_bytes=costs.weight_bytes(model, dtype.itemsize, quantized, getattr(choice, "quantizer", "torchao")),
             narrow=dtype.itemsize < 4,
             wide=dtype.itemsize,
@@ -418,18 +420,20 @@ class StagePlanner:
             narrow_moments=training.optimizer == "adamw-8bit",
         )
 
-    def _unread(self, model: Model, training: Training) -> float:
-        """Parameters of word vectors that no text reads, where they are left out of the updates."""
+    def _word_vectors(self, model: Model, training: Training) -> tuple[float, float]:
+        """Parameters of word vectors that no text reads, and of those that one does; nothing where all are updated."""
         from tunesmith import objectives
         from tunesmith.training.read_rows import WORTHWHILE_SHARE, table_of
 
         layer = table_of(model)
-        if layer is None or training.optimizer == "adamw-8bit":
-            return 0.0
+        if (
+            layer is None or training.optimizer == "adamw-8bit" or self.view.sequence.replay
+        ):  # of texts not sampled here
+            return 0.0, 0.0
         rows, width = layer.weight.shape
-        few = self.sample.words <= WORTHWHILE_SHARE * rows
-        left_out = few and not objectives.make(self.objective, training).shows_others
-        return (rows - self.sample.words) * width if left_out else 0.0
+        read = min(self.sample.words, rows)
+        shows_others = self.objective in REWARDED or objectives.make(self.objective, training).shows_others
+        return (0.0, 0.0) if shows_others or read > WORTHWHILE_SHARE * rows else ((rows - read) * width, read * width)
 
 
 def _base_of(folder: Path) -> Path:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunesmith.data.batches import SECOND_TEXT
 from tunesmith.planning.costs import Sample
 from tunesmith.recipe import Recipe, Training
 
 if TYPE_CHECKING:
     from tunesmith.data.prepare import PreparedData
+    from tunesmith.data.render import Rendered
     from tunesmith.data.rows import Row
     from tunesmith.errors import DataError
     from tunesmith.models.model import Form
@@ -61,8 +63,13 @@ def render(recipe: Recipe, data: PreparedData, folder: Path, config: Any, form: 
         validation_tokens=int(len(data.validation) * lengths.sum() / len(rows)),
         loss_share=asked * weighted / max(1, int(lengths.sum())),
         cut_share=sum(example.cut_tokens > 0 for example in rendered) / max(1, len(rendered)),
-        words=different_tokens([example.input_ids for example in rendered], len(data.train) / len(rows)),
+        words=different_tokens([_shown(example) for example in rendered], len(data.train) / len(rows)),
     )
+
+
+def _shown(example: Rendered) -> list[int]:
+    """The tokens of an example, those of a second text too."""
+    return [*example.input_ids, *(int(token) for token in example.extra.get(SECOND_TEXT, []))]
 
 
 def different_tokens(examples: Sequence[Sequence[int]], times: float) -> float:

@@ -99,8 +99,10 @@ def table_of(model: Model) -> nn.Embedding | None:
     if model.reads_pictures or model.form == "seq2seq":  # whose decoder reads other tokens
         return None
     layer = model.transformer().get_input_embeddings()  # type: ignore[operator]
-    trains = isinstance(layer, nn.Embedding) and layer.weight.requires_grad
-    return layer if trains and _is_looked_up_alone(model, layer) else None
+    if not isinstance(layer, nn.Embedding) or not _is_looked_up_alone(model, layer):
+        return None
+    name = next((name for name, parameter in model.trainable() if parameter is layer.weight), None)
+    return None if name is None or name in model.undecayed else layer  # undecayed: new tokens' rows alone train
 
 
 def _is_looked_up_alone(model: Model, layer: nn.Embedding) -> bool:
