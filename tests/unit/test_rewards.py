@@ -7,15 +7,21 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import tiny
 from tunesmith import rewards
-from tunesmith.errors import RecipeError, RewardError
-from tunesmith.recipe import RewardSource
+from tunesmith.errors import DataError, RecipeError, RewardError
+from tunesmith.prediction import preferences
+from tunesmith.prediction.predicting import predict
+from tunesmith.prediction.setting import Setting
+from tunesmith.recipe import Generation, RewardSource
+from tunesmith.rewards import runs as of_run
 from tunesmith.rewards.sandbox import call_grade
+from tunesmith.tasks import TASKS
 
 
 def answers(*texts: str, reference: str = "The answer is 1,234.", **fields: Any) -> list[rewards.Answered]:
@@ -242,6 +248,29 @@ def test_a_row_without_tests_is_named() -> None:
     with pytest.raises(RewardError, match="no `tests`") as caught:
         score(answers(PROGRAM), kind="tests")
     assert caught.value.where == "rows.jsonl:1"
+
+
+def test_a_reward_model_reads_the_tools_that_it_learned_with(tiny_decoder: Path) -> None:
+    """As a judge of pairs, of answers to a prompt, and of what it is given to score."""
+    model = tiny.build(tiny_decoder, "classify", labels=["score"])
+    model.tokenizer.chat_template = "{{ tools[0].function.name }}" + model.tokenizer.chat_template
+    tools, texts = [{"type": "function", "function": {"name": "search"}}], ["the film is great", "awful"]
+    asked = {"messages": [{"role": "user", "content": "q"}], "tools": tools}
+    pair = {"input": asked} | {
+        f"{name}preferred_output": [{"role": "assistant", "content": text}]
+        for name, text in zip(("", "non_"), texts, strict=True)
+    }
+    setting = Setting(TASKS["preference"], None, None, Generation())
+    gap = preferences.judge(model, tiny.rows_of([pair]), setting).gaps
+    assert gap is not None and gap[0]
+    better, worse = of_run.score(model, answers(*texts, tools=tools), None)
+    assert better - worse == pytest.approx(gap[0])
+    notes: Any = SimpleNamespace(task="preference")
+    rows = [{"prompt": "q", "completion": text, "tools": tools} for text in texts]
+    predicted = predict(model, notes, rows, Generation())
+    assert [float(one.answer) for one in predicted] == pytest.approx([better, worse], rel=1e-4)
+    with pytest.raises(DataError, match="must be a function"):
+        predict(model, notes, [{**rows[0], "tools": ["search"]}], Generation())
 
 
 def judge(decoder: Path, **more: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tunesmith.data.conversations import MalformedError, as_tools
 from tunesmith.data.pictures import unpacked_for_now
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.spans import inline
@@ -120,7 +121,10 @@ def _label_sets(outputs: Outputs, labels: Sequence[str]) -> list[Prediction]:
 
 
 def _scores(model: Model, rows: Sequence[Any]) -> list[Prediction]:
-    """The scores that a reward model gives to answers: texts, or rows with `prompt` and `completion`, or `messages`."""
+    """The scores that a reward model gives to answers: texts, or rows with `prompt` and `completion`, or `messages`.
+
+    With `tools` they may be calls of these.
+    """
     texts = []
     for number, value in enumerate(rows, 1):
         fields = {"completion": str(value)} if not isinstance(value, dict) else value
@@ -131,7 +135,10 @@ def _scores(model: Model, rows: Sequence[Any]) -> list[Prediction]:
         if not turns:
             turns = [{"role": "user", "content": fields["prompt"]}] if fields.get("prompt") else []
             turns.append({"role": "assistant", "content": str(answer)})
-        texts.append(turns)
+        try:
+            texts.append((turns, as_tools(fields["tools"]) if fields.get("tools") else None))
+        except MalformedError as error:
+            raise DataError(str(error), where=f"input:{number}", fix=error.fix) from error
     return [Prediction(f"{score:.6g}") for score in preferences.score_texts(model, texts, nobody)]
 
 

@@ -55,9 +55,9 @@ def _mean_likelihoods(
     return -nats / sizes, sum(min(len(example.input_ids), model.max_length) for example in rendered)
 
 
-def score_texts(model: Model, texts: Sequence[list[Message]], on_event: Listener) -> FloatArray:
-    """Scores (N,) that a reward model gives to N conversations or bare texts."""
-    return inference.head_scores(model, _read(model, [(turns, None) for turns in texts]), on_event=on_event)[:, 0]
+def score_texts(model: Model, texts: Sequence[tuple[list[Message], Any]], on_event: Listener) -> FloatArray:
+    """Scores (N,) that a reward model gives to N conversations or bare texts, each with its tools."""
+    return inference.head_scores(model, _read(model, texts), on_event=on_event)[:, 0]
 
 
 def _read(model: Model, texts: Sequence[tuple[list[Message], Any]]) -> list[list[int]]:

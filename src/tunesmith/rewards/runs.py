@@ -60,5 +60,8 @@ def score(model: Model, answers: Sequence[Answered], label: int | None) -> np.nd
     if label is not None:
         examples = [encode_text(model.tokenizer, answer.text, model.max_length)[0] for answer in answers]
         return np.asarray(inference.class_probabilities(model, examples)[:, label])
-    turns = [[*answer.messages, {"role": "assistant", "content": answer.text}] for answer in answers]
-    return np.asarray(score_texts(model, turns, nobody))
+    texts = [
+        ([*answer.messages, {"role": "assistant", "content": answer.text}], answer.row.fields.get("tools"))
+        for answer in answers
+    ]
+    return np.asarray(score_texts(model, texts, nobody))
