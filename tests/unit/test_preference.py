@@ -19,6 +19,7 @@ from tunesmith.data.render import ConversationRenderer, prompt_renderer
 from tunesmith.data.renderers import row_renderer
 from tunesmith.errors import DataError
 from tunesmith.models.load import load_tokenizer
+from tunesmith.prediction import preferences
 from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.preference import margin_of, turns_of
@@ -256,14 +257,30 @@ def test_pairs_of_even_lengths_and_new_texts_are_not_blamed(tmp_path: Path) -> N
 def test_what_only_the_tokens_show_has_its_row(tiny_decoder: Path, tiny_encoder: Path) -> None:
     task, long = TASKS["preference"], "the film is great " * 40
     rows = [row(prompt="q", chosen=f"{long} a", rejected=f"{long} b")]
-    for folder, form, words in (
-        (tiny_decoder, "generate", "both answers are the same once they are cut"),
-        (tiny_encoder, "classify", "both texts have the same tokens"),
-    ):
+    for folder, form in ((tiny_decoder, "generate"), (tiny_encoder, "classify")):
         render = row_renderer(load_tokenizer(folder), task, form=form, labels=None, max_length=32)
-        with pytest.raises(DataError, match=words) as caught:
+        with pytest.raises(DataError, match="both answers are the same once they are cut") as caught:
             render(rows[0])
         assert str(caught.value.where) == "rows.jsonl:1"
+
+
+def test_what_reads_bare_texts_tells_calls_apart_and_refuses_tools(tiny_encoder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_encoder)
+    render = row_renderer(tokenizer, TASK, form="classify", labels=None, max_length=64)
+    better, worse = calling("film", '{"a": "great"}'), calling("film", '{"a": "awful"}')
+    rendered = render(row(prompt="q", chosen=[better], rejected=[worse]))
+    read = [tokenizer.decode(ids) for ids in (rendered.input_ids, rendered.extra["rejected"])]
+    assert "great" in read[0] and "awful" in read[1]
+    calls = [row(prompt="q", chosen=[better], rejected="no")]
+    gaps = preferences.longer(calls).gaps
+    assert gaps is not None and gaps.tolist() == [len('{"name": "film", "arguments": {"a": "great"}}') - 2]
+    asked = {"messages": [user("q")], "tools": [{"type": "function", "function": {"name": "film"}}]}
+    with pytest.raises(DataError, match="would be left out") as caught:
+        render(row(input=asked, preferred_output=[better], non_preferred_output=[worse]))
+    assert caught.value.where == "rows.jsonl:1"
+    with pytest.raises(DataError, match="the same tokens") as caught:  # and nothing was cut
+        render(row(prompt="q", chosen="great", rejected="great "))
+    assert "max_length" not in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("form", ["generate", "classify"])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunesmith.arrays import FloatArray
-from tunesmith.data.render_pairs import plain_text
 from tunesmith.data.rows import Row
 from tunesmith.evaluation.intervals import Interval, bootstrap, mean
 from tunesmith.models.heads import pooling_of
@@ -17,7 +16,7 @@ from tunesmith.prediction.outputs import Outputs
 from tunesmith.prediction.preferences import by_features, judge, longer
 from tunesmith.prediction.setting import Setting
 from tunesmith.recipe import Evaluate
-from tunesmith.tasks.preference import conversations
+from tunesmith.tasks.preference import conversations, text_of
 
 ALIKE = 0.2
 """Two answers are about as long if they differ by at most this share of the longer one's characters."""
@@ -45,7 +44,7 @@ def by_length(rows: Sequence[Row], outputs: Outputs, settings: Evaluate) -> list
     Bands without pairs are left out.
     """
     assert outputs.gaps is not None
-    sizes = np.asarray([[len(plain_text(turns)) for turns in conversations(row, None)] for row in rows])
+    sizes = np.asarray([[len(text_of(turns)) for turns in conversations(row, None)] for row in rows])
     share = (sizes[:, 0] - sizes[:, 1]) / np.maximum(1, sizes.max(axis=1))
     hits = (outputs.gaps > 0) + 0.5 * (outputs.gaps == 0)
     bands = {

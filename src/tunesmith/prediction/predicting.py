@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunesmith.data.conversations import MalformedError, as_tools
+from tunesmith.data.conversations import MalformedError, as_messages, as_tools
 from tunesmith.data.pictures import unpacked_for_now
 from tunesmith.data.rows import Origin, Row
 from tunesmith.data.spans import inline
@@ -127,18 +127,19 @@ def _scores(model: Model, rows: Sequence[Any]) -> list[Prediction]:
     """
     texts = []
     for number, value in enumerate(rows, 1):
-        fields = {"completion": str(value)} if not isinstance(value, dict) else value
+        fields, origin = {"completion": str(value)} if not isinstance(value, dict) else value, Origin("input", number)
         answer = fields.get("completion", fields.get("chosen", fields.get("text")))
         if "messages" not in fields and answer is None:
-            raise DataError("the row has no `completion`", where=f"input:{number}", fix="give the answer to be scored")
-        turns = list(fields.get("messages") or [])
+            raise DataError("the row has no `completion`", where=str(origin), fix="give the answer to be scored")
+        try:
+            turns = as_messages(fields["messages"]) if fields.get("messages") else []
+            tools = as_tools(fields["tools"]) if fields.get("tools") else None
+        except MalformedError as error:
+            raise DataError(str(error), where=str(origin), fix=error.fix) from error
         if not turns:
             turns = [{"role": "user", "content": fields["prompt"]}] if fields.get("prompt") else []
             turns.append({"role": "assistant", "content": str(answer)})
-        try:
-            texts.append((turns, as_tools(fields["tools"]) if fields.get("tools") else None))
-        except MalformedError as error:
-            raise DataError(str(error), where=f"input:{number}", fix=error.fix) from error
+        texts.append((turns, tools, origin))
     return [Prediction(f"{score:.6g}") for score in preferences.score_texts(model, texts, nobody)]
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from tunesmith.arrays import FloatArray
 from tunesmith.data.render import ConversationRenderer, encode_text, only_last_learned
-from tunesmith.data.render_pairs import plain_text, score_reader
-from tunesmith.data.rows import Row
+from tunesmith.data.render_pairs import score_reader
+from tunesmith.data.rows import Origin, Row
 from tunesmith.events import Listener
 from tunesmith.models import inference
 from tunesmith.models.model import Model
@@ -20,7 +20,10 @@ from tunesmith.prediction.outputs import Outputs
 from tunesmith.prediction.references import UNCUT, answer_nats
 from tunesmith.prediction.setting import Setting
 from tunesmith.tasks.base import Message
-from tunesmith.tasks.preference import conversations, tools_of
+from tunesmith.tasks.preference import conversations, text_of, tools_of
+
+Scored = tuple[list[Message], Any, Origin]
+"""A conversation or a bare text that is to be scored, the tools that may be called in it, and whence it is."""
 
 
 def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
@@ -31,7 +34,7 @@ def judge(model: Model, rows: Sequence[Row], setting: Setting) -> Outputs:
     started = time.perf_counter()
     pairs = [(turns, row) for row in rows for turns in conversations(row, setting.system_prompt)]
     if model.form == "classify":
-        examples = _read(model, [(turns, tools_of(row)) for turns, row in pairs])
+        examples = _read(model, [(turns, tools_of(row), row.origin) for turns, row in pairs])
         scores = inference.head_scores(model, examples, on_event=setting.on_event)[:, 0]
         return replace(_outputs(scores, sum(len(ids) for ids in examples), started), log_odds=True)
     return _outputs(*_mean_likelihoods(model, pairs, setting.on_event), started)
@@ -55,21 +58,20 @@ def _mean_likelihoods(
     return -nats / sizes, sum(min(len(example.input_ids), model.max_length) for example in rendered)
 
 
-def score_texts(model: Model, texts: Sequence[tuple[list[Message], Any]], on_event: Listener) -> FloatArray:
-    """Scores (N,) that a reward model gives to N conversations or bare texts, each with its tools."""
+def score_texts(model: Model, texts: Sequence[Scored], on_event: Listener) -> FloatArray:
+    """Scores (N,) that a reward model gives to N texts."""
     return inference.head_scores(model, _read(model, texts), on_event=on_event)[:, 0]
 
 
-def _read(model: Model, texts: Sequence[tuple[list[Message], Any]]) -> list[list[int]]:
-    """Tokens of conversations or bare texts, each with the tools that may be called in it."""
+def _read(model: Model, texts: Sequence[Scored]) -> list[list[int]]:
     read = score_reader(model.tokenizer, model.max_length, model.eos_ids)
-    return [read(turns, tools)[0] for turns, tools in texts]
+    return [read(*text)[0] for text in texts]
 
 
 def longer(rows: Sequence[Row]) -> Outputs:
     """Prefer the longer answer: what a judge with nothing but a bias for length would do."""
     started = time.perf_counter()
-    lengths = [len(plain_text(turns)) for row in rows for turns in conversations(row, None)]
+    lengths = [len(text_of(turns)) for row in rows for turns in conversations(row, None)]
     return _outputs(np.asarray(lengths, dtype=np.float64), 0, started)
 
 
@@ -82,7 +84,7 @@ def by_features(model: Model, train: Sequence[Row], rows: Sequence[Row], setting
     started = time.perf_counter()
 
     def differences(of: Sequence[Row]) -> FloatArray:
-        texts = [plain_text(turns) for row in of for turns in conversations(row, None)]
+        texts = [text_of(turns) for row in of for turns in conversations(row, None)]
         examples = [encode_text(model.tokenizer, text, model.max_length)[0] for text in texts]
         vectors = inference.embeddings(model, examples, on_event=setting.on_event)
         return np.asarray(vectors[0::2] - vectors[1::2])

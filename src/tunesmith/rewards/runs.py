@@ -61,7 +61,7 @@ def score(model: Model, answers: Sequence[Answered], label: int | None) -> np.nd
         examples = [encode_text(model.tokenizer, answer.text, model.max_length)[0] for answer in answers]
         return np.asarray(inference.class_probabilities(model, examples)[:, label])
     texts = [
-        ([*answer.messages, {"role": "assistant", "content": answer.text}], answer.row.fields.get("tools"))
-        for answer in answers
+        ([*one.messages, {"role": "assistant", "content": one.text}], one.row.fields.get("tools"), one.row.origin)
+        for one in answers
     ]
     return np.asarray(score_texts(model, texts, nobody))
