@@ -262,10 +262,8 @@ def _refuse_trained_on(prepared: PreparedData) -> None:
 
 def _require_terms(recipe: Recipe) -> None:
     """Terms are accepted before anything is done, also those of a model that only the evaluation needs."""
-    teachers = [stage.training.distillation.teacher for stage in recipe.stages if stage.training is not None]
-    for name in dict.fromkeys([*recipe.named_models().values(), *teachers]):
-        if name is not None:
-            catalog.require_terms(name)
+    for name in dict.fromkeys(recipe.named_models().values()):
+        catalog.require_terms(name)
 
 
 def _refuse_unusable_teachers(recipe: Recipe, base: Path) -> None:

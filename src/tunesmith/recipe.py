@@ -211,11 +211,27 @@ class Recipe(Part):
         return self.model_copy(update={**own, "stages": [stage]})
 
     def named_models(self) -> dict[str, str]:
-        """Key -> the model that it names: the base model, and those of stages and of baselines."""
+        """Key -> the model that it names: the base model, and those of stages, of baselines and of teachers."""
         found = {"model": self.model}
         found |= {f"stages.{number}.model": stage.model for number, stage in enumerate(self.stages) if stage.model}
         baselines = enumerate(self.evaluate.baselines)
-        return found | {f"evaluate.baselines.{number}.model": one.model for number, one in baselines if one.model}
+        found |= {f"evaluate.baselines.{number}.model": one.model for number, one in baselines if one.model}
+        return found | self._named_teachers()
+
+    def _named_teachers(self) -> dict[str, str]:
+        """Key -> the teacher of a stage that distils, unless that is a server; of the name of a run its folder."""
+        from tunesmith.runs import DEFAULT_ROOT
+
+        found = {}
+        for number, stage in enumerate(self.stages):
+            own = stage.training.distillation if stage.training is not None else None
+            if stage.objective != "distill" or own is None or own.teacher is None or own.is_server:
+                continue
+            shared = own.teacher == self.training.distillation.teacher
+            key = f"{'' if shared else f'stages.{number}.'}training.distillation.teacher"
+            below = DEFAULT_ROOT / own.teacher
+            found[key] = str(below) if (below / "recipe.yaml").is_file() else own.teacher
+        return found
 
     @property
     def learns_from_rewards(self) -> bool:

@@ -17,6 +17,7 @@ from tunesmith import catalog
 from tunesmith.catalog import cache, corpora, models, packages, terms
 from tunesmith.errors import NotFoundError, RecipeError, ResourceError, UsageError
 from tunesmith.events import Event, Notice
+from tunesmith.recipe_file import parse
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,26 @@ def test_what_lies_among_runs_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(RecipeError, match=f"there is no run '{name}'") as refused:
             catalog.require_models({"model": "somebody/small-model", "stages.0.model": name})
         assert refused.value.where == "stages.0.model"
+
+
+def test_a_teacher_is_looked_for_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Unlike other models it may be named by the name of a run alone, and may be a server."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/big").mkdir(parents=True)
+    (tmp_path / "runs/big/recipe.yaml").write_text("task: chat\n")
+
+    def named(**distillation: str) -> dict[str, str]:
+        training = {"distillation": distillation}
+        tree = {"task": "chat", "model": "smollm2-135m-instruct", "method": "distillation", "training": training}
+        return parse(tree).resolved().named_models()
+
+    with pytest.raises(RecipeError, match="there is no model 'bigg'") as refused:
+        catalog.require_models(named(teacher="bigg"))
+    assert refused.value.where == "training.distillation.teacher"
+    for good in ({"teacher": "big"}, {"teacher": "runs/big"}, {"teacher": "somebody/small-model"}):
+        catalog.require_models(named(**good))
+    server = {"teacher": "https://a.example/v1", "teacher_model": "m", "answers": "teacher"}
+    assert list(named(**server)) == ["model"]
 
 
 # --- terms -------------------------------------------------------------------------------------------------------
