@@ -15,7 +15,7 @@ import pytest
 
 from tunesmith import catalog
 from tunesmith.catalog import cache, corpora, models, packages, terms
-from tunesmith.errors import NotFoundError, RecipeError, ResourceError, UsageError
+from tunesmith.errors import NotFoundError, RecipeError, ResourceError, TunesmithError, UsageError
 from tunesmith.events import Event, Notice
 from tunesmith.recipe_file import parse
 
@@ -77,16 +77,29 @@ def test_folders_and_files_as_models(tmp_path: Path):
 def test_what_lies_among_runs_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A folder of runs is no owner on the hub; any other folder may bear the name of one."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("runs/reviews", "kept/reviews"):
+    for folder in ("runs/reviews", "kept/reviews", "my runs/reviews"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "recipe.yaml").write_text("task: chat\n")
-    for name, meant in (("runs/reviewz", "runs/reviews"), ("kept/reviws", "kept/reviews")):
-        with pytest.raises(NotFoundError, match=f"there is no run '{name}'") as caught:
+    for name, meant in (("runs/reviewz", "runs/reviews"), ("./my runs/reviws", "my runs/reviews")):
+        said = f"there is no run '{Path(name)}'"
+        with pytest.raises(NotFoundError, match=said) as caught:
             catalog.model_folder(name)
         assert caught.value.fix == f"did you mean '{meant}'?"
-        with pytest.raises(RecipeError, match=f"there is no run '{name}'") as refused:
+        with pytest.raises(RecipeError, match=said) as refused:
             catalog.require_models({"model": "somebody/small-model", "stages.0.model": name})
         assert refused.value.where == "stages.0.model"
+    with pytest.raises(NotFoundError) as caught:
+        catalog.model_folder("./my runs/other")
+    assert caught.value.fix == "list the runs with `tunesmith runs list --root 'my runs'`"
+    catalog.require_models({"model": "kept/small-model"})  # may be on the hub
+
+
+def test_the_home_of_nobody_is_a_path_that_leads_nowhere():
+    name = "~there-is-no-such-user/x"
+    for find in (catalog.model_folder, lambda name: catalog.require_models({"model": name})):
+        with pytest.raises(TunesmithError, match="there is no folder '~there-is-no-such-user/x'"):
+            find(name)
+    assert catalog.model_here(name) is None
 
 
 def test_a_teacher_is_looked_for_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ is checked against its sha256, is read as data and never imported, and is kept i
 from __future__ import annotations
 
 import difflib
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -104,7 +105,7 @@ def model_folder(
         UsageError: It is a data set, or a file that is no GGUF.
         ResourceError: It exists but cannot be fetched or converted.
     """
-    path = Path(name).expanduser()
+    path = _path(name)
     if (path / "recipe.yaml").is_file():
         from tunesmith.lineage import model_of_run
 
@@ -138,7 +139,7 @@ def require_models(named: Mapping[str, str]) -> None:
 
 def _no_model(name: str) -> TunesmithError | None:
     """Why nothing of this name can be a model; ``None`` if it may be one, so far as the name and this machine tell."""
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.is_dir():
         return None
     if path.suffix == ".gguf":
@@ -152,9 +153,10 @@ def _no_model(name: str) -> TunesmithError | None:
     if "/" in name or name.startswith(("~", ".")):
         from tunesmith.runs import DEFAULT_ROOT
 
-        below_runs = path.parent == DEFAULT_ROOT or any(path.parent.glob("*/recipe.yaml"))  # no owner on the hub
-        may_be = hub.is_id(name) and (not below_runs or hub.cached(name, None) is not None)
-        return None if may_be else _no_path(path, "run" if below_runs else "folder")
+        among_runs = path.parent == DEFAULT_ROOT  # no owner on the hub; any other folder may bear the name of one
+        if hub.is_id(name) and (not among_runs or hub.cached(name, None) is not None):
+            return None
+        return _no_path(path, "run" if among_runs or any(path.parent.glob("*/recipe.yaml")) else "folder")
     return _unknown(name, "model")
 
 
@@ -185,7 +187,7 @@ def published_model(
 
 def model_here(name: str) -> Path | None:
     """The model's folder, if it can be read without fetching or converting anything."""
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.is_dir():
         return model_folder(name)
     if name in ENTRIES:
@@ -330,11 +332,20 @@ def _unknown(name: str, what: str) -> NotFoundError:
     )
 
 
+def _path(name: str) -> Path:
+    """A name as a path; with ``~`` before a user whom this machine does not know it leads nowhere."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def _no_path(path: Path, what: str) -> NotFoundError:
     """A path that leads nowhere, with its nearest neighbour."""
     beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
-    other = "list the runs with `tunesmith runs list`" if what == "run" else _NOT_HERE
+    listing = f"tunesmith runs list --root {shlex.quote(str(path.parent))}"
+    other = f"list the runs with `{listing}`" if what == "run" else _NOT_HERE
     fix = f"did you mean {str(path.parent / near[0])!r}?" if near else other
     return NotFoundError(f"there is no {what} {str(path)!r}", fix=fix)
 
