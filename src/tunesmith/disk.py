@@ -139,3 +139,8 @@ def flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         flush(path)
     flush(folder)
+
+
+def path_of(name: str) -> Path:
+    """A name as a path; with ``~`` before a user whom this machine does not know it leads nowhere."""
+    return Path(os.path.expanduser(name))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunesmith import runs
+from tunesmith import disk, runs
 from tunesmith.errors import UsageError
 
 MERGED = "merged"
@@ -15,7 +15,7 @@ MERGED = "merged"
 
 def run_folder(model: str) -> Path | None:
     """The folder of the run that a recipe names as its model; ``None`` if it names another kind of model."""
-    path = Path(model).expanduser()
+    path = disk.path_of(model)
     return path if (path / "recipe.yaml").is_file() else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -293,9 +294,12 @@ def _no_mapping(key: str, more: str, where: str | None, problem: Any) -> RecipeE
     if path[-1:] == ("data",) and isinstance(given, str | list):
         written = yaml.safe_dump(given, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
         from_flag = where is not None and where.startswith("--set ")
-        fix = f"--set {key}.train={written}" if from_flag else f"write `data: {{train: {written}}}`"
+        reachable = not any(step.isdigit() for step in path)  # no flag leads into a list
+        flag = f"--set {shlex.quote(f'{key}.train={written}')}"
+        fix = flag if from_flag and reachable else f"write `data: {{train: {written}}}`"
     else:
-        fix = f"write `{path[-1]}: {{KEY: VALUE}}`; known keys there: {', '.join(_keys_at(path))}"
+        start = "- " if path[-1:] and path[-1].isdigit() else f"{path[-1]}: "
+        fix = f"write `{start}{{KEY: VALUE}}`; known keys there: {', '.join(_keys_at(path))}"
     return RecipeError(f"`{key}` is a mapping of keys to values, not {given!r}{more}", where=where, fix=fix)
 
 

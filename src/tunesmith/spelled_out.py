@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from tunesmith import catalog, lineage
+from tunesmith import catalog, disk, lineage
 from tunesmith.errors import TunesmithError
 from tunesmith.recipe import HEADS, PICTURES, ObjectiveName, Recipe, Stage
 from tunesmith.recipe_file import line_numbers
@@ -108,7 +107,7 @@ def _base_of(name: str) -> str:
 
 def _why_unread(name: str) -> str:
     """Why a model's configuration cannot be read before the run."""
-    path = Path(name).expanduser()
+    path = disk.path_of(name)
     if path.suffix == ".gguf" and path.is_file():
         return f"{name} is converted when the run first loads it"
     return f"{name} is not on this machine"

@@ -281,6 +281,14 @@ def test_a_bare_off_is_no_false(written: str, read: str, tmp_path: Path) -> None
         ("training.epochs=abc", "'abc', but it should be a valid number", "--set training.epochs", "use a number"),
         ("training.max_steps=1h", "'1h', but it should be a valid integer", "--set training.max_steps", "use a"),
         ("data=r.csv", "`data` is a mapping of keys to values", "--set data", "--set data.train=r.csv"),
+        ("data=[a.csv, b.csv]", "`data` is a mapping", "--set data", "--set 'data.train=[a.csv, b.csv]'"),
+        ("stages=[{data: r.csv}]", "`stages.0.data` is a", "--set stages.0.data", "write `data: {train: r.csv}`"),
+        (
+            "stages=[fit]",
+            "`stages.0` is a mapping",
+            "--set stages.0",
+            "write `- {KEY: VALUE}`; known keys there: data,",
+        ),
         ("training=3", "`training` is a mapping of keys", "--set training", "write `training: {KEY: VALUE}`; known"),
         (
             "method=lora",

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tunesmith import disk
 from tunesmith.catalog import cache, hub, packages, terms
 from tunesmith.catalog.table import ENTRIES, Entry, PinnedFile
 from tunesmith.errors import NotFoundError, RecipeError, TunesmithError, UsageError, of_os
@@ -105,7 +106,7 @@ def model_folder(
         UsageError: It is a data set, or a file that is no GGUF.
         ResourceError: It exists but cannot be fetched or converted.
     """
-    path = _path(name)
+    path = disk.path_of(name)
     if (path / "recipe.yaml").is_file():
         from tunesmith.lineage import model_of_run
 
@@ -139,7 +140,7 @@ def require_models(named: Mapping[str, str]) -> None:
 
 def _no_model(name: str) -> TunesmithError | None:
     """Why nothing of this name can be a model; ``None`` if it may be one, so far as the name and this machine tell."""
-    path = _path(name)
+    path = disk.path_of(name)
     if path.is_dir():
         return None
     if path.suffix == ".gguf":
@@ -187,7 +188,7 @@ def published_model(
 
 def model_here(name: str) -> Path | None:
     """The model's folder, if it can be read without fetching or converting anything."""
-    path = _path(name)
+    path = disk.path_of(name)
     if path.is_dir():
         return model_folder(name)
     if name in ENTRIES:
@@ -330,14 +331,6 @@ def _unknown(name: str, what: str) -> NotFoundError:
         + f"the catalog has: {', '.join(known)}"
         + ("; a hub id has the form owner/name" if what == "model" else ""),
     )
-
-
-def _path(name: str) -> Path:
-    """A name as a path; with ``~`` before a user whom this machine does not know it leads nowhere."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)
 
 
 def _no_path(path: Path, what: str) -> NotFoundError:
