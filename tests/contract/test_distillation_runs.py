@@ -20,7 +20,7 @@ import torch
 import tiny
 from conftest import labelled_rows, make_encoder, write_jsonl
 from tunesmith import pipeline, recipe_file
-from tunesmith.errors import NotFoundError, RecipeError, ResourceError
+from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.events import CheckpointSaved, Event
 from tunesmith.objectives.server_teacher import Server
 from tunesmith.recipe import Distillation, Generation
@@ -287,8 +287,9 @@ def test_other_tokenizers_are_refused_before_anything_is_trained(
 
 def test_a_run_that_is_not_there_is_named(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> None:
     tree = classification(tiny_encoder, reviews, teacher="runs/mistyped") | {"student": None}
-    with pytest.raises(NotFoundError, match="there is no run 'runs/mistyped'"):
+    with pytest.raises(RecipeError, match="there is no run 'runs/mistyped'") as caught:
         tune(tmp_path / "run", **tree)
+    assert caught.value.where == "training.distillation.teacher" and not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_other_labels_is_refused(teacher: Path, tiny_encoder: Path, tmp_path: Path) -> None:
