@@ -56,6 +56,10 @@ class DataError(TunesmithError, ValueError):
     exit_code = 3
 
 
+class NoDataError(DataError):
+    """A name leads to no data: there is no such file, folder or set of the catalog."""
+
+
 class ResourceError(TunesmithError, RuntimeError):
     """Memory, disk, network, hub or a missing package stands in the way."""
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import DataError
+from tunesmith.errors import NoDataError
 from tunesmith.recipe import Recipe
 from tunesmith.runs import Run
 
 _PATHS = ("train", "validation", "test", "corpus", "preferences", "model", "teacher", "run")
 """Keys of a recipe under which paths may stand."""
-_READ_AGAIN = ("data.train", "data.validation")
 
 
 def recipe_from_here(opened: Run) -> Recipe:
@@ -32,18 +31,20 @@ def recipe_from_here(opened: Run) -> Recipe:
 
 
 @contextlib.contextmanager
-def sent_home(opened: Run) -> Iterator[None]:
-    """Where files of a run are not found, say from which folder they are named."""
+def sent_home(opened: Run, recipe: Recipe) -> Iterator[None]:
+    """Where files of a run are not found, say from which folder they are named.
+
+    Args:
+        opened: The run.
+        recipe: As its files are looked for.
+    """
     try:
         yield
-    except DataError as error:
+    except NoDataError as error:
         home = Path(opened.made_in or ".")
-        if home != Path.cwd() and (error.where in _READ_AGAIN or _elsewhere(opened.recipe, home)):
-            error.fix = f"the run was made in {home}, and its files are named from there: `cd {home}` first"
-            if not home.is_dir():
-                error.fix = (
-                    f"the run was made in {home}, and its files are named from there: `cd` to where they are now"
-                )
+        if home.resolve() != Path.cwd() and (error.where or "").startswith("data."):  # else they are the command's
+            where = f"`cd {home}` first" if _elsewhere(recipe, home) else "`cd` to where they are now"
+            error.fix = f"the run was made in {home}, and its files are named from there: {where}"
         raise
 
 

@@ -80,8 +80,7 @@ def resume(run_dir: str | Path, *, on_event: Listener = nobody) -> Run:
     opened = runs.open_run(run_dir)
     if opened.status == "finished":
         return opened
-    with home.sent_home(opened):
-        return _walk(opened.path, opened.recipe, on_event, resumed=True)
+    return _walk(opened.path, opened.recipe, on_event, resumed=True)
 
 
 def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener = nobody) -> Run:
@@ -107,11 +106,11 @@ def evaluate(opened: Run, *, data: list[str] | None = None, on_event: Listener =
     log = _both(EventLog(opened.path), on_event)
     folder = opened.path
     if data is None:
-        with home.sent_home(opened):
+        with home.sent_home(opened, recipe):
             prepared = _prepare(recipe, folder, on_event)
     else:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": data})})
-        with home.sent_home(opened), _told_of_files(opened, data):
+        with home.sent_home(opened, recipe), _told_of_files(opened, data):
             prepared = _prepare(recipe, folder / runs.EVALUATIONS, on_event)
         _refuse_trained_on(prepared)
         digest = hashlib.sha256(prepared.fingerprint.encode()).hexdigest()[:8]
@@ -149,7 +148,8 @@ def _walk(
 ) -> Run:
     log = EventLog(folder)
     tell = _both(log, on_event)
-    with _only_process(folder), _told_of_failure(tell, folder), _terminated_like_interrupted():
+    found_from_here = home.sent_home(Run(folder), recipe)
+    with _only_process(folder), _told_of_failure(tell, folder), found_from_here, _terminated_like_interrupted():
         tell(RunStarted(run=folder.name, task=recipe.task, model=recipe.model, method=recipe.method, resumed=resumed))
         if recipe.method == "hosted":
             verdict = _hosted(folder, recipe, tell)

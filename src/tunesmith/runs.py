@@ -37,7 +37,7 @@ LOCK = ".lock"  # file in a run's folder that the process holds which works on i
 LAST_WORDS = ("run_finished", "run_failed")
 """Types of the events with which a process ends its work on a run."""
 _TO_BE_CHANGED = ("usage", "recipe", "data", "reward")
-"""Codes of errors that come again, however often a run is resumed, until its recipe or its data are changed."""
+"""Codes of errors after which a run that has learned nothing is begun anew, with another recipe or other data."""
 
 
 def new_run_folder(recipe: Recipe, root: Path = DEFAULT_ROOT) -> Path:
@@ -54,14 +54,19 @@ def refuse_occupied(folder: Path) -> None:
     """
     if not (folder / "recipe.yaml").exists():
         return
-    learned = any(next(folder.glob(f"stages/*/{name}"), None) for name in ("checkpoints/*", "merged", "adapter"))
-    if Run(folder).status != "failed" or learned or (folder / "model").exists():
+    if Run(folder).status != "failed" or _has_learned(folder):
         raise UsageError(
             "there is a run in this folder already",
             where=str(folder),
             fix=f"go on with it by `tunesmith resume {folder}`, remove it by `tunesmith runs rm {folder}`, or name "
             "another folder",
         )
+
+
+def _has_learned(folder: Path) -> bool:
+    """Whether a run left anything that it can be resumed from."""
+    left = ("model", *(f"stages/*/{name}" for name in ("checkpoints/*", "merged", "adapter")))
+    return any(next(folder.glob(name), None) for name in left)
 
 
 def start_anew(folder: Path) -> None:
@@ -273,7 +278,7 @@ class Run:
                 "unknown": f"wait for the process that works on it or, if none is running, {resume}",
             }.get(self.status, resume)
         fix = failure["fix"] or ""
-        if failure["code"] in _TO_BE_CHANGED:
+        if failure["code"] in _TO_BE_CHANGED and not _has_learned(self.path):
             return f"{fix or 'mend the recipe or the data'}; then `tunesmith tune` again"
         return fix if "tunesmith resume" in fix else f"{fix}; then {resume}" if fix else resume
 

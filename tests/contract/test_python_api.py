@@ -344,6 +344,9 @@ def test_a_run_is_sent_home_to_its_files(tiny_encoder: Path, tmp_path: Path, mon
     with pytest.raises(DataError, match=r"no file.*rows\.jsonl") as caught:
         pipeline.resume(run.path)
     assert f"cd {home}" in str(caught.value.fix)
+    failure, finish = run.failure, run.how_to_finish()
+    assert failure is not None and failure["fix"] == caught.value.fix, "it is told where it is looked up later too"
+    assert finish == f"{caught.value.fix}; then tunesmith resume {run.path}", "what it has learned is kept"
     monkeypatch.chdir(home)
     assert pipeline.resume(run.path).metrics["accuracy"].value >= 0
 
@@ -369,8 +372,12 @@ def test_a_run_is_measured_again_from_any_folder(
     with pytest.raises(DataError, match="train data too") as leak:
         pipeline.evaluate(run, data=["rows.jsonl"])
     assert leak.value.fix == "leave such rows out of the file"
+    write_jsonl(other / "wrong.jsonl", [*labelled_rows(30, seed=7), {"text": "fine", "label": "wonderful"}])
+    with pytest.raises(DataError) as wrong:
+        pipeline.evaluate(run, data=["wrong.jsonl"])
+    assert wrong.value.where == "wrong.jsonl:31" and str(home) not in str(wrong.value.fix), "it is not lost but wrong"
     (home / "rows.jsonl").rename(home / "moved.jsonl")
     (other / "rows.jsonl").rename(other / "new.jsonl")
     with pytest.raises(DataError, match=r"no file.*rows\.jsonl") as caught:
         pipeline.evaluate(run, data=["new.jsonl"])
-    assert str(home) in str(caught.value.fix)
+    assert f"was made in {home}" in str(caught.value.fix) and f"cd {home}" not in str(caught.value.fix)

@@ -209,6 +209,8 @@ def test_a_failed_run_says_why_and_is_resumed_where_that_helps(
         run.summary()
     assert caught.value.fix is not None and caught.value.fix.startswith(advice)
     assert ("resume" in caught.value.fix) == (code not in ("data", "recipe"))
+    (folder / "stages" / "1-tune" / "checkpoints" / "step-120").mkdir(parents=True)
+    assert run.how_to_finish().endswith((f"tunesmith resume {folder}", "`tunesmith resume RUN`")), "it has learned"
     log(STARTED)
     assert run.failure is None, "it was begun again"
     log(RunFailed(error=error, interrupted=True))

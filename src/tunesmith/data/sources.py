@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.pictures import is_picture
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, NoDataError
 from tunesmith.events import Listener, Notice, nobody
 
 SUFFIXES = {
@@ -106,7 +106,7 @@ def find_sources(
         else:
             unknown.append(spec)
     if unknown:
-        raise DataError(
+        raise NoDataError(
             f"no file, folder or catalog data of this name: {', '.join(map(repr, unknown))}",
             where=key,
             fix=_nearby(unknown[0]),
