@@ -10,10 +10,14 @@ from typing import Any
 
 from tunesmith.errors import NoDataError
 from tunesmith.recipe import Recipe
-from tunesmith.runs import Run
+from tunesmith.runs import DEFAULT_ROOT, Run
 
-_PATHS = ("train", "validation", "test", "corpus", "preferences", "model", "teacher", "run")
+_PATHS = ("train", "validation", "test", "corpus", "preferences", "model", "teacher", "run", "function")
 """Keys of a recipe under which paths may stand."""
+_RUNS = ("teacher", "run")
+"""Those under which a run may stand by its name below ``runs/``."""
+_FREE = ("columns", "json_schema", "grader")
+"""Keys of a recipe below which the keys are the user's own."""
 
 
 def recipe_from_here(opened: Run) -> Recipe:
@@ -58,10 +62,16 @@ def _elsewhere(recipe: Recipe, home: Path) -> bool:
 def _moved(value: Any, home: Path, key: str = "") -> Any:
     """Plain values of a recipe with whole paths where they lead to something from another folder."""
     if isinstance(value, dict):
-        return {name: inner if name == "columns" else _moved(inner, home, name) for name, inner in value.items()}
+        return {name: inner if name in _FREE else _moved(inner, home, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [_moved(inner, home, key) for inner in value]
     if not isinstance(value, str) or key not in _PATHS:
         return value
+    if key == "function":
+        file, colon, name = value.rpartition(":")
+        return f"{home / file}{colon}{name}" if (home / file).is_file() else value
     there = home / value  # of a whole path it is that path
+    below = home / DEFAULT_ROOT / value
+    if key in _RUNS and not (there / "recipe.yaml").is_file() and (below / "recipe.yaml").is_file():
+        return str(below)
     return str(there) if there.exists() or (glob.has_magic(value) and glob.glob(str(there), recursive=True)) else value
