@@ -332,6 +332,28 @@ def test_no_other_column_takes_the_place_of_one_that_is_there_and_empty(tmp_path
     assert (problem.code, problem.where[0].line) == ("missing-field", 13)
 
 
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("at", [5, 130])
+def test_rows_of_another_shape_are_read_in_one_way_though_they_lack_something(
+    at: int, empty: bool, tmp_path: Path
+) -> None:
+    others = [{"sentence": None if empty else f"other {n}", "label": n % 2} for n in range(30)]
+    content = rows(150)
+    found = check(recipe(write(tmp_path / "a.jsonl", content[:at] + others + content[at:])))
+    assert [choice["files"] for choice in found.columns] == [1, 1]
+    assert [problem.count for problem in found.errors] == ([30] if empty else [])
+    assert [problem.count for problem in found.problems if problem.code == "mixed-shapes"] == [30]
+
+
+@pytest.mark.parametrize("at", [5, 130])
+def test_an_empty_column_is_a_fault_also_where_other_rows_have_the_other_shape(at: int, tmp_path: Path) -> None:
+    content: list[dict[str, Any]] = rows(150)
+    content[at] = {"sentence": "has only this", "label": 1}
+    content[at + 3] = {"text": None, "sentence": "not taken", "label": 1}
+    [problem] = check(recipe(write(tmp_path / "a.jsonl", content))).errors
+    assert (problem.code, problem.where[0].line, problem.count) == ("missing-field", at + 4, 1)
+
+
 def test_names_in_doubt_stay_a_fault_though_some_rows_have_one_of_them(tmp_path: Path) -> None:
     content = [
         {"review" if n % 2 else "sentence": row["text"], "label": row["label"]} for n, row in enumerate(rows(40))

@@ -35,17 +35,21 @@ def usual_choice(records: Sequence[Mapping[str, Any]], choose: Choose) -> Choice
 
 
 def other_choice(values: Mapping[str, Any], usual: Choice, choose: Choose) -> Choice | None:
-    """The columns by which a record is whole that lacks some of the usual ones; ``None`` if there are no such columns.
+    """The columns of a record that lacks some of the usual ones; ``None`` if no others stand in for these."""
+    for columns in (_filled(values), list(values)):
+        own = choose(columns)
+        if isinstance(own, Choice) and own.needed != usual.needed and stands_in(own, usual, values):
+            return own
+    return None
+
+
+def stands_in(other: Choice, usual: Choice, values: Mapping[str, Any]) -> bool:
+    """Whether a record that lacks some of the usual columns may be read by others.
 
     A column that is there and holds nothing is a fault of the record: no other takes its place in the same form.
     """
-    for columns in (_filled(values), list(values)):
-        own = choose(columns)
-        if isinstance(own, Choice) and own.needed != usual.needed:
-            absent = all(name not in values for name in usual.needed if name not in own.needed)
-            if absent or own.fields_needed != usual.fields_needed:
-                return own
-    return None
+    absent = all(name not in values for name in usual.needed if name not in other.needed)
+    return absent or other.fields_needed != usual.fields_needed
 
 
 def names(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,7 +23,7 @@ from tunesmith.data.problems import PLACES, Fault, Findings, LeftOut
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
 from tunesmith.data.rows import CONTENT, Origin, Row, identity
-from tunesmith.data.shapes import names, other_choice, usual_choice
+from tunesmith.data.shapes import names, other_choice, stands_in, usual_choice
 from tunesmith.data.sources import ONE_ROW, Source, find_sources
 from tunesmith.errors import DataError
 from tunesmith.events import Listener, Notice, Progress
@@ -224,16 +224,10 @@ class Surveyor:
             assert fault is not None
             self._survey.findings.add(fault)
             return []
-        others: list[tuple[Choice, list[Record]]] = []
-        usual: list[Record] = []
+        groups: dict[Choice, list[Record]] = {choice: []}
         for record in sample:
-            group = next((rows for own, rows in others if not own.lacks(record.values)), None)
-            if not choice.lacks(record.values):
-                group = usual
-            elif group is None and (own := other_choice(record.values, choice, self._chooser(record.origin))):
-                others.append((own, group := []))
-            (usual if group is None else group).append(record)
-        return [self._way(own, rows, source) for own, rows in [(choice, usual), *others]]
+            groups.setdefault(self._choice_of(record, list(groups)), []).append(record)
+        return [self._way(own, rows, source) for own, rows in groups.items()]
 
     def _chooser(self, origin: Origin) -> Callable[[Sequence[str]], Choice | Fault]:
         """What takes the task's columns out of some names, which were met here."""
@@ -248,16 +242,26 @@ class Surveyor:
 
     def _way_of(self, record: Record, ways: list[_Way], source: Source) -> _Way:
         """The way to read a record: the usual one, unless it is whole by columns of its own only."""
-        way = next((way for way in ways if not way.choice.lacks(record.values)), None)
+        choice = self._choice_of(record, [way.choice for way in ways])
+        way = next((way for way in ways if way.choice is choice), None)
         if way is None:
-            own = other_choice(record.values, ways[0].choice, self._chooser(record.origin))
-            if own is None:
-                return ways[0]
-            way = self._way(own, [record], source)
+            way = self._way(choice, [record], source)
             ways.append(way)
         elif not way.seen.issuperset(record.values):
             self._widen(way, record, source)
         return way
+
+    def _choice_of(self, record: Record, known: Sequence[Choice]) -> Choice:
+        """The columns of a record: known ones, the usual ones first, unless it has others."""
+        usual, *others = known
+        values = record.values
+        if not usual.lacks(values):
+            return usual
+        for other in others:
+            if not other.lacks(values) and stands_in(other, usual, values):
+                return other
+        own = other_choice(values, usual, self._chooser(record.origin))
+        return usual if own is None else next((other for other in others if other.needed == own.needed), own)
 
     def _judge_shapes(self, ways: Sequence[_Way], source: Source) -> None:
         """Say so if the rows of a source have several shapes."""
