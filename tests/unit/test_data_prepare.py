@@ -354,6 +354,17 @@ def test_an_empty_column_is_a_fault_also_where_other_rows_have_the_other_shape(a
     assert (problem.code, problem.where[0].line, problem.count) == ("missing-field", at + 4, 1)
 
 
+@pytest.mark.parametrize("at", [5, 130])
+def test_rows_under_other_names_are_read_as_the_usual_ones_of_the_same_form(at: int, tmp_path: Path) -> None:
+    """The first of them shows no separator, where the usual ones do."""
+    content: list[dict[str, Any]] = [{"text": row["text"], "labels": "x|y"} for row in rows(150)]
+    content[at] = {"text": "other", "tags": "x"}
+    later = {"text": "yet another", "tags": "y|x"}
+    data = prepare(recipe(write(tmp_path / "a.jsonl", [*content, later]), "multi-label-classification"))
+    assert data.labels == ["x", "y"]
+    assert not [problem for problem in data.report.problems if problem.code == "late-separator"]
+
+
 def test_names_in_doubt_stay_a_fault_though_some_rows_have_one_of_them(tmp_path: Path) -> None:
     content = [
         {"review" if n % 2 else "sentence": row["text"], "label": row["label"]} for n, row in enumerate(rows(40))

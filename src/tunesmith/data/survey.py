@@ -98,6 +98,7 @@ class _Way:
         choice: Its columns.
         told: Those that the user was told of.
         reading: What the task makes of rows.
+        sample: The first rows, from which that was settled.
         seen: All columns met so far.
         places: The first rows that were read so.
         rows: How many there are in all.
@@ -106,6 +107,7 @@ class _Way:
     choice: Choice
     told: Choice
     reading: Reading
+    sample: list[Row]
     seen: set[str]
     places: list[Origin] = field(default_factory=list)
     rows: int = 0
@@ -227,25 +229,29 @@ class Surveyor:
         groups: dict[Choice, list[Record]] = {choice: []}
         for record in sample:
             groups.setdefault(self._choice_of(record, list(groups)), []).append(record)
-        return [self._way(own, rows, source) for own, rows in groups.items()]
+        ways: list[_Way] = []
+        for own, rows in groups.items():
+            ways.append(self._way(own, rows, ways, source))
+        return ways
 
     def _chooser(self, origin: Origin) -> Callable[[Sequence[str]], Choice | Fault]:
         """What takes the task's columns out of some names, which were met here."""
         return lambda columns: choose_columns(columns, self._task, self._data.columns, origin)
 
-    def _way(self, choice: Choice, sample: Sequence[Record], source: Source) -> _Way:
-        """A way to read records, settled by the first ones that are read so."""
+    def _way(self, choice: Choice, sample: Sequence[Record], ways: Sequence[_Way], source: Source) -> _Way:
+        """A way to read records, settled by the first ones that are read so, and by those of the same form before."""
         self._remember(choice, source)
         rows = [mapped(record, choice) for record in sample]
         self._judge_names(rows, choice)
-        return _Way(choice, choice, self._reading(rows, source), set(choice.names))
+        alike = [row for way in ways if way.choice.fields_needed == choice.fields_needed for row in way.sample]
+        return _Way(choice, choice, self._reading([*rows, *alike], source), rows, set(choice.names))
 
     def _way_of(self, record: Record, ways: list[_Way], source: Source) -> _Way:
         """The way to read a record: the usual one, unless it is whole by columns of its own only."""
         choice = self._choice_of(record, [way.choice for way in ways])
         way = next((way for way in ways if way.choice is choice), None)
         if way is None:
-            way = self._way(choice, [record], source)
+            way = self._way(choice, [record], ways, source)
             ways.append(way)
         elif not way.seen.issuperset(record.values):
             self._widen(way, record, source)
