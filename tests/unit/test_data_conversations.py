@@ -118,6 +118,27 @@ def test_the_rarer_shape_is_counted_and_the_others_are_not_called_by_its_name(tm
     assert [choice["ignored"] for choice in report.columns] == [[], []]
 
 
+@pytest.mark.parametrize("pairs", [240, 120, 20])
+def test_a_table_whose_unused_columns_hold_nothing_is_read_without_a_warning(pairs: int, tmp_path: Path) -> None:
+    """As Parquet has it: each row has all columns, and what only a later row fills is taken there."""
+    nothing = {"messages": None, "prompt": None, "completion": None, "system": None}
+    content = [nothing | filled(SHAPES["pair" if n < pairs else "openai"][0], n) for n in range(240)]
+    content[pairs - 1]["system"] = "be kind"
+    rows, report, _ = read(write_jsonl(tmp_path / "a.jsonl", content))
+    assert len(rows) == 240 and conversation(rows[pairs - 1])[0] == {"role": "system", "content": "be kind"}
+    assert {problem.code for problem in report.problems} <= {"mixed-shapes", "few-rows"}
+    chosen = [["prompt", "completion", "system"], ["messages", "system"]]
+    assert [list(choice["fields"]) for choice in report.columns] == chosen[: 1 if pairs == 240 else 2]
+
+
+def test_a_column_that_held_nothing_and_would_change_the_shape_is_named_where_it_is_filled(tmp_path: Path) -> None:
+    content = [{"conversation": asked(f"hi {n}", "ho"), "messages": None} for n in range(240)]
+    content[150]["messages"] = asked("other", "ho")
+    _, report, _ = read(write_jsonl(tmp_path / "a.jsonl", content))
+    [said] = [problem for problem in report.problems if problem.code == "late-column"]
+    assert said.message.startswith("`messages`: ") and [place.line for place in said.where] == [151]
+
+
 def test_a_row_of_the_rarer_shape_keeps_what_the_first_of_them_lacks(tmp_path: Path) -> None:
     content = [filled(SHAPES["openai"][0], n) for n in range(40)]
     content[5] = filled(SHAPES["sharegpt"][0], 5)

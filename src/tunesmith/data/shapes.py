@@ -30,8 +30,12 @@ def usual_choice(records: Sequence[Mapping[str, Any]], choose: Choose) -> Choice
         return together
     if isinstance(together, Fault) and sum(map(len, shapes.values())) < len(records):
         return together
-    usual = choose(names(max(shapes.values(), key=len)))
-    return usual if isinstance(usual, Choice) else together
+    most = max(shapes.values(), key=len)
+    for columns in (names(most), _filled(most[0])):
+        usual = choose(columns)
+        if isinstance(usual, Choice) and not any(usual.lacks(values) for values in most):
+            return usual
+    return together
 
 
 def other_choice(values: Mapping[str, Any], usual: Choice, choose: Choose) -> Choice | None:

@@ -99,7 +99,8 @@ class _Way:
         told: Those that the user was told of.
         reading: What the task makes of rows.
         sample: The first rows, from which that was settled.
-        seen: All columns met so far.
+        seen: All columns met so far, but for the next.
+        void: Those that held nothing so far and have no place.
         places: The first rows that were read so.
         rows: How many there are in all.
     """
@@ -109,6 +110,7 @@ class _Way:
     reading: Reading
     sample: list[Row]
     seen: set[str]
+    void: set[str] = field(default_factory=set)
     places: list[Origin] = field(default_factory=list)
     rows: int = 0
 
@@ -209,7 +211,10 @@ class Surveyor:
                 sample = [item]
                 ways = self._settle(sample, source)
             if ways:  # without columns nothing can be said about the rows of this file
-                self._record(item, self._way_of(item, ways, source), part, thinner)
+                way = self._way_of(item, ways, source)
+                if not way.rows:
+                    self._remember(way.told, source)
+                self._record(item, way, part, thinner)
         for way in ways:
             if way.choice != way.told:
                 self._forget(way.told)
@@ -240,7 +245,6 @@ class Surveyor:
 
     def _way(self, choice: Choice, sample: Sequence[Record], ways: Sequence[_Way], source: Source) -> _Way:
         """A way to read records, settled by the first ones that are read so, and by those of the same form before."""
-        self._remember(choice, source)
         rows = [mapped(record, choice) for record in sample]
         self._judge_names(rows, choice)
         alike = [row for way in ways if way.choice.fields_needed == choice.fields_needed for row in way.sample]
@@ -289,26 +293,45 @@ class Surveyor:
         """A record has columns that no earlier one had: they are taken if the task has a place for them."""
         if len(way.seen) > _MOST_COLUMNS:
             return
-        new = [name for name in record.values if name not in way.seen]
-        found = self._chooser(_header(source, record.origin))([*way.choice.names, *new])
-        way.seen.update(new)
-        if isinstance(found, Choice) and _fixed(way.choice) <= _fixed(found):
-            way.choice = found
-            if _fixed(found) > _fixed(way.told):
-                self._forget(way.told)
-                self._remember(found, source)
-                way.told = found
+        values = record.values
+        new = [name for name in values if name not in way.seen and (name not in way.void or values[name] is not None)]
+        if not new or self._takes(way, new, record, source):
             return
-        names = ", ".join(f"`{name}`" for name in new)
+        late = []
+        for name in new[:_MOST_COLUMNS]:
+            if self._takes(way, [name], record, source):
+                continue
+            if values[name] is None:
+                way.void.add(name)
+            else:
+                way.seen.add(name)
+                late.append(name)
+        if not late:
+            return
+        names = ", ".join(f"`{name}`" for name in late)
         fault = Fault(
             "late-column",
-            f"{names}: no earlier row has it, and with it the columns would be read in another way, so it is not used",
+            f"{names}: no earlier row fills it, and with it the columns would be read another way, so it is not used",
             record.origin,
             severity="warning",
             fix="say which columns are meant: `data.columns.FIELD=COLUMN`",
             group=names,
         )
         self._survey.findings.add(fault)
+
+    def _takes(self, way: _Way, new: list[str], record: Record, source: Source) -> bool:
+        """Add columns to a way, unless it would become another one with them."""
+        found = self._chooser(_header(source, record.origin))([*way.choice.names, *new])
+        if isinstance(found, Fault) or not _fixed(way.choice) <= _fixed(found):
+            return False
+        way.seen.update(new)
+        way.choice = found
+        if _fixed(found) > _fixed(way.told):
+            if way.rows:
+                self._forget(way.told)
+                self._remember(found, source)
+            way.told = found
+        return True
 
     def _items(self, source: Source) -> Iterator[Record | Fault]:
         """Records and faults of a source, as many as are wanted; what was left out of pages is added up."""
