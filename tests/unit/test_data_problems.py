@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from conftest import write_jsonl
+from tunesmith.data import common_words
 from tunesmith.data.prepare import check
 from tunesmith.data.problems import Fault, Findings, Problem
 from tunesmith.data.rows import Origin
@@ -43,6 +45,16 @@ def grouped(*messages: str, fixes: list[str] | None = None) -> Problem:
 )
 def test_a_detail_that_differs_is_told_as_that_of_the_first_row(messages: list[str], told: str) -> None:
     assert grouped(*messages).message == told
+
+
+def test_a_pattern_of_many_gaps_is_compared_at_once() -> None:
+    """As an expression it would try all places of each word against those of all others."""
+    pattern = "row " + common_words.GAP.join(["and"] * 14) + " end"
+    began = time.perf_counter()
+    told = common_words.common(pattern, "row " + "and, " * 200 + "stop")
+    assert time.perf_counter() - began < 5
+    assert told.startswith("row and") and not told.endswith("end")
+    assert common_words.common(pattern, "row " + "and, " * 200 + "and end") == pattern
 
 
 def test_remedies_that_differ_do_not_advise_all_rows_as_the_first() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from difflib import SequenceMatcher
-from functools import lru_cache
 
 GAP = "…"
 """Stands where messages differ."""
@@ -19,7 +18,7 @@ def common(pattern: str, message: str) -> str:
 
     Between its beginning and its end only words count: punctuation that two values share says nothing.
     """
-    if pattern == message or _expression(pattern).fullmatch(message):
+    if pattern == message or _in_gaps(pattern, message) is not None:
         return pattern
     one, other = (_TOKEN.findall(text)[:_LONGEST] for text in (pattern, message))
     found, until = "", (0, 0)
@@ -38,11 +37,27 @@ def with_details(pattern: str, first: str) -> str:
         return first
     if not _WORD.search(pattern):
         return f"{first} (and others, which differ)"
-    match = _expression(pattern).fullmatch(first)
-    details = [detail.strip() for detail in match.groups() if detail.strip()] if match else []
+    details = [detail.strip() for detail in _in_gaps(pattern, first) or () if detail.strip()]
     return f"{pattern} (first: {', '.join(details)})" if details else pattern
 
 
-@lru_cache(maxsize=256)
-def _expression(pattern: str) -> re.Pattern[str]:
-    return re.compile("(.*?)".join(map(re.escape, pattern.split(GAP))), re.DOTALL)
+def _in_gaps(pattern: str, message: str) -> list[str] | None:
+    """What stands in a message where the pattern has gaps; ``None`` if the message does not fit it.
+
+    Each part is looked for behind the one before: an expression would try all places of each against all others.
+    """
+    start, *parts = pattern.split(GAP)
+    if not parts:
+        return [] if pattern == message else None
+    end = len(message) - len(parts[-1])
+    at = len(start)
+    if at > end or not (message.startswith(start) and message.endswith(parts[-1])):
+        return None
+    found = []
+    for part in parts[:-1]:
+        place = message.find(part, at, end)
+        if place < 0:
+            return None
+        found.append(message[at:place])
+        at = place + len(part)
+    return [*found, message[at:end]]
