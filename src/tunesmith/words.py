@@ -38,6 +38,11 @@ def size_span(low: float, high: float) -> str:
     return f"{low / unit:.3g} to {high / unit:.3g} {title}"
 
 
+def not_used(rows: int) -> str:
+    """That so many rows are not used."""
+    return f"{rows:,} {'row is' if rows == 1 else 'rows are'} not used"
+
+
 def interval(found: Any, *, signed: bool = False) -> str:
     """An interval (``{"value", "low", "high"}``, or an object with these) as ``0.843 [0.812, 0.871]``.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import write_jsonl
+from tunesmith import words
 from tunesmith.data import common_words
 from tunesmith.data.prepare import check
 from tunesmith.data.problems import Fault, Findings, Problem
@@ -74,3 +75,7 @@ def test_the_check_of_a_file_names_values_and_positions_as_those_of_the_first_ro
         "wrong-type": "`label` is …, where true or false (liked or not) is wanted (first: 'perhaps')",
         "bad-json": "not valid JSON: Expecting ',' delimiter at column … (first: 16)",
     }
+
+
+def test_one_row_is_counted_in_the_singular() -> None:
+    assert words.not_used(1) == "1 row is not used" and words.not_used(1200) == "1,200 rows are not used"

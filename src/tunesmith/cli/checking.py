@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunesmith import words
 from tunesmith.cli.output import Json, print_json, print_table, stdout
 from tunesmith.cli.recipe_flags import RecipeChoices, takes_recipe
 
@@ -118,7 +119,7 @@ def _print_facts(report: CheckReport) -> None:
         taken = ", ".join(f"{field} from {how['column']} ({how['how']})" for field, how in columns["fields"].items())
         print(f"columns of {columns['file']}: {taken}")
     for reason, rows in report.rows_left_out.items():
-        print(f"{rows:,} rows are not used: {reason}")
+        print(f"{words.not_used(rows)}: {reason}")
     for note in report.notes:
         print(note)
 

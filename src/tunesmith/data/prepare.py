@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
+from tunesmith import words
 from tunesmith.data.dropped import DroppedRows
 from tunesmith.data.duplicates import Repeats, find_repeats
 from tunesmith.data.judge import (
@@ -329,7 +330,7 @@ def _announce(report: CheckReport, on_event: Listener) -> None:
 def _announce_left_out(report: CheckReport, dropped_to: Path | None, on_event: Listener) -> None:
     for reason, rows in report.rows_left_out.items():
         where = f", written to {dropped_to}" if dropped_to and reason != "max_rows" else ""
-        on_event(Notice(level="info", message=f"{rows:,} rows are not used ({reason}){where}"))
+        on_event(Notice(level="info", message=f"{words.not_used(rows)} ({reason}){where}"))
 
 
 def _write_late_drops(survey: Survey, assignment: Assignment) -> None:
