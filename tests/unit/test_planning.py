@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,19 @@ HERE = Machine("test", "cpu", **RATES, memory_bytes=10**10)
 GPU = Machine("gpu", "cuda", **RATES, memory_bytes=10**10)
 
 
+def networks(words: int, *, tied: bool) -> dict[str, Any]:
+    """A sentence encoder and a model that writes, whose head is its table of word vectors or one of its own."""
+    import transformers
+
+    sizes = {"vocab_size": words, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
+    bert = transformers.BertModel(transformers.BertConfig(**sizes, **heads), add_pooling_layer=False)
+    llama = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**sizes, **heads, num_key_value_heads=2, tie_word_embeddings=tied, eos_token_id=2)
+    )
+    return {"encoder": bert, "decoder": llama}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A sentence encoder and a chat model, tiny, with a vocabulary of letters."""
@@ -40,14 +54,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>"
     )
-    sizes = {"vocab_size": len(letters), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
-    bert = transformers.BertModel(transformers.BertConfig(**sizes, **heads), add_pooling_layer=False)
-    llama = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**sizes, **heads, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2)
-    )
     found = {}
-    for name, model in {"encoder": bert, "decoder": llama}.items():
+    for name, model in networks(len(letters), tied=True).items():
         folder = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -336,16 +344,8 @@ def wide_vocabulary(folders: dict[str, Path], tmp_path: Path) -> dict[str, Path]
     """The same kinds of models with 400 words, of which the texts read a few; the decoder's head is its own."""
     import shutil
 
-    import transformers
-
-    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
-    bert = transformers.BertModel(transformers.BertConfig(**sizes, **heads), add_pooling_layer=False)
-    llama = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**sizes, **heads, num_key_value_heads=2, tie_word_embeddings=False, eos_token_id=2)
-    )
     found = {}
-    for name, model in {"encoder": bert, "decoder": llama}.items():
+    for name, model in networks(400, tied=False).items():
         found[name] = Path(shutil.copytree(folders[name], tmp_path / name))
         model.save_pretrained(found[name])
     return found

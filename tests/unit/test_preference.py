@@ -20,6 +20,7 @@ from tunesmith.data.renderers import row_renderer
 from tunesmith.errors import DataError
 from tunesmith.models.load import load_tokenizer
 from tunesmith.prediction import preferences
+from tunesmith.recipe import Data
 from tunesmith.recipe_file import parse
 from tunesmith.tasks import TASKS
 from tunesmith.tasks.preference import margin_of, turns_of
@@ -48,7 +49,7 @@ def row(**fields: Any) -> Any:
 
 def read_row(**fields: Any) -> Any:
     (given,) = tiny.rows_of([fields])
-    convert = TASK.reading([given], None).convert  # type: ignore[arg-type]
+    convert = TASK.reading([given], Data()).convert
     return convert(given) if convert else (given, [])
 
 

@@ -24,7 +24,8 @@ ROWS = [
 
 
 def table_of(model: Model) -> nn.Embedding:
-    layer = model.transformer().get_input_embeddings()  # type: ignore[operator]
+    network: Any = model.transformer()
+    layer = network.get_input_embeddings()
     assert isinstance(layer, nn.Embedding)
     return layer
 

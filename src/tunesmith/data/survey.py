@@ -6,29 +6,28 @@ import codecs
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.checks import check_record, has_error, mapped, raw_text
-from tunesmith.data.columns import Choice, Column, choose_columns
+from tunesmith.data.checks import check_record, has_error, raw_text
+from tunesmith.data.columns import Choice
 from tunesmith.data.dropped import DroppedRows
 from tunesmith.data.fitting import TOO_LONG, TOO_LONG_FIX
 from tunesmith.data.labels import LabelBook
 from tunesmith.data.ledger import PARTS, Ledger, hash64, normalised
 from tunesmith.data.near_duplicates import NearIndex
 from tunesmith.data.pair_checks import PairBook
-from tunesmith.data.pictures import READS_TEXT, names_picture
-from tunesmith.data.problems import PLACES, Fault, Findings, LeftOut
+from tunesmith.data.problems import Fault, Findings, LeftOut
 from tunesmith.data.readers import Record, read
 from tunesmith.data.row_file import RowSpool
 from tunesmith.data.rows import CONTENT, Origin, Row, identity
-from tunesmith.data.shapes import names, other_choice, stands_in, usual_choice
 from tunesmith.data.sources import ONE_ROW, Source, find_sources
+from tunesmith.data.ways import Way, Ways
 from tunesmith.errors import DataError
-from tunesmith.events import Listener, Notice, Progress
+from tunesmith.events import Listener, Progress
 from tunesmith.recipe import PICTURES, Recipe
-from tunesmith.tasks import TASKS, Reading
+from tunesmith.tasks import TASKS
 
 if TYPE_CHECKING:
     from tunesmith.data.render import Rendered
@@ -38,7 +37,6 @@ RENDER_SAMPLE = 20_000
 
 _LOOK_AHEAD, _MOST_AHEAD = 100, 10_000
 """Records from which it is settled how a source is read, and the most lines, bad ones included, kept for that."""
-_MOST_COLUMNS = 1_000
 _PROGRESS_ROWS = 10_000
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # the same text as content_key hashes
 
@@ -88,37 +86,6 @@ class Survey:
 
 Rules = Callable[[Record], tuple[Record, list[Fault]]]
 """What somebody else asks of a record: the record as the task shall read it, and what is wrong with it."""
-
-
-@dataclass
-class _Way:
-    """How the records of a source that have one shape are read.
-
-    Attributes:
-        choice: Its columns.
-        told: Those that the user was told of.
-        reading: What the task makes of rows.
-        sample: The first rows, from which that was settled.
-        seen: All columns met so far, but for the next.
-        void: Those that held nothing so far and have no place.
-        places: The first rows that were read so.
-        rows: How many there are in all.
-    """
-
-    choice: Choice
-    told: Choice
-    reading: Reading
-    sample: list[Row]
-    seen: set[str]
-    void: set[str] = field(default_factory=set)
-    places: list[Origin] = field(default_factory=list)
-    rows: int = 0
-
-    def count(self, origin: Origin) -> None:
-        """A row was read so."""
-        self.rows += 1
-        if len(self.places) < PLACES:
-            self.places.append(origin)
 
 
 class _Thinner:
@@ -202,136 +169,18 @@ class Surveyor:
             self._survey.findings.add(Fault("empty-file", message, Origin(source.name, 1), severity="warning"))
             return
         sample = [item for item in ahead if isinstance(item, Record)]
-        ways = self._settle(sample, source) if sample else []
-        for item in itertools.chain(ahead, items if ways or not sample else ()):
+        ways = Ways(source, self._task, self._data, self._survey, self._on_event)
+        settled = bool(sample) and ways.settle(sample)
+        for item in itertools.chain(ahead, items if settled or not sample else ()):
             if isinstance(item, Fault):
                 self._fault(item, part)
                 continue
             if not sample:
                 sample = [item]
-                ways = self._settle(sample, source)
-            if ways:  # without columns nothing can be said about the rows of this file
-                way = self._way_of(item, ways, source)
-                if not way.rows:
-                    self._remember(way.told, source)
-                self._record(item, way, part, thinner)
-        for way in ways:
-            if way.choice != way.told:
-                self._forget(way.told)
-                self._survey.choices.setdefault(way.choice, [source.name, 0])[1] += 1
-        self._judge_shapes(ways, source)
-
-    def _settle(self, sample: Sequence[Record], source: Source) -> list[_Way]:
-        """How a source's records are read, from the first ones, the usual way first; a fault if they cannot be."""
-        records = [record.values for record in sample]
-        header = _header(source, sample[0].origin)
-        choice = usual_choice(records, self._chooser(header))
-        fault = choice if isinstance(choice, Fault) else _no_group(names(records), self._data.group_by, header)
-        if isinstance(choice, Fault) or fault is not None:
-            assert fault is not None
-            self._survey.findings.add(fault)
-            return []
-        groups: dict[Choice, list[Record]] = {choice: []}
-        for record in sample:
-            groups.setdefault(self._choice_of(record, list(groups)), []).append(record)
-        ways: list[_Way] = []
-        for own, rows in groups.items():
-            ways.append(self._way(own, rows, ways, source))
-        return ways
-
-    def _chooser(self, origin: Origin) -> Callable[[Sequence[str]], Choice | Fault]:
-        """What takes the task's columns out of some names, which were met here."""
-        return lambda columns: choose_columns(columns, self._task, self._data.columns, origin)
-
-    def _way(self, choice: Choice, sample: Sequence[Record], ways: Sequence[_Way], source: Source) -> _Way:
-        """A way to read records, settled by the first ones that are read so, and by those of the same form before."""
-        rows = [mapped(record, choice) for record in sample]
-        self._judge_names(rows, choice)
-        alike = [row for way in ways if way.choice.fields_needed == choice.fields_needed for row in way.sample]
-        return _Way(choice, choice, self._reading([*rows, *alike], source), rows, set(choice.names))
-
-    def _way_of(self, record: Record, ways: list[_Way], source: Source) -> _Way:
-        """The way to read a record: the usual one, unless it is whole by columns of its own only."""
-        choice = self._choice_of(record, [way.choice for way in ways])
-        way = next((way for way in ways if way.choice is choice), None)
-        if way is None:
-            way = self._way(choice, [record], ways, source)
-            ways.append(way)
-        elif not way.seen.issuperset(record.values):
-            self._widen(way, record, source)
-        return way
-
-    def _choice_of(self, record: Record, known: Sequence[Choice]) -> Choice:
-        """The columns of a record: known ones, the usual ones first, unless it has others."""
-        usual, *others = known
-        values = record.values
-        if not usual.lacks(values):
-            return usual
-        for other in others:
-            if not other.lacks(values) and stands_in(other, usual, values):
-                return other
-        own = other_choice(values, usual, self._chooser(record.origin))
-        return usual if own is None else next((other for other in others if other.needed == own.needed), own)
-
-    def _judge_shapes(self, ways: Sequence[_Way], source: Source) -> None:
-        """Say so if the rows of a source have several shapes."""
-        found = sorted((way for way in ways if way.rows), key=lambda way: -way.rows)
-        for way in found[1:]:
-            own, usual = (", ".join(f"`{name}`" for name in each.choice.needed) for each in (way, found[0]))
-            have = "a row has" if way.rows == 1 else "rows have"
-            self._survey.findings.add_many(
-                "mixed-shapes",
-                "warning",
-                f"{have} {own}, where {found[0].rows:,} rows of the file have {usual}: each is read by its own columns",
-                way.places,
-                way.rows,
-                fix="look whether they belong there; nothing needs to be done if they do",
-                group=f"{source.name} {own}",
-            )
-
-    def _widen(self, way: _Way, record: Record, source: Source) -> None:
-        """A record has columns that no earlier one had: they are taken if the task has a place for them."""
-        if len(way.seen) > _MOST_COLUMNS:
-            return
-        values = record.values
-        new = [name for name in values if name not in way.seen and (name not in way.void or values[name] is not None)]
-        if not new or self._takes(way, new, record, source):
-            return
-        late = []
-        for name in new[:_MOST_COLUMNS]:
-            if self._takes(way, [name], record, source):
-                continue
-            if values[name] is None:
-                way.void.add(name)
-            else:
-                way.seen.add(name)
-                late.append(name)
-        if not late:
-            return
-        names = ", ".join(f"`{name}`" for name in late)
-        fault = Fault(
-            "late-column",
-            f"{names}: no earlier row fills it, and with it the columns would be read another way, so it is not used",
-            record.origin,
-            severity="warning",
-            fix="say which columns are meant: `data.columns.FIELD=COLUMN`",
-            group=names,
-        )
-        self._survey.findings.add(fault)
-
-    def _takes(self, way: _Way, new: list[str], record: Record, source: Source) -> bool:
-        """Add columns to a way, unless it would become another one with them."""
-        found = self._chooser(_header(source, record.origin))([*way.choice.names, *new])
-        if isinstance(found, Fault) or not _fixed(way.choice) <= _fixed(found):
-            return False
-        way.seen.update(new)
-        way.choice = found
-        if _fixed(found) > _fixed(way.told):
-            if way.rows:
-                self._forget(way.told)
-                self._remember(found, source)
-            way.told = found
-        return True
+                settled = ways.settle(sample)
+            if settled:  # without columns nothing can be said about the rows of this file
+                self._record(item, ways.of(item), part, thinner)
+        ways.finish()
 
     def _items(self, source: Source) -> Iterator[Record | Fault]:
         """Records and faults of a source, as many as are wanted; what was left out of pages is added up."""
@@ -347,36 +196,6 @@ class Surveyor:
         if rows == wanted and source.format not in ONE_ROW:
             survey.unfinished.append(source.name)
 
-    def _judge_names(self, sample: list[Row], choice: Choice) -> None:
-        """Say so if a field of text holds nothing but names of pictures."""
-        for name in (column.field.name for column in choice.columns if column.field.kind == "text"):
-            texts = [row.fields[name] for row in sample]
-            if texts and all(isinstance(text, str) and names_picture(text) for text in texts):
-                origin, message = sample[0].origin, f"`{name}` holds names of pictures, not texts: {texts[0][:60]!r}"
-                fault = Fault("image-content", message, origin, severity="warning", fix=READS_TEXT, group=origin.file)
-                self._survey.findings.add(fault)
-
-    def _reading(self, sample: list[Row], source: Source) -> Reading:
-        reading = self._task.reading(sample, self._data)
-        if reading.said and reading.said not in self._survey.said:  # once, not for every file of a folder
-            self._survey.said.append(reading.said)
-            self._on_event(Notice(level="info", message=reading.said, where=source.name))
-        return reading
-
-    def _remember(self, choice: Choice, source: Source) -> None:
-        known = self._survey.choices.setdefault(choice, [source.name, 0])
-        known[1] += 1
-        if known[1] == 1 and any(column.how == "guessed" for column in choice.columns):
-            fix = "to choose others: data.columns.FIELD=COLUMN"
-            self._on_event(Notice(level="info", message=str(choice), where=source.name, fix=fix))
-
-    def _forget(self, choice: Choice) -> None:
-        """A source is read in another way after all."""
-        known = self._survey.choices[choice]
-        known[1] -= 1
-        if not known[1]:
-            del self._survey.choices[choice]
-
     def _fault(self, fault: Fault, part: int) -> None:
         row_error = self._survey.findings.add(fault)
         if fault.severity == "error":
@@ -384,9 +203,8 @@ class Surveyor:
         if row_error and fault.origin:
             self._leave_out(fault.origin, [fault], fault.raw or "")
 
-    def _record(self, record: Record, way: _Way, part: int, thinner: _Thinner) -> None:
+    def _record(self, record: Record, way: Way, part: int, thinner: _Thinner) -> None:
         self._count(part)
-        way.count(record.origin)
         asked: list[Fault] = []
         original = record
         if self._rules is not None:
@@ -492,21 +310,6 @@ def _ahead(items: Iterator[Record | Fault]) -> list[Record | Fault]:
     return found
 
 
-def _fixed(choice: Choice) -> set[Column]:
-    """The columns with a field of their own."""
-    return {column for column in choice.columns if column.field.kind != "rest"}
-
-
-def _no_group(columns: list[str], name: str | None, origin: Origin) -> Fault | None:
-    """What is wrong if the column of ``data.group_by`` is not there."""
-    if name is None or name in columns:
-        return None
-    found = ", ".join(f"`{column}`" for column in columns) or "none"
-    message = f"there is no column {name!r}, which `data.group_by` names; columns found: {found}"
-    fix = "name a column that every file has, or leave `data.group_by` out"
-    return Fault("columns", message, origin, fix=fix, group=f"group {origin.file}", whole_file=True)
-
-
 def _group(record: Record, name: str) -> tuple[int | None, list[Fault]]:
     """Hash of the value by which a row is grouped, or what is wrong with it."""
     value = record.values.get(name)
@@ -514,13 +317,6 @@ def _group(record: Record, name: str) -> tuple[int | None, list[Fault]]:
         message = f"`{name}` is missing, by which rows are grouped"
         return None, [Fault("missing-field", message, record.origin, fix="fill it in", group=f"group {name}")]
     return hash64(f"group {json.dumps(value, sort_keys=True, default=repr)}".encode("utf-8", "surrogatepass")), []
-
-
-def _header(source: Source, first: Origin | None) -> Origin:
-    """Where the columns stand: the header of a table, else the first record."""
-    if source.format in ("csv", "tsv") or first is None:
-        return Origin(source.name, 1)
-    return first
 
 
 def _surrogate(origin: Origin) -> Fault:

@@ -113,7 +113,9 @@ class RowAdapters(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def use(self, names: Sequence[str | None]) -> AbstractContextManager[None]: ...  # noqa: D102
+    def use(self, names: Sequence[str | None]) -> AbstractContextManager[None]:
+        """While it lasts, each row of a pass has the adapter of its place; ``None``: the bare network."""
+        ...
 
 
 class RunningBatch:

@@ -23,8 +23,8 @@ from tunesmith.models.dropout import factors
 NAME = "tunesmith"
 
 FEW_SCORES = 100_000
-"""So few scores of a rectangle are computed in fp32 while a model trains. For them a product in bf16 takes longer to
-prepare than one in fp32 takes, and a softmax four times as long: 9 % of an update of MiniLM-L6 on eight short texts."""
+"""So few scores of a rectangle are computed in fp32 while a model trains. A product of them in bf16 takes longer to
+prepare than one in fp32 takes, a softmax 2 to 5 times as long: 9 % of an update of MiniLM-L6 on eight short texts."""
 
 
 def batched_attention(

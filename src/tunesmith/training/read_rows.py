@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ def table_of(model: Model) -> nn.Embedding | None:
     """The word vectors, where they train, and by nothing but the tokens of the texts."""
     if model.reads_pictures or model.form == "seq2seq":  # whose decoder reads other tokens
         return None
-    layer = model.transformer().get_input_embeddings()  # type: ignore[operator]
+    network: Any = model.transformer()
+    layer = network.get_input_embeddings()
     if not isinstance(layer, nn.Embedding) or not _is_looked_up_alone(model, layer):
         return None
     name = next((name for name, parameter in model.trainable() if parameter is layer.weight), None)
