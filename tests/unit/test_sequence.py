@@ -168,3 +168,13 @@ def test_tasks_of_different_kinds_share_one_body(remedy: dict[str, Any], tiny_en
     assert all(len([cell for cell in line if cell]) == n for n, line in enumerate(found["matrix"], 1))
     # A head that was not found again would be a random one, and guess among 400 words: ln 400 = 5.99.
     assert found["matrix"][2][0]["value"] < 5.5
+
+
+def test_a_task_without_a_mistake_is_not_known_for_certain() -> None:
+    """All of 10 rows right: the exact limit of a proportion, 0.025 ** (1 / 10), not a bootstrap without spread."""
+    sure = Measured(1.0, np.ones(200), "accuracy", "", 10)
+    other = Measured(1.0, np.ones(200), "accuracy", "", 40)
+    found = SequenceReport(["a", "b"], ["accuracy"] * 2, {(0, 0): sure, (1, 0): sure, (1, 1): other}, Evaluate())
+    assert found.interval(1, 0).low == pytest.approx(0.025**0.1)
+    assert found.interval(1, 1).low == pytest.approx(0.025 ** (1 / 40))
+    assert found.averages()["average"].low == pytest.approx(0.025**0.1)

@@ -210,11 +210,15 @@ def _row_counts(rows: int, resamples: int, seed: int) -> Iterator[FloatArray]:
 
 def _interval(statistic: Statistic, values: FloatArray, confidence: float) -> Interval:
     value = statistic.value
-    if statistic.trials is not None and value in (0.0, 1.0):
-        low, high = exact_limits(round(value * statistic.trials), statistic.trials, confidence)
-        return Interval(value, low, high)
     if statistic.centred:
         values = np.maximum(values - values.mean() + value, 0.0)
+    return of_resamples(value, values, confidence, statistic.trials)
+
+
+def of_resamples(value: float, values: FloatArray, confidence: float, trials: int | None = None) -> Interval:
+    """The interval of a value whose resamples are known; ``trials``: see :class:`Statistic`."""
+    if trials is not None and value in (0.0, 1.0):
+        return Interval(value, *exact_limits(round(value * trials), trials, confidence))
     low, high = percentiles(values, confidence)
     return Interval(value, min(low, value), max(high, value))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tunesmith.data.prepare import PreparedData
 from tunesmith.data.rows import Row
 from tunesmith.evaluation import charts
 from tunesmith.evaluation.held_out import held_out, some_rows
-from tunesmith.evaluation.intervals import Interval, percentiles, resampled
+from tunesmith.evaluation.intervals import Interval, of_resamples, resampled
 from tunesmith.evaluation.metrics import METRICS, available, primary, statistics, truth
 from tunesmith.evaluation.report import Section
 from tunesmith.events import Listener, Notice, Phase, nobody
@@ -49,12 +49,18 @@ class Measured:
         resamples: Drawn by the same seeds for every run, so differences of runs on the same rows are paired.
         metric: Of a cell of the matrix.
         rows: Digest of the rows, in a cell.
+        trials: Of a share in a cell: the number of rows (:class:`tunesmith.evaluation.intervals.Statistic`).
     """
 
     value: float
     resamples: FloatArray
     metric: str = ""
     rows: str = ""
+    trials: int | None = None
+
+    def interval(self, settings: Evaluate) -> Interval:
+        """The value with its interval."""
+        return of_resamples(self.value, self.resamples, settings.confidence, self.trials)
 
 
 @dataclass(frozen=True)
@@ -75,13 +81,11 @@ class SequenceReport:
 
     def interval(self, stage: int, task: int) -> Interval:
         """R[stage][task] with its interval."""
-        cell = self.cells[stage, task]
-        return _interval(cell.value, cell.resamples, self.settings)
+        return self.cells[stage, task].interval(self.settings)
 
     def averages(self) -> dict[str, Interval]:
         """:meth:`measured_averages` with their intervals."""
-        found = self.measured_averages().items()
-        return {name: _interval(one.value, one.resamples, self.settings) for name, one in found}
+        return {name: one.interval(self.settings) for name, one in self.measured_averages().items()}
 
     def measured_averages(self) -> dict[str, Measured]:
         """Over tasks whose metric is a share, better when higher (an average with bits per byte would mean nothing).
@@ -95,7 +99,10 @@ class SequenceReport:
         earlier = [task for task in shares if task < last]
         found = {}
         if shares:
-            found["average"] = self._mean(lambda cell: [cell(last, task) for task in shares])
+            average = self._mean(lambda cell: [cell(last, task) for task in shares])
+            counts = [count for task in shares if (count := self.cells[last, task].trials) is not None]
+            # Where all is right (or wrong) everywhere, the rows of the smallest task say how sure that is at least.
+            found["average"] = replace(average, trials=min(counts) if len(counts) == len(shares) else None)
         if earlier:
             found["backward_transfer"] = self._mean(
                 lambda cell: [cell(last, task) - cell(task, task) for task in earlier]
@@ -165,7 +172,8 @@ def kept_sequence(folder: Path, recipe: Recipe) -> SequenceReport | None:
             return None
         found = json.loads(kept.read_text(encoding="utf-8"))
         resamples = np.array(found["resamples"])
-        cells[after, task] = Measured(found["value"], resamples, found["metric"], found.get("rows", ""))
+        trials = found.get("trials")  # not in what earlier versions kept
+        cells[after, task] = Measured(found["value"], resamples, found["metric"], found.get("rows", ""), trials)
     names = [stage.name for stage in recipe.stages]
     return SequenceReport(names, [cells[i, i].metric for i in range(len(names))], cells, recipe.evaluate)
 
@@ -188,9 +196,9 @@ def compare_sequences(found: Sequence[SequenceReport]) -> list[dict[str, Any]]:
         begun = averages[0][name]
         differences: list[dict[str, float] | None] = [None]
         for one, other in zip(averages[1:], others, strict=True):
-            change = one[name].value - begun.value, one[name].resamples - begun.resamples
-            differences.append(_interval(*change, other.settings).as_dict())
-        values = [_interval(one[name].value, one[name].resamples, first.settings).as_dict() for one in averages]
+            change = Measured(one[name].value - begun.value, one[name].resamples - begun.resamples)
+            differences.append(change.interval(other.settings).as_dict())
+        values = [one[name].interval(first.settings).as_dict() for one in averages]
         shown.append({"name": name, "values": values, "differences": differences})
     return shown
 
@@ -226,7 +234,8 @@ def _measure(
     # One seed a task: its rows are drawn alike after every stage, so differences are paired, and tasks are independent.
     (values,) = resampled([statistic], resamples=settings.resamples, seed=settings.seed + number)
     digest = hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()[:16]
-    return {"metric": metric, "value": statistic.value, "resamples": values.tolist(), "rows": digest}
+    found = {"metric": metric, "value": statistic.value, "resamples": values.tolist(), "rows": digest}
+    return found | {"trials": statistic.trials}
 
 
 def stage_model(folder: Path, recipe: Recipe, number: int) -> Path:
@@ -291,8 +300,3 @@ def section(found: SequenceReport) -> Section:
     chart = charts.sequence_chart(values, found.stages)
     title = "What it still knows of each task"
     return Section("sequence", title, lead, columns, rows, found.as_dict(), chart, totals=totals)
-
-
-def _interval(value: float, resamples: FloatArray, settings: Evaluate) -> Interval:
-    low, high = percentiles(resamples, settings.confidence)
-    return Interval(value, min(low, value), max(high, value))
